@@ -1,0 +1,1 @@
+//! Harness: boots the ISO in QEMU.
