@@ -1,0 +1,123 @@
+#!/bin/bash
+# Prints the `export` lines that make cargo build static musl binaries; prepares the toolchain when it is not there yet.
+#
+#   eval "$(scripts/musl-env.sh)"
+#   "$CARGO" build --release --target x86_64-unknown-linux-musl -p nulld
+#
+# rustup's own musl target where it is or can be installed; otherwise Debian's rustc-web with std built from
+# rust-web-src into a sysroot of its own, once, in the cache. NULLBOX_TOOLCHAIN=rustup|debian forces one of them.
+# Nothing but the export lines goes to stdout.
+set -euo pipefail
+
+target=x86_64-unknown-linux-musl
+tree=$(cd "$(dirname "$0")/.." && pwd)
+cache=${NULLBOX_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nullbox}
+want=${NULLBOX_TOOLCHAIN:-any}
+say() { printf 'musl-env: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+rustup_has_target() { command -v rustup >/dev/null && (cd "$tree" && rustup target list --installed 2>/dev/null) | grep -qx "$target"; }
+
+# Std is a function of these; a change of any of them makes another sysroot.
+sysroot_key() {
+    { /usr/bin/rustc -vV; dpkg-query -W -f '${Package} ${Version}\n' rust-web-src musl-dev gcc-12 2>/dev/null || true
+      sed -n '/^build_sysroot()/,/^}/p' "$0"; } | sha256sum | cut -c1-16
+}
+
+# Debian's musl is linked with gcc's unwinder, which wants two symbols that musl 1.2.3 lacks:
+# _dl_find_object (-1: "use dl_iterate_phdr") and statx.
+build_unwinder() {
+    local dir=$1 eh
+    cat >"$dir/shim.c" <<'C'
+#include <unistd.h>
+#include <sys/syscall.h>
+struct statx;
+int _dl_find_object(void *pc, void *result) { (void)pc; (void)result; return -1; }
+int statx(int fd, const char *path, int flags, unsigned mask, struct statx *out) {
+    return (int)syscall(SYS_statx, fd, path, flags, mask, out);
+}
+C
+    (cd "$dir" && musl-gcc -O2 -c -o shim.o shim.c)
+    eh=$(gcc -print-file-name=libgcc_eh.a)
+    cp "$eh" "$dir/libunwind.a"
+    ar rsD "$dir/libunwind.a" "$dir/shim.o" 2>/dev/null
+    rm "$dir/shim.c" "$dir/shim.o"
+}
+
+build_sysroot() {
+    local out=$1 tmp=$1.tmp.$$ lib
+    rm -rf "$tmp"
+    lib=$tmp/lib/rustlib/$target/lib
+    mkdir -p "$lib" "$tmp/native" "$tmp/seed/src"
+    build_unwinder "$tmp/native"
+    printf '[package]\nname = "seed"\nversion = "0.0.0"\nedition = "2024"\n[profile.release]\nopt-level = "s"\ncodegen-units = 1\n[workspace]\n' >"$tmp/seed/Cargo.toml"
+    echo 'fn main() {}' >"$tmp/seed/src/main.rs"
+    # std's own dependencies come from the package too, not from the network.
+    mkdir "$tmp/seed/.cargo"
+    printf '[source.crates-io]\nreplace-with = "vendored"\n[source.vendored]\ndirectory = "%s"\n' \
+        "$(/usr/bin/rustc --print sysroot)/lib/rustlib/src/rust/library/vendor" >"$tmp/seed/.cargo/config.toml"
+    # The abort runtime is the one crate of std that is itself built with panic=abort.
+    printf '#!/bin/sh\ncase "$*" in *"--crate-name panic_abort"*) exec "$@" -Cpanic=abort ;; *) exec "$@" ;; esac\n' >"$tmp/seed/wrap"
+    chmod +x "$tmp/seed/wrap"
+    # Bitcode beside the machine code, so that LTO reaches into std. No backtraces: binaries are stripped and abort.
+    (cd "$tmp/seed" && env -u CARGO_TARGET_DIR -u RUSTUP_TOOLCHAIN RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTC_WRAPPER="$tmp/seed/wrap" \
+        CC_x86_64_unknown_linux_musl=musl-gcc CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_LINKER=musl-gcc \
+        CARGO_ENCODED_RUSTFLAGS="$(printf '%s\x1f' -Clink-self-contained=no -Crelocation-model=static \
+            -Ctarget-feature=+crt-static)-Lnative=$tmp/native"$'\x1f'"-Cembed-bitcode=yes" \
+        /usr/bin/cargo build --offline --release --target "$target" --target-dir "$tmp/seed/target" \
+            -Zbuild-std=std,panic_abort,panic_unwind -Zbuild-std-features=panic-unwind,optimize_for_size >&2)
+    cp "$tmp/seed/target/$target/release/deps/"*.rlib "$lib/"
+    rm -f "$lib"/libseed-*
+    rm -rf "$tmp/seed"
+    mv -T "$tmp" "$out" || { rm -rf "$tmp"; [ -d "$out" ]; }
+}
+
+debian_ready() {
+    local missing=()
+    [ -x /usr/bin/rustc ] && [ -x /usr/bin/cargo ] || missing+=(rustc-web cargo-web libstd-rust-web-dev)
+    compgen -G '/usr/src/rustc-*/library/std/Cargo.toml' >/dev/null || missing+=(rust-web-src)
+    command -v musl-gcc >/dev/null || missing+=(musl-tools)
+    [ ${#missing[@]} = 0 ] || die "no rustup musl target and no Debian one: run scripts/deps.sh (missing: ${missing[*]})"
+}
+
+print_env() {
+    local cargo=$1 rustc=$2 flags=$3
+    echo "export CARGO=$cargo"
+    [ -z "$rustc" ] || echo "export RUSTC=$rustc"
+    echo "export CC_x86_64_unknown_linux_musl=musl-gcc"
+    echo "export CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS='$flags'"
+    [ -z "$rustc" ] || echo "export CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_LINKER=musl-gcc"
+}
+
+# No path of the build machine in a binary.
+remap="--remap-path-prefix=$tree=/nullbox --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
+static="-C relocation-model=static -C target-feature=+crt-static $remap"
+
+use_rustup() { print_env cargo "" "$static"; }
+use_debian() {
+    debian_ready
+    mkdir -p "$cache/toolchain"
+    local root
+    root=$cache/toolchain/$(sysroot_key)
+    if [ ! -d "$root" ]; then
+        exec 9>"$cache/toolchain/lock"
+        flock 9
+        if [ ! -d "$root" ]; then
+            say "building std for $target from rust-web-src (once, about two minutes)"
+            build_sysroot "$root"
+        fi
+    fi
+    print_env /usr/bin/cargo /usr/bin/rustc "--sysroot $root -C link-self-contained=no -L native=$root/native $static"
+}
+
+case $want in
+    rustup) rustup_has_target || (cd "$tree" && rustup target add "$target" >&2) || die "rustup cannot add $target"; use_rustup ;;
+    debian) use_debian ;;
+    any)
+        if rustup_has_target; then use_rustup
+        elif [ -x /usr/bin/rustc ] && compgen -G "$cache/toolchain/*/lib" >/dev/null; then use_debian
+        elif command -v rustup >/dev/null && (cd "$tree" && timeout 120 rustup target add "$target" >&2); then use_rustup
+        else say "rustup's $target cannot be had; using Debian's rustc-web"; use_debian
+        fi ;;
+    *) die "NULLBOX_TOOLCHAIN is '$want'; it can be rustup or debian" ;;
+esac
