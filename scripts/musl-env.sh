@@ -8,6 +8,7 @@
 # rust-web-src into a sysroot of its own, once, in the cache. NULLBOX_TOOLCHAIN=rustup|debian forces one of them.
 # Nothing but the export lines goes to stdout.
 set -euo pipefail
+shopt -s inherit_errexit
 
 target=x86_64-unknown-linux-musl
 tree=$(cd "$(dirname "$0")/.." && pwd)
@@ -20,8 +21,8 @@ rustup_has_target() { command -v rustup >/dev/null && (cd "$tree" && rustup targ
 
 # Std is a function of these; a change of any of them makes another sysroot.
 sysroot_key() {
-    { /usr/bin/rustc -vV; dpkg-query -W -f '${Package} ${Version}\n' rust-web-src musl-dev gcc-12 2>/dev/null || true
-      sed -n '/^build_sysroot()/,/^}/p' "$0"; } | sha256sum | cut -c1-16
+    { "$1" -vV; [ "$2" = rustup ] || dpkg-query -W -f '${Package} ${Version}\n' rust-web-src musl-dev gcc-12 2>/dev/null || true
+      sed -n '/^build_unwinder()/,/^debian_ready()/p' "$0"; } | sha256sum | cut -c1-16
 }
 
 # Debian's musl is linked with gcc's unwinder, which wants two symbols that musl 1.2.3 lacks:
@@ -44,32 +45,52 @@ C
     rm "$dir/shim.c" "$dir/shim.o"
 }
 
+# build_sysroot DIR CARGO RUSTC KIND: std for size, once. Bitcode lies beside the machine code, so that LTO reaches into
+# std. No backtraces: our binaries are stripped and abort (this alone saves 290 KB in each of them).
 build_sysroot() {
-    local out=$1 tmp=$1.tmp.$$ lib
+    local out=$1 cargo=$2 rustc=$3 kind=$4 tmp=$1.tmp.$$ lib default flags
     rm -rf "$tmp"
     lib=$tmp/lib/rustlib/$target/lib
-    mkdir -p "$lib" "$tmp/native" "$tmp/seed/src"
-    build_unwinder "$tmp/native"
+    default=$("$rustc" --print sysroot)
+    mkdir -p "$lib" "$tmp/native" "$tmp/seed/src" "$tmp/seed/.cargo"
+    flags=(-Crelocation-model=static -Ctarget-feature=+crt-static -Cembed-bitcode=yes)
+    if [ "$kind" = debian ]; then
+        build_unwinder "$tmp/native"
+        flags+=(-Clink-self-contained=no "-Lnative=$tmp/native" -Clinker=musl-gcc)
+    fi
     printf '[package]\nname = "seed"\nversion = "0.0.0"\nedition = "2024"\n[profile.release]\nopt-level = "s"\ncodegen-units = 1\n[workspace]\n' >"$tmp/seed/Cargo.toml"
     echo 'fn main() {}' >"$tmp/seed/src/main.rs"
-    # std's own dependencies come from the package too, not from the network.
-    mkdir "$tmp/seed/.cargo"
-    printf '[source.crates-io]\nreplace-with = "vendored"\n[source.vendored]\ndirectory = "%s"\n' \
-        "$(/usr/bin/rustc --print sysroot)/lib/rustlib/src/rust/library/vendor" >"$tmp/seed/.cargo/config.toml"
+    # std's own dependencies come with Debian's source; rustup's names them in its Cargo.lock.
+    [ "$kind" = rustup ] || printf '[source.crates-io]\nreplace-with = "vendored"\n[source.vendored]\ndirectory = "%s"\n' \
+        "$default/lib/rustlib/src/rust/library/vendor" >"$tmp/seed/.cargo/config.toml"
     # The abort runtime is the one crate of std that is itself built with panic=abort.
     printf '#!/bin/sh\ncase "$*" in *"--crate-name panic_abort"*) exec "$@" -Cpanic=abort ;; *) exec "$@" ;; esac\n' >"$tmp/seed/wrap"
     chmod +x "$tmp/seed/wrap"
-    # Bitcode beside the machine code, so that LTO reaches into std. No backtraces: binaries are stripped and abort.
-    (cd "$tmp/seed" && env -u CARGO_TARGET_DIR -u RUSTUP_TOOLCHAIN RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTC_WRAPPER="$tmp/seed/wrap" \
-        CC_x86_64_unknown_linux_musl=musl-gcc CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_LINKER=musl-gcc \
-        CARGO_ENCODED_RUSTFLAGS="$(printf '%s\x1f' -Clink-self-contained=no -Crelocation-model=static \
-            -Ctarget-feature=+crt-static)-Lnative=$tmp/native"$'\x1f'"-Cembed-bitcode=yes" \
-        /usr/bin/cargo build --offline --release --target "$target" --target-dir "$tmp/seed/target" \
+    (cd "$tmp/seed" && env -u CARGO_TARGET_DIR RUSTC="$rustc" RUSTC_BOOTSTRAP=1 RUSTC_WRAPPER="$tmp/seed/wrap" \
+        CC_x86_64_unknown_linux_musl=musl-gcc CARGO_ENCODED_RUSTFLAGS="$(IFS=$'\x1f'; echo "${flags[*]}")" \
+        "$cargo" build --release --target "$target" --target-dir "$tmp/seed/target" \
             -Zbuild-std=std,panic_abort,panic_unwind -Zbuild-std-features=panic-unwind,optimize_for_size >&2)
     cp "$tmp/seed/target/$target/release/deps/"*.rlib "$lib/"
     rm -f "$lib"/libseed-*
+    [ "$kind" = debian ] || cp -r "$default/lib/rustlib/$target/lib/self-contained" "$lib/"
     rm -rf "$tmp/seed"
     mv -T "$tmp" "$out" || { rm -rf "$tmp"; [ -d "$out" ]; }
+}
+
+# sysroot CARGO RUSTC KIND: the directory, built when it is not there.
+sysroot() {
+    local root
+    root=$cache/toolchain/$(sysroot_key "$2" "$3")
+    mkdir -p "$cache/toolchain"
+    if [ ! -d "$root" ]; then
+        exec 9>"$cache/toolchain/lock"
+        flock 9
+        if [ ! -d "$root" ]; then
+            say "building std for $target ($3; once, about a minute)"
+            build_sysroot "$root" "$@"
+        fi
+    fi
+    echo "$root"
 }
 
 debian_ready() {
@@ -80,43 +101,44 @@ debian_ready() {
     [ ${#missing[@]} = 0 ] || die "no rustup musl target and no Debian one: run scripts/deps.sh (missing: ${missing[*]})"
 }
 
-print_env() {
-    local cargo=$1 rustc=$2 flags=$3
-    echo "export CARGO=$cargo"
-    [ -z "$rustc" ] || echo "export RUSTC=$rustc"
-    echo "export CC_x86_64_unknown_linux_musl=musl-gcc"
-    echo "export CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS='$flags'"
-    [ -z "$rustc" ] || echo "export CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_LINKER=musl-gcc"
-}
-
 # No path of the build machine in a binary.
 remap="--remap-path-prefix=$tree=/nullbox --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
-static="-C relocation-model=static -C target-feature=+crt-static $remap"
+common="-C relocation-model=static -C target-feature=+crt-static $remap"
 
-use_rustup() { print_env cargo "" "$static"; }
-use_debian() {
-    debian_ready
-    mkdir -p "$cache/toolchain"
-    local root
-    root=$cache/toolchain/$(sysroot_key)
-    if [ ! -d "$root" ]; then
-        exec 9>"$cache/toolchain/lock"
-        flock 9
-        if [ ! -d "$root" ]; then
-            say "building std for $target from rust-web-src (once, about two minutes)"
-            build_sysroot "$root"
-        fi
-    fi
-    print_env /usr/bin/cargo /usr/bin/rustc "--sysroot $root -C link-self-contained=no -L native=$root/native $static"
+print_env() {
+    echo "export CARGO=$1"
+    echo "export RUSTC=$2"
+    echo "export CC_x86_64_unknown_linux_musl=musl-gcc"
+    echo "export CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS='$3 $common'"
 }
 
+use_rustup() {
+    local rustc cargo root
+    rustc=$(cd "$tree" && rustup which rustc)
+    cargo=$(cd "$tree" && rustup which cargo)
+    if [ -d "$("$rustc" --print sysroot)/lib/rustlib/src/rust/library/std" ] || (cd "$tree" && timeout 120 rustup component add rust-src >&2); then
+        root=$(sysroot "$cargo" "$rustc" rustup)
+        print_env "$cargo" "$rustc" "--sysroot $root"
+    else
+        say "no rust-src: binaries carry rustup's std and are about 290 KB larger each"
+        print_env "$cargo" "$rustc" ""
+    fi
+}
+
+use_debian() {
+    local root
+    debian_ready
+    root=$(sysroot /usr/bin/cargo /usr/bin/rustc debian)
+    print_env /usr/bin/cargo /usr/bin/rustc "--sysroot $root -C link-self-contained=no -C linker=musl-gcc -L native=$root/native"
+}
+
+rustup_add_target() { command -v rustup >/dev/null && (cd "$tree" && timeout 120 rustup target add "$target" >&2); }
+
 case $want in
-    rustup) rustup_has_target || (cd "$tree" && rustup target add "$target" >&2) || die "rustup cannot add $target"; use_rustup ;;
+    rustup) rustup_has_target || rustup_add_target || die "rustup cannot add $target; unset NULLBOX_TOOLCHAIN or run scripts/deps.sh"; use_rustup ;;
     debian) use_debian ;;
     any)
-        if rustup_has_target; then use_rustup
-        elif [ -x /usr/bin/rustc ] && compgen -G "$cache/toolchain/*/lib" >/dev/null; then use_debian
-        elif command -v rustup >/dev/null && (cd "$tree" && timeout 120 rustup target add "$target" >&2); then use_rustup
+        if rustup_has_target || rustup_add_target; then use_rustup
         else say "rustup's $target cannot be had; using Debian's rustc-web"; use_debian
         fi ;;
     *) die "NULLBOX_TOOLCHAIN is '$want'; it can be rustup or debian" ;;
