@@ -1,0 +1,300 @@
+//! Names and ids. Each type can only hold what its rule admits; untrusted text becomes one of them here, once.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+use crate::limits;
+
+/// Why a text is not the id it should be. Messages name the rule.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    #[error("`{0}` is not an agent name: use 1 to 32 of A-Z a-z 0-9 _ -")]
+    AgentName(String),
+    #[error("`{0}` is not an instance: use NAME.GENERATION, like `researcher.3`")]
+    Instance(String),
+    #[error("`{0}` is not a digest: use sha256: and 64 lowercase hex digits")]
+    Digest(String),
+    #[error("`{0}` is not a host name: use letters, digits and - in labels of 1 to 63, at most 253 in all")]
+    HostName(String),
+}
+
+/// The longest piece of untrusted text an error repeats.
+fn shorten(text: &str) -> String {
+    text.chars().take(64).flat_map(char::escape_default).collect()
+}
+
+macro_rules! text_id {
+    ($name:ident) => {
+        impl $name {
+            /// The id as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+        impl TryFrom<String> for $name {
+            type Error = IdError;
+            fn try_from(text: String) -> Result<Self, IdError> {
+                text.parse()
+            }
+        }
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.0
+            }
+        }
+    };
+}
+
+/// An agent's name: 1 to 32 of `A-Z a-z 0-9 _ -`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct AgentName(String);
+text_id!(AgentName);
+
+impl FromStr for AgentName {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let admitted = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+        if text.is_empty() || text.len() > limits::AGENT_NAME_BYTES_MAX || !text.bytes().all(admitted) {
+            return Err(IdError::AgentName(shorten(text)));
+        }
+        Ok(AgentName(text.to_owned()))
+    }
+}
+
+/// One life of an agent: its name and a generation that never repeats on a node. A message to an instance that
+/// has ended fails instead of reaching its successor.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Instance {
+    pub agent: AgentName,
+    pub generation: u64,
+}
+
+impl fmt::Display for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.agent, self.generation)
+    }
+}
+
+impl FromStr for Instance {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let wrong = || IdError::Instance(shorten(text));
+        let (agent, generation) = text.rsplit_once('.').ok_or_else(wrong)?;
+        let canonical = generation == "0" || !generation.starts_with(['0', '+']);
+        let generation = generation.parse().map_err(|_| wrong())?;
+        match (agent.parse(), canonical) {
+            (Ok(agent), true) => Ok(Instance { agent, generation }),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl TryFrom<String> for Instance {
+    type Error = IdError;
+    fn try_from(text: String) -> Result<Self, IdError> {
+        text.parse()
+    }
+}
+
+impl From<Instance> for String {
+    fn from(instance: Instance) -> String {
+        instance.to_string()
+    }
+}
+
+/// A SHA-256 digest, written `sha256:` and 64 lowercase hex digits (OCI image-spec, descriptor.md).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// The 64 hex digits without the prefix.
+    pub fn hex(&self) -> String {
+        self.0.iter().map(|b| format!("{b:02x}")).collect()
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", self.hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let wrong = || IdError::Digest(shorten(text));
+        let hex = text.strip_prefix("sha256:").ok_or_else(wrong)?;
+        let nibble = |b: u8| match b {
+            b'0'..=b'9' => Some(b - b'0'),
+            b'a'..=b'f' => Some(b - b'a' + 10),
+            _ => None,
+        };
+        if hex.len() != 64 {
+            return Err(wrong());
+        }
+        let mut bytes = [0u8; 32];
+        for (byte, pair) in bytes.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
+            match pair {
+                [high, low] => {
+                    *byte = nibble(*high).ok_or_else(wrong)? << 4 | nibble(*low).ok_or_else(wrong)?;
+                }
+                _ => return Err(wrong()),
+            }
+        }
+        Ok(Digest(bytes))
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = IdError;
+    fn try_from(text: String) -> Result<Self, IdError> {
+        text.parse()
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> String {
+        digest.to_string()
+    }
+}
+
+/// A DNS host name in lower case without the final dot (RFC 1123 section 2.1; at least two labels, and not an
+/// IPv4 address: the last label is not all digits).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct HostName(String);
+text_id!(HostName);
+
+impl FromStr for HostName {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let wrong = || IdError::HostName(shorten(text));
+        let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+        let label_ok = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        let last_is_number = name
+            .rsplit('.')
+            .next()
+            .is_some_and(|l| l.bytes().all(|b| b.is_ascii_digit()));
+        if name.len() > 253 || !name.contains('.') || last_is_number || !name.split('.').all(label_ok) {
+            return Err(wrong());
+        }
+        Ok(HostName(name))
+    }
+}
+
+/// A name and a port an agent may reach: one entry of `network.allow`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Destination {
+    pub name: HostName,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.name, self.port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agent_names_hold_their_rule() {
+        for good in ["a", "researcher", "A_b-9", &"x".repeat(32)] {
+            assert_eq!(
+                good.parse::<AgentName>().map(|n| n.to_string()),
+                Ok(good.to_string())
+            );
+        }
+        for bad in ["", "a b", "../x", "a/b", "a.b", "é", "a\n", &"x".repeat(33)] {
+            assert!(bad.parse::<AgentName>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn instances_round_trip_and_reject_second_spellings() {
+        let one: Instance = "a-b.17".parse().unwrap();
+        assert_eq!(one.to_string(), "a-b.17");
+        for bad in [
+            "a",
+            "a.",
+            ".1",
+            "a.01",
+            "a.+1",
+            "a.-1",
+            "a.b.1x",
+            "a.18446744073709551616",
+        ] {
+            assert!(bad.parse::<Instance>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn digests_round_trip_and_reject_upper_case() {
+        let text = format!("sha256:{}", "0f".repeat(32));
+        assert_eq!(text.parse::<Digest>().unwrap().to_string(), text);
+        for bad in [
+            text.to_uppercase(),
+            text[..70].to_string(),
+            format!("{text}0"),
+            "0f".repeat(32),
+        ] {
+            assert!(bad.parse::<Digest>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn host_names_are_never_addresses() {
+        assert_eq!("API.Exa.ai.".parse::<HostName>().unwrap().as_str(), "api.exa.ai");
+        for bad in [
+            "127.0.0.1",
+            "1.1",
+            "localhost",
+            "",
+            "a..b",
+            "-a.b",
+            "a-.b",
+            "a b.c",
+            "[::1]",
+            "x.0",
+            "0x7f.1",
+        ] {
+            assert!(bad.parse::<HostName>().is_err(), "{bad:?}");
+        }
+        let label = "a".repeat(63);
+        assert!(
+            format!("{label}.{label}.{label}.{}", "b".repeat(61))
+                .parse::<HostName>()
+                .is_ok()
+        );
+        assert!(
+            format!("{label}.{label}.{label}.{}", "b".repeat(62))
+                .parse::<HostName>()
+                .is_err()
+        );
+    }
+}

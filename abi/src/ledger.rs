@@ -1,0 +1,214 @@
+//! The ledger's events and the client that waits for a receipt. Owned by ctxgraph; written by every service.
+//!
+//! Must hold: [`Client::append`] returns only after the event is durable, or with an error; a caller releases its
+//! effect only on `Ok` (fail closed).
+
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use crate::identity::Service;
+use crate::ids::{AgentName, Digest, HostName, Instance};
+use crate::limits;
+use crate::rpc::{Incoming, Request, RpcError};
+use crate::wire::{Connection, WireError};
+
+/// One thing that happened or is about to. The service that says so is recorded by the ledger, from its uid.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Event {
+    NodeBooted {
+        version: String,
+        root_hash: String,
+        boot_id: String,
+    },
+    NodeStopping {
+        action: String,
+        by: String,
+    },
+    ServiceStarted {
+        service: String,
+        restarts: u64,
+    },
+    ServiceExited {
+        service: String,
+        reason: String,
+    },
+    CallRefused {
+        by: String,
+        method: String,
+        reason: String,
+    },
+    CallMade {
+        by: String,
+        method: String,
+    },
+    RootfsImported {
+        name: String,
+        digest: Digest,
+        archive: Digest,
+    },
+    AgentStarting {
+        instance: Instance,
+        manifest: Digest,
+        rootfs: Digest,
+        by: String,
+    },
+    AgentReady {
+        instance: Instance,
+        boot_ms: u64,
+    },
+    AgentStopping {
+        instance: Instance,
+        by: String,
+    },
+    AgentExited {
+        instance: Instance,
+        reason: String,
+        code: Option<i32>,
+        signal: Option<i32>,
+    },
+    ExecStarted {
+        instance: Instance,
+        command: Vec<String>,
+        by: String,
+    },
+    NetAttached {
+        instance: Instance,
+        names: usize,
+    },
+    NetDetached {
+        instance: Instance,
+    },
+    NetConnected {
+        instance: Instance,
+        name: HostName,
+        port: u16,
+        address: String,
+    },
+    NetDenied {
+        instance: Instance,
+        what: String,
+        rule: String,
+    },
+    MemoryAttached {
+        instance: Instance,
+    },
+    MemoryWritten {
+        agent: AgentName,
+        key: String,
+        entry: Digest,
+    },
+    MemoryDenied {
+        agent: AgentName,
+        what: String,
+        rule: String,
+    },
+}
+
+/// Parameters of `ledger.append`, legal for services only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Append {
+    pub event: Event,
+    /// True: answer after fsync. False: chained at once, durable within the batch delay (docs/ctxgraph.md).
+    pub durable: bool,
+}
+
+/// What stands in the ledger for an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Receipt {
+    /// Position, from 0, without gaps.
+    pub seq: u64,
+    /// Digest of the event's frame, which covers all frames before it.
+    pub digest: Digest,
+}
+
+/// Why there is no receipt, and so no effect.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    #[error("ledger cannot be reached: {0}")]
+    Unreachable(#[from] io::Error),
+    #[error("ledger connection: {0}")]
+    Wire(#[from] WireError),
+    #[error("ledger refused the event: {0}")]
+    Refused(RpcError),
+    #[error("ledger answered what was not asked: {0}")]
+    Protocol(String),
+}
+
+/// A connection to the ledger that is made when needed and remade once when it broke. Cheap to share.
+#[derive(Debug)]
+pub struct Client {
+    path: String,
+    connection: Mutex<Option<Connection>>,
+}
+
+impl Client {
+    /// The node's ledger.
+    pub fn of_node() -> Client {
+        Client::at(Service::Ctxgraph.socket_path())
+    }
+
+    /// A ledger at another socket, for tests outside a node.
+    pub fn at(path: impl Into<String>) -> Client {
+        Client {
+            path: path.into(),
+            connection: Mutex::new(None),
+        }
+    }
+
+    /// Appends an event and waits until it is durable. At most two times [`limits::PEER_CALL_MS_MAX`].
+    pub fn append(&self, event: Event) -> Result<Receipt, LedgerError> {
+        self.send(Append { event, durable: true })
+    }
+
+    /// Chains an event; it becomes durable with the next batch.
+    pub fn note(&self, event: Event) -> Result<Receipt, LedgerError> {
+        self.send(Append {
+            event,
+            durable: false,
+        })
+    }
+
+    fn send(&self, append: Append) -> Result<Receipt, LedgerError> {
+        let params = serde_json::to_value(&append).map_err(|e| LedgerError::Protocol(e.to_string()))?;
+        let mut slot = self
+            .connection
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        // A kept connection may be one that a restarted ledger no longer knows: then one fresh try.
+        if let Some(mut connection) = slot.take() {
+            if let Ok(receipt) = exchange(&mut connection, params.clone()) {
+                *slot = Some(connection);
+                return receipt;
+            }
+        }
+        let mut connection = Connection::connect(&self.path)?;
+        connection.set_timeout(Some(Duration::from_millis(limits::PEER_CALL_MS_MAX)))?;
+        let receipt = exchange(&mut connection, params)?;
+        *slot = Some(connection);
+        receipt
+    }
+}
+
+/// Outer error: the connection is unusable. Inner error: the ledger's answer.
+fn exchange(
+    connection: &mut Connection,
+    params: serde_json::Value,
+) -> Result<Result<Receipt, LedgerError>, LedgerError> {
+    connection.write_line(&Request::call(1, "ledger.append", params))?;
+    let line = connection.read_line()?.ok_or(WireError::CutLine)?;
+    match serde_json::from_str(&line) {
+        Ok(Incoming::Response(response)) => Ok(match (response.result, response.error) {
+            (Some(value), None) => {
+                serde_json::from_value(value).map_err(|e| LedgerError::Protocol(e.to_string()))
+            }
+            (_, Some(error)) => Err(LedgerError::Refused(error)),
+            (None, None) => Err(LedgerError::Protocol("neither result nor error".into())),
+        }),
+        _ => Err(LedgerError::Protocol(line.chars().take(200).collect())),
+    }
+}

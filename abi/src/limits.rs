@@ -1,0 +1,123 @@
+//! Every bound in NullBox, in one place. Units stand last in the name; what happens at the bound is said beside it.
+
+/// An agent's name, in bytes. Longer: the manifest is rejected.
+pub const AGENT_NAME_BYTES_MAX: usize = 32;
+/// Agents with a running VM at one time. One more: `agent.start` is refused.
+pub const AGENTS_RUNNING_MAX: usize = 64;
+/// Manifests in /system/config. More: the rest is reported and not loaded.
+pub const MANIFESTS_MAX: usize = 256;
+/// One manifest or node configuration file. Larger: rejected unread.
+pub const CONFIG_FILE_BYTES_MAX: u64 = 64 * 1024;
+/// Arguments in an agent's command or an exec, and bytes of each.
+pub const COMMAND_ARGS_MAX: usize = 64;
+/// Bytes of one argument.
+pub const COMMAND_ARG_BYTES_MAX: usize = 4096;
+/// Variables in an agent's environment.
+pub const ENV_VARS_MAX: usize = 64;
+/// Entries in any list of a manifest (names, paths, exec).
+pub const MANIFEST_LIST_MAX: usize = 128;
+/// An absolute path in a manifest, in bytes.
+pub const PATH_BYTES_MAX: usize = 1024;
+
+/// Guest RAM a manifest may ask for, in MiB.
+pub const MEMORY_MIB_MIN: u32 = 32;
+/// Largest guest RAM, in MiB.
+pub const MEMORY_MIB_MAX: u32 = 65_536;
+/// Guest RAM when the manifest says nothing, in MiB.
+pub const MEMORY_MIB_DEFAULT: u32 = 128;
+/// CPU share of one core, in percent: 100 is one core, 400 is four.
+pub const CPU_PERCENT_MAX: u32 = 6400;
+/// CPU share when the manifest says nothing.
+pub const CPU_PERCENT_DEFAULT: u32 = 100;
+/// Scratch disk, in MiB. The file is sparse; the guest sees ENOSPC at the bound.
+pub const DISK_MIB_MIN: u32 = 64;
+/// Largest scratch disk, in MiB.
+pub const DISK_MIB_MAX: u32 = 65_536;
+/// Scratch disk when the manifest says nothing, in MiB.
+pub const DISK_MIB_DEFAULT: u32 = 1024;
+/// Processes inside a guest's agent sandbox. At the bound fork fails with EAGAIN in the guest.
+pub const GUEST_PIDS_MAX: u32 = 4096;
+/// Processes when the manifest says nothing.
+pub const GUEST_PIDS_DEFAULT: u32 = 256;
+/// Memory of a VMM beside guest RAM, in MiB, added to the cgroup's memory.max.
+pub const VMM_OVERHEAD_MIB: u32 = 64;
+/// Threads of one VMM jail (cgroup pids.max).
+pub const VMM_PIDS_MAX: u32 = 64;
+
+/// One line of the control protocol, newline included. Longer: the connection is answered with an error and closed.
+pub const LINE_BYTES_MAX: usize = 64 * 1024;
+/// How long a new connection may take to send its first line. Later: closed.
+pub const FIRST_LINE_MS_MAX: u64 = 10_000;
+/// Connections waiting for their first line at the door. One more: the oldest is closed.
+pub const DOOR_PENDING_MAX: usize = 64;
+/// Connections one service works on at a time. One more: answered `busy` and closed.
+pub const SERVICE_CONNECTIONS_MAX: usize = 128;
+/// File descriptors in one message.
+pub const FDS_PER_MESSAGE_MAX: usize = 4;
+/// How long a service waits for another service's answer. Later: the call fails, and what depended on it is refused.
+pub const PEER_CALL_MS_MAX: u64 = 30_000;
+
+/// One frame of the guest protocol, header not counted. Longer: the VM is killed (guest) or halted (host).
+pub const GUEST_FRAME_BYTES_MAX: usize = 64 * 1024;
+/// Execs running in one guest at a time. One more: refused.
+pub const EXECS_PER_AGENT_MAX: usize = 256;
+/// How long a guest may take from VM start to its hello. Later: the VM is killed. Generous: nested TCG is slow.
+pub const GUEST_BOOT_MS_MAX: u64 = 120_000;
+/// How long an agent has after SIGTERM. Then SIGKILL, then the VM is killed.
+pub const AGENT_STOP_GRACE_MS: u64 = 5_000;
+
+/// Log kept of one agent, in bytes; the oldest lines go first, and the loss is counted.
+pub const AGENT_LOG_BYTES_MAX: usize = 1024 * 1024;
+/// Log kept of one service, in lines; the oldest go first.
+pub const SERVICE_LOG_LINES_MAX: usize = 1024;
+/// One log line, in bytes; the rest is cut and marked.
+pub const LOG_LINE_BYTES_MAX: usize = 1024;
+
+/// Names in one agent's `network.allow`.
+pub const NETWORK_ALLOW_MAX: usize = 64;
+/// Open connections of one agent through the proxy. One more: reset, and counted as a denial.
+pub const PROXY_CONNECTIONS_PER_AGENT_MAX: usize = 256;
+/// Denials kept in memory for `net.denials`; the oldest go first (the ledger keeps all that are recorded).
+pub const DENIALS_KEPT_MAX: usize = 1024;
+
+/// A memory key, in bytes.
+pub const MEMORY_KEY_BYTES_MAX: usize = 256;
+/// A memory value as canonical JSON, in bytes.
+pub const MEMORY_VALUE_BYTES_MAX: usize = 32 * 1024;
+/// Entries in one answer; more comes with the cursor.
+pub const MEMORY_PAGE_MAX: usize = 256;
+/// Entries one agent may own. One more: refused with the quota's name.
+pub const MEMORY_ENTRIES_PER_AGENT_MAX: u64 = 1_000_000;
+/// Connections one agent may hold to its memory.
+pub const MEMORY_CONNECTIONS_PER_AGENT_MAX: usize = 8;
+/// One ledger event as JSON, in bytes. Longer: refused, and with it the effect.
+pub const LEDGER_EVENT_BYTES_MAX: usize = 16 * 1024;
+/// Events in one answer of `ledger.tail`.
+pub const LEDGER_PAGE_MAX: usize = 1000;
+
+/// An OCI archive, in bytes, as stored. Larger: refused.
+pub const ARCHIVE_BYTES_MAX: u64 = 8 * 1024 * 1024 * 1024;
+/// A rootfs, unpacked, in bytes. Larger: refused (a bomb).
+pub const ROOTFS_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
+/// Files in a rootfs. More: refused.
+pub const ROOTFS_ENTRIES_MAX: u64 = 1_000_000;
+/// Layers in an OCI image.
+pub const OCI_LAYERS_MAX: usize = 128;
+
+/// Operator keys in operators.toml.
+pub const OPERATORS_MAX: usize = 256;
+/// Connections nullgate serves at a time. One more: closed before TLS.
+pub const GATE_CONNECTIONS_MAX: usize = 64;
+/// How long a TLS handshake at nullgate may take.
+pub const GATE_HANDSHAKE_MS_MAX: u64 = 10_000;
+
+const _: () = assert!(
+    MEMORY_VALUE_BYTES_MAX * 2 <= LINE_BYTES_MAX,
+    "a value fits a line even when escaped once"
+);
+const _: () = assert!(
+    LEDGER_EVENT_BYTES_MAX * 2 <= LINE_BYTES_MAX,
+    "an event fits a line"
+);
+const _: () = assert!(MEMORY_MIB_MIN <= MEMORY_MIB_DEFAULT && MEMORY_MIB_DEFAULT <= MEMORY_MIB_MAX);
+const _: () = assert!(DISK_MIB_MIN <= DISK_MIB_DEFAULT && DISK_MIB_DEFAULT <= DISK_MIB_MAX);

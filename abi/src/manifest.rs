@@ -1,0 +1,689 @@
+//! AGENT.toml: bytes become a [`Manifest`] here, once, or one [`ConfigError`] that names what is wrong.
+//!
+//! Must hold: a `Manifest` has only values that are legal and that the node enforces. A field the node does not
+//! enforce yet is refused with its name, never ignored. The reference is docs/AGENT.toml.md.
+
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use toml::Spanned;
+
+use crate::config_error::{ConfigError, Source};
+use crate::ids::{AgentName, Destination, Digest};
+use crate::limits;
+
+/// A checked manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    pub name: AgentName,
+    pub version: String,
+    pub rootfs: RootfsRef,
+    /// Absolute path, then arguments; never empty.
+    pub command: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    /// Absolute path, or none for the image's own (else `/`).
+    pub workdir: Option<String>,
+    /// Started when the node boots.
+    pub autostart: bool,
+    pub shell: bool,
+    pub exec: Vec<String>,
+    pub cpu_percent: u32,
+    pub memory_mib: u32,
+    pub disk_mib: u32,
+    pub pids_max: u32,
+    /// Sorted, without repeats. Empty: the agent gets no network interface.
+    pub network_allow: Vec<Destination>,
+    pub read: Vec<String>,
+    pub write: Vec<String>,
+}
+
+/// A rootfs in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RootfsRef {
+    Name(String),
+    Digest(Digest),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawManifest {
+    agent: RawAgent,
+    #[serde(default)]
+    capabilities: RawCapabilities,
+    tools: Option<Spanned<toml::Value>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAgent {
+    name: Spanned<String>,
+    version: Spanned<String>,
+    rootfs: Spanned<String>,
+    command: Spanned<Vec<Spanned<String>>>,
+    #[serde(default)]
+    env: BTreeMap<String, Spanned<String>>,
+    workdir: Option<Spanned<String>>,
+    #[serde(default)]
+    autostart: bool,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawCapabilities {
+    #[serde(default)]
+    shell: bool,
+    exec: Option<Spanned<Vec<Spanned<String>>>>,
+    max_cpu_percent: Option<Spanned<i64>>,
+    max_memory_mb: Option<Spanned<i64>>,
+    max_disk_mb: Option<Spanned<i64>>,
+    max_pids: Option<Spanned<i64>>,
+    #[serde(default)]
+    network: RawNetwork,
+    #[serde(default)]
+    filesystem: RawFilesystem,
+    credential_refs: Option<Spanned<toml::Value>>,
+    max_api_calls_per_hour: Option<Spanned<toml::Value>>,
+    health_check: Option<Spanned<toml::Value>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawNetwork {
+    allow: Option<Spanned<Vec<Spanned<String>>>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawFilesystem {
+    read: Option<Spanned<Vec<Spanned<String>>>>,
+    write: Option<Spanned<Vec<Spanned<String>>>>,
+}
+
+type Checked<T> = Result<T, Box<ConfigError>>;
+
+/// Parses one AGENT.toml. `file` is only used in errors.
+pub fn parse(file: &str, text: &str) -> Checked<Manifest> {
+    let source = Source { file, text };
+    if text.len() as u64 > limits::CONFIG_FILE_BYTES_MAX {
+        let rule = format!(
+            "{} bytes: at most {} are allowed",
+            text.len(),
+            limits::CONFIG_FILE_BYTES_MAX
+        );
+        return Err(Box::new(source.wrong(0..0, "", rule, "make the file smaller")));
+    }
+    let raw: RawManifest = toml::from_str(text).map_err(|error| Box::new(source.malformed(&error)))?;
+    Checker { source }.manifest(raw)
+}
+
+struct Checker<'a> {
+    source: Source<'a>,
+}
+
+impl Checker<'_> {
+    fn manifest(&self, raw: RawManifest) -> Checked<Manifest> {
+        self.refuse_unenforced(&raw)?;
+        let (agent, caps) = (raw.agent, raw.capabilities);
+        let read = self.paths(caps.filesystem.read, "capabilities.filesystem.read", false)?;
+        let write = self.paths(caps.filesystem.write, "capabilities.filesystem.write", true)?;
+        Ok(Manifest {
+            name: self.name(&agent.name)?,
+            version: self.version(&agent.version)?,
+            rootfs: self.rootfs(&agent.rootfs)?,
+            command: self.command(agent.command)?,
+            env: self.env(agent.env)?,
+            workdir: agent
+                .workdir
+                .map(|dir| self.path(&dir, "agent.workdir", true))
+                .transpose()?,
+            autostart: agent.autostart,
+            shell: caps.shell,
+            exec: self.exec(caps.exec)?,
+            cpu_percent: self.number(
+                caps.max_cpu_percent,
+                "capabilities.max_cpu_percent",
+                1..=limits::CPU_PERCENT_MAX,
+                limits::CPU_PERCENT_DEFAULT,
+                "percent of one core",
+            )?,
+            memory_mib: self.number(
+                caps.max_memory_mb,
+                "capabilities.max_memory_mb",
+                limits::MEMORY_MIB_MIN..=limits::MEMORY_MIB_MAX,
+                limits::MEMORY_MIB_DEFAULT,
+                "MiB of guest memory",
+            )?,
+            disk_mib: self.number(
+                caps.max_disk_mb,
+                "capabilities.max_disk_mb",
+                limits::DISK_MIB_MIN..=limits::DISK_MIB_MAX,
+                limits::DISK_MIB_DEFAULT,
+                "MiB of scratch disk",
+            )?,
+            pids_max: self.number(
+                caps.max_pids,
+                "capabilities.max_pids",
+                1..=limits::GUEST_PIDS_MAX,
+                limits::GUEST_PIDS_DEFAULT,
+                "processes",
+            )?,
+            network_allow: self.destinations(caps.network.allow)?,
+            read,
+            write,
+        })
+    }
+
+    fn wrong<T>(
+        &self,
+        span: Range<usize>,
+        field: &str,
+        rule: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Checked<T> {
+        Err(Box::new(self.source.wrong(span, field, rule, remedy)))
+    }
+
+    /// A field that nothing enforces yet would be a promise nobody keeps.
+    fn refuse_unenforced(&self, raw: &RawManifest) -> Checked<()> {
+        let caps = &raw.capabilities;
+        let fields = [
+            ("capabilities.credential_refs", &caps.credential_refs),
+            (
+                "capabilities.max_api_calls_per_hour",
+                &caps.max_api_calls_per_hour,
+            ),
+            ("capabilities.health_check", &caps.health_check),
+            ("tools", &raw.tools),
+        ];
+        for (field, value) in fields {
+            if let Some(value) = value {
+                let rule = "this version of NullBox does not enforce this field, so it refuses it";
+                return self.wrong(value.span(), field, rule, "remove it");
+            }
+        }
+        Ok(())
+    }
+
+    fn name(&self, name: &Spanned<String>) -> Checked<AgentName> {
+        name.get_ref().parse().or_else(|_| {
+            self.wrong(
+                name.span(),
+                "agent.name",
+                "must be 1 to 32 of A-Z a-z 0-9 _ -",
+                "write for example name = \"researcher\"",
+            )
+        })
+    }
+
+    fn version(&self, version: &Spanned<String>) -> Checked<String> {
+        let text = version.get_ref();
+        let admitted = |b: u8| b.is_ascii_alphanumeric() || b".-+_".contains(&b);
+        if text.is_empty() || text.len() > 64 || !text.bytes().all(admitted) {
+            return self.wrong(
+                version.span(),
+                "agent.version",
+                "must be 1 to 64 of A-Z a-z 0-9 . - + _",
+                "write for example version = \"1.2.0\"",
+            );
+        }
+        Ok(text.clone())
+    }
+
+    fn rootfs(&self, rootfs: &Spanned<String>) -> Checked<RootfsRef> {
+        let text = rootfs.get_ref();
+        if text.starts_with("sha256:") {
+            return match text.parse() {
+                Ok(digest) => Ok(RootfsRef::Digest(digest)),
+                Err(error) => self.wrong(
+                    rootfs.span(),
+                    "agent.rootfs",
+                    error.to_string(),
+                    "copy it from image list",
+                ),
+            };
+        }
+        if rootfs_name_ok(text) {
+            return Ok(RootfsRef::Name(text.clone()));
+        }
+        self.wrong(
+            rootfs.span(),
+            "agent.rootfs",
+            "must be a rootfs name (1 to 64 of a-z 0-9 . _ -, starting with a letter or digit) or a sha256: digest",
+            "name an archive rootfs/NAME.tar of the configuration, for example rootfs = \"python\"",
+        )
+    }
+
+    fn command(&self, command: Spanned<Vec<Spanned<String>>>) -> Checked<Vec<String>> {
+        let span = command.span();
+        let args = command.into_inner();
+        if args.is_empty() || args.len() > limits::COMMAND_ARGS_MAX {
+            let rule = format!("must have 1 to {} parts", limits::COMMAND_ARGS_MAX);
+            return self.wrong(
+                span,
+                "agent.command",
+                rule,
+                "write for example command = [\"/usr/bin/python3\", \"/app/main.py\"]",
+            );
+        }
+        for (index, arg) in args.iter().enumerate() {
+            let text = arg.get_ref();
+            if text.len() > limits::COMMAND_ARG_BYTES_MAX || text.contains('\0') {
+                let rule = format!(
+                    "must be at most {} bytes, without NUL",
+                    limits::COMMAND_ARG_BYTES_MAX
+                );
+                return self.wrong(arg.span(), "agent.command", rule, "shorten it");
+            }
+            if index == 0 {
+                self.path(arg, "agent.command", false)?;
+            }
+        }
+        Ok(args.into_iter().map(Spanned::into_inner).collect())
+    }
+
+    fn env(&self, env: BTreeMap<String, Spanned<String>>) -> Checked<BTreeMap<String, String>> {
+        let mut checked = BTreeMap::new();
+        let count = env.len();
+        for (name, value) in env {
+            let field = format!("agent.env.{name}");
+            let mut bytes = name.bytes();
+            let starts = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
+            if !starts || name.len() > 128 || !bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+                let rule = "a variable's name must be 1 to 128 of A-Z a-z 0-9 _, not starting with a digit";
+                return self.wrong(value.span(), &field, rule, "rename it");
+            }
+            if count > limits::ENV_VARS_MAX {
+                let rule = format!("{count} variables: at most {} are allowed", limits::ENV_VARS_MAX);
+                return self.wrong(value.span(), "agent.env", rule, "remove some");
+            }
+            if value.get_ref().len() > limits::COMMAND_ARG_BYTES_MAX || value.get_ref().contains('\0') {
+                let rule = format!(
+                    "must be at most {} bytes, without NUL",
+                    limits::COMMAND_ARG_BYTES_MAX
+                );
+                return self.wrong(value.span(), &field, rule, "shorten it");
+            }
+            checked.insert(name, value.into_inner());
+        }
+        Ok(checked)
+    }
+
+    fn number(
+        &self,
+        value: Option<Spanned<i64>>,
+        field: &str,
+        legal: std::ops::RangeInclusive<u32>,
+        default: u32,
+        unit: &str,
+    ) -> Checked<u32> {
+        let Some(value) = value else { return Ok(default) };
+        match u32::try_from(*value.get_ref()) {
+            Ok(number) if legal.contains(&number) => Ok(number),
+            _ => {
+                let rule = format!("must be {} to {} ({unit})", legal.start(), legal.end());
+                self.wrong(value.span(), field, rule, format!("leave it out for {default}"))
+            }
+        }
+    }
+
+    fn list(
+        &self,
+        list: Option<Spanned<Vec<Spanned<String>>>>,
+        field: &str,
+        most: usize,
+    ) -> Checked<Vec<Spanned<String>>> {
+        let Some(list) = list else { return Ok(Vec::new()) };
+        let (span, entries) = (list.span(), list.into_inner());
+        if entries.len() > most {
+            let rule = format!("{} entries: at most {most} are allowed", entries.len());
+            return self.wrong(span, field, rule, "remove some");
+        }
+        Ok(entries)
+    }
+
+    fn destinations(&self, list: Option<Spanned<Vec<Spanned<String>>>>) -> Checked<Vec<Destination>> {
+        let field = "capabilities.network.allow";
+        let mut granted = BTreeSet::new();
+        for entry in self.list(list, field, limits::NETWORK_ALLOW_MAX)? {
+            let text = entry.get_ref();
+            let (name, ports) = match text.rsplit_once(':') {
+                None => (text.as_str(), vec![443, 80]),
+                Some((name, port)) => match port.parse::<u16>() {
+                    Ok(number) if number > 0 && port == number.to_string() => (name, vec![number]),
+                    _ => {
+                        return self.wrong(
+                            entry.span(),
+                            field,
+                            "the port must be 1 to 65535",
+                            "write NAME:PORT",
+                        );
+                    }
+                },
+            };
+            if name.contains('*') {
+                let rule = "this version of NullBox does not know wildcards";
+                return self.wrong(entry.span(), field, rule, "list the names one by one");
+            }
+            let Ok(name) = name.parse() else {
+                let rule = "must be a host name with at least one dot, never an address";
+                return self.wrong(
+                    entry.span(),
+                    field,
+                    rule,
+                    "write a name like \"api.exa.ai\" or \"git.example.org:22\"",
+                );
+            };
+            for port in ports {
+                if !granted.insert(Destination {
+                    name: crate::ids::HostName::clone(&name),
+                    port,
+                }) {
+                    return self.wrong(
+                        entry.span(),
+                        field,
+                        "stands in the list twice",
+                        "remove one of the two",
+                    );
+                }
+            }
+        }
+        Ok(granted.into_iter().collect())
+    }
+
+    fn exec(&self, list: Option<Spanned<Vec<Spanned<String>>>>) -> Checked<Vec<String>> {
+        let field = "capabilities.exec";
+        self.distinct_paths(list, field, false)
+    }
+
+    fn paths(
+        &self,
+        list: Option<Spanned<Vec<Spanned<String>>>>,
+        field: &str,
+        write: bool,
+    ) -> Checked<Vec<String>> {
+        let paths = self.distinct_paths(list, field, write)?;
+        Ok(paths)
+    }
+
+    fn distinct_paths(
+        &self,
+        list: Option<Spanned<Vec<Spanned<String>>>>,
+        field: &str,
+        write: bool,
+    ) -> Checked<Vec<String>> {
+        let mut seen = BTreeSet::new();
+        let mut paths = Vec::new();
+        for entry in self.list(list, field, limits::MANIFEST_LIST_MAX)? {
+            let path = self.path(&entry, field, write)?;
+            if !seen.insert(path.clone()) {
+                return self.wrong(
+                    entry.span(),
+                    field,
+                    "stands in the list twice",
+                    "remove one of the two",
+                );
+            }
+            paths.push(path);
+        }
+        Ok(paths)
+    }
+
+    /// An absolute path in its one spelling; `own_data` also keeps it out of the guest's system directories.
+    fn path(&self, path: &Spanned<String>, field: &str, own_data: bool) -> Checked<String> {
+        let text = path.get_ref();
+        let parts_ok = text.strip_prefix('/').is_some_and(|rest| {
+            rest.split('/')
+                .all(|part| !part.is_empty() && part != "." && part != ".." && part.len() <= 255)
+        });
+        if !parts_ok || text.len() > limits::PATH_BYTES_MAX || text.chars().any(char::is_control) {
+            let rule = "must be an absolute path without empty, `.` or `..` parts, and not `/` itself";
+            return self.wrong(path.span(), field, rule, "write it like \"/data/research\"");
+        }
+        let top = text.split('/').nth(1).unwrap_or_default();
+        if own_data && field.ends_with("write") && ["proc", "sys", "dev", "run"].contains(&top) {
+            let rule = format!("`/{top}` belongs to the guest's system");
+            return self.wrong(
+                path.span(),
+                field,
+                rule,
+                "choose a path of the agent's own, like \"/data\"",
+            );
+        }
+        Ok(text.clone())
+    }
+}
+
+/// Whether a text may name a rootfs in the store.
+pub fn rootfs_name_ok(text: &str) -> bool {
+    let admitted = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
+    (1..=64).contains(&text.len())
+        && text.bytes().all(admitted)
+        && text
+            .bytes()
+            .next()
+            .is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+[agent]
+name = "researcher"
+version = "1.2.0"
+rootfs = "python"
+command = ["/usr/bin/python3", "/app/main.py"]
+
+[capabilities]
+shell = false
+max_cpu_percent = 40
+max_memory_mb = 512
+network.allow = ["api.exa.ai", "git.example.org:22"]
+filesystem.read = ["/data/research"]
+filesystem.write = ["/data/research/output"]
+"#;
+
+    #[test]
+    fn the_documented_manifest_parses() {
+        let manifest = parse("AGENT.toml", GOOD).unwrap();
+        assert_eq!(manifest.name.as_str(), "researcher");
+        let allow: Vec<String> = manifest.network_allow.iter().map(ToString::to_string).collect();
+        assert_eq!(allow, ["api.exa.ai:80", "api.exa.ai:443", "git.example.org:22"]);
+        assert_eq!(
+            (manifest.cpu_percent, manifest.memory_mib, manifest.disk_mib),
+            (40, 512, 1024)
+        );
+    }
+
+    #[test]
+    fn each_kind_of_mistake_is_refused_with_line_field_value_and_remedy() {
+        let cases = [
+            (
+                "name = \"researcher\"",
+                "name = \"a b\"",
+                3,
+                "agent.name",
+                "\"a b\"",
+                "A-Z",
+            ),
+            (
+                "version = \"1.2.0\"",
+                "version = \"\"",
+                4,
+                "agent.version",
+                "\"\"",
+                "1 to 64",
+            ),
+            (
+                "rootfs = \"python\"",
+                "rootfs = \"../x\"",
+                5,
+                "agent.rootfs",
+                "\"../x\"",
+                "rootfs name",
+            ),
+            (
+                "rootfs = \"python\"",
+                "rootfs = \"sha256:12\"",
+                5,
+                "agent.rootfs",
+                "\"sha256:12\"",
+                "64 lowercase",
+            ),
+            (
+                "/usr/bin/python3",
+                "python3",
+                6,
+                "agent.command",
+                "\"python3\"",
+                "absolute",
+            ),
+            (
+                "= 40",
+                "= 0",
+                10,
+                "capabilities.max_cpu_percent",
+                "0",
+                "1 to 6400",
+            ),
+            (
+                "= 40",
+                "= -1",
+                10,
+                "capabilities.max_cpu_percent",
+                "-1",
+                "1 to 6400",
+            ),
+            ("= 512", "= 4", 11, "capabilities.max_memory_mb", "4", "32 to"),
+            (
+                "api.exa.ai",
+                "127.0.0.1",
+                12,
+                "capabilities.network.allow",
+                "\"127.0.0.1\"",
+                "never an address",
+            ),
+            (
+                "api.exa.ai",
+                "*.exa.ai",
+                12,
+                "capabilities.network.allow",
+                "\"*.exa.ai\"",
+                "wildcards",
+            ),
+            (
+                ".org:22",
+                ".org:0",
+                12,
+                "capabilities.network.allow",
+                "\"git.example.org:0\"",
+                "1 to 65535",
+            ),
+            (
+                ".org:22",
+                ".org:022",
+                12,
+                "capabilities.network.allow",
+                "\"git.example.org:022\"",
+                "1 to 65535",
+            ),
+            (
+                "git.example.org:22",
+                "API.exa.ai:80",
+                12,
+                "capabilities.network.allow",
+                "\"API.exa.ai:80\"",
+                "twice",
+            ),
+            (
+                "/data/research\"]",
+                "/../../x\"]",
+                13,
+                "capabilities.filesystem.read",
+                "\"/../../x\"",
+                "`..`",
+            ),
+            (
+                "/data/research/output",
+                "/proc/x",
+                14,
+                "capabilities.filesystem.write",
+                "\"/proc/x\"",
+                "system",
+            ),
+            (
+                "/data/research/output",
+                "/",
+                14,
+                "capabilities.filesystem.write",
+                "\"/\"",
+                "not `/`",
+            ),
+        ];
+        for (from, to, line, field, value, rule) in cases {
+            let error = parse("AGENT.toml", &GOOD.replacen(from, to, 1)).unwrap_err();
+            assert_eq!(
+                (error.line, error.field.as_str(), error.value.as_str()),
+                (line, field, value),
+                "{error}"
+            );
+            assert!(error.rule.contains(rule), "{error}");
+            assert!(!error.remedy.is_empty(), "{error}");
+        }
+    }
+
+    #[test]
+    fn unknown_missing_and_mistyped_fields_name_their_line() {
+        let unknown = parse("f", &GOOD.replace("shell", "shel")).unwrap_err();
+        assert_eq!((unknown.line, unknown.field.as_str()), (9, "shel"), "{unknown}");
+        assert!(unknown.remedy.contains("shell"), "{unknown}");
+        let missing = parse("f", &GOOD.replace("rootfs = \"python\"\n", "")).unwrap_err();
+        assert!(missing.rule.contains("rootfs") && missing.line == 2, "{missing}");
+        let mistyped = parse("f", &GOOD.replace("= 40", "= \"40\"")).unwrap_err();
+        assert_eq!(
+            (mistyped.line, mistyped.value.as_str()),
+            (10, "\"40\""),
+            "{mistyped}"
+        );
+        let not_toml = parse("f", "[agent\n").unwrap_err();
+        assert_eq!(not_toml.line, 1, "{not_toml}");
+        let twice = parse("f", &GOOD.replace("shell = false", "shell = false\nshell = true")).unwrap_err();
+        assert_eq!(twice.line, 10, "{twice}");
+    }
+
+    #[test]
+    fn a_field_that_is_not_enforced_is_refused_by_name() {
+        for (line, field) in [
+            ("credential_refs = [\"EXA_KEY\"]", "capabilities.credential_refs"),
+            (
+                "max_api_calls_per_hour = 200",
+                "capabilities.max_api_calls_per_hour",
+            ),
+            ("health_check = { port = 1 }", "capabilities.health_check"),
+        ] {
+            let error = parse("f", &GOOD.replace("shell = false", line)).unwrap_err();
+            assert_eq!((error.field.as_str(), error.line), (field, 9), "{error}");
+        }
+        let tools = parse("f", &format!("{GOOD}\n[tools]\nx = {{ risk = \"low\" }}\n")).unwrap_err();
+        assert_eq!(tools.field, "tools");
+    }
+
+    #[test]
+    fn an_empty_allow_list_allows_nothing() {
+        let manifest = parse(
+            "f",
+            &GOOD.replace("[\"api.exa.ai\", \"git.example.org:22\"]", "[]"),
+        )
+        .unwrap();
+        assert!(manifest.network_allow.is_empty());
+    }
+
+    #[test]
+    fn a_file_above_the_limit_is_refused() {
+        let big = format!("{GOOD}#{}", "x".repeat(limits::CONFIG_FILE_BYTES_MAX as usize));
+        assert!(parse("f", &big).unwrap_err().rule.contains("at most"));
+    }
+}

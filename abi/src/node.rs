@@ -1,0 +1,428 @@
+//! nulld.toml and operators.toml: what a node is told. The reference is docs/nulld.toml.md.
+//!
+//! The image brings a nulld.toml with all services; the configuration volume's file is laid over it, table by table, key by
+//! key. nulld checks the result and writes it, as JSON, to [`NODE_CONFIG_PATH`] for the services.
+
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::config_error::{ConfigError, Source};
+use crate::identity::{Role, Service};
+use crate::ids::HostName;
+use crate::limits;
+
+/// The checked configuration as JSON, world-readable, without secrets.
+pub const NODE_CONFIG_PATH: &str = "/run/nullbox/node.json";
+/// Where configuration stands on a node.
+pub const CONFIG_DIR: &str = "/system/config";
+/// State that outlives a boot, when the node has a NULLBOX-STATE partition.
+pub const STATE_DIR: &str = "/state";
+/// nulld's one control socket.
+pub const CONTROL_SOCKET: &str = "/run/nulld.sock";
+/// TCP port of nullgate.
+pub const GATE_PORT: u16 = 4466;
+
+/// The whole node configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeConfig {
+    pub node: Node,
+    pub network: Network,
+    pub gate: Gate,
+    pub services: BTreeMap<String, ServiceConfig>,
+}
+
+/// `[node]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Node {
+    pub name: String,
+}
+
+impl Default for Node {
+    fn default() -> Node {
+        Node {
+            name: "nullbox".into(),
+        }
+    }
+}
+
+/// `[network]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    pub mode: NetworkMode,
+    /// Uplink; empty: the first Ethernet interface with a carrier.
+    pub interface: String,
+    /// Static mode: address in CIDR form, like `192.0.2.10/24`.
+    pub address: String,
+    /// Static mode.
+    pub gateway: Option<Ipv4Addr>,
+    /// Resolvers of the node (never of a guest); dhcp mode: used before the lease's.
+    pub dns: Vec<IpAddr>,
+    /// Static names for closed networks. What stands here is the operator's word: such an address may be private, but
+    /// never loopback, link-local, multicast, unspecified or the node's own.
+    pub hosts: BTreeMap<HostName, Vec<IpAddr>>,
+}
+
+/// How the uplink gets its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    #[default]
+    Dhcp,
+    Static,
+    None,
+}
+
+/// `[gate]`: nullgate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gate {
+    /// TCP port on all of the uplink's addresses.
+    pub port: u16,
+}
+
+impl Default for Gate {
+    fn default() -> Gate {
+        Gate { port: GATE_PORT }
+    }
+}
+
+/// `[services.NAME]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceConfig {
+    /// Absolute path of a program in the image.
+    pub path: String,
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// Services that must be ready before this one starts, and whose failure keeps it from starting.
+    #[serde(default)]
+    pub needs: Vec<String>,
+    #[serde(default)]
+    pub restart: Restart,
+    /// User and group id.
+    #[serde(default)]
+    pub uid: u32,
+    /// Capabilities kept, without `CAP_`, lower case; everything else is dropped from every set.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+    /// The service makes cgroups of its own below its cgroup.
+    #[serde(default)]
+    pub delegate_cgroup: bool,
+    #[serde(default = "ready_secs_default")]
+    pub ready_secs_max: u32,
+    #[serde(default = "stop_secs_default")]
+    pub stop_secs_max: u32,
+    /// memory.max of the service's own cgroup in MiB; 0: no limit.
+    #[serde(default)]
+    pub memory_mib_max: u32,
+}
+
+fn ready_secs_default() -> u32 {
+    30
+}
+
+fn stop_secs_default() -> u32 {
+    10
+}
+
+/// When an ended service is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    #[default]
+    Always,
+    OnFailure,
+    Never,
+}
+
+type Checked<T> = Result<T, Box<ConfigError>>;
+
+/// Parses the files, each laid over the ones before it, and checks the result.
+pub fn parse(files: &[Source<'_>]) -> Checked<NodeConfig> {
+    let mut merged = toml::Table::new();
+    for source in files {
+        if source.text.len() as u64 > limits::CONFIG_FILE_BYTES_MAX {
+            let rule = format!("at most {} bytes are allowed", limits::CONFIG_FILE_BYTES_MAX);
+            return Err(Box::new(source.wrong(0..0, "", rule, "make the file smaller")));
+        }
+        // Shape errors are found file by file, where a line can be named.
+        toml::from_str::<Partial>(source.text).map_err(|error| Box::new(source.malformed(&error)))?;
+        let table = toml::from_str(source.text).map_err(|error| Box::new(source.malformed(&error)))?;
+        lay_over(&mut merged, table);
+    }
+    let last = files.last().copied().unwrap_or(Source {
+        file: "nulld.toml",
+        text: "",
+    });
+    let config: NodeConfig = toml::Value::Table(merged)
+        .try_into()
+        .map_err(|error: toml::de::Error| {
+            Box::new(last.wrong(0..0, "", error.message().to_owned(), "see docs/nulld.toml.md"))
+        })?;
+    check(&config, last)?;
+    Ok(config)
+}
+
+/// The same shape with every service field optional: what one file may hold.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Partial {
+    node: Node,
+    network: Network,
+    gate: Gate,
+    services: BTreeMap<String, PartialService>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct PartialService {
+    path: Option<String>,
+    args: Vec<String>,
+    needs: Vec<String>,
+    restart: Restart,
+    uid: u32,
+    capabilities: Vec<String>,
+    delegate_cgroup: bool,
+    ready_secs_max: u32,
+    stop_secs_max: u32,
+    memory_mib_max: u32,
+}
+
+fn lay_over(below: &mut toml::Table, above: toml::Table) {
+    for (key, value) in above {
+        match (below.get_mut(&key), value) {
+            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => lay_over(old, new),
+            (_, value) => {
+                below.insert(key, value);
+            }
+        }
+    }
+}
+
+fn check(config: &NodeConfig, source: Source<'_>) -> Checked<()> {
+    let wrong = |field: String, rule: &str, remedy: &str| -> Checked<()> {
+        let last_part = field.rsplit('.').next().unwrap_or_default().to_owned();
+        let offset = source.text.find(&last_part).unwrap_or(0);
+        let mut error = source.wrong(offset..offset, &field, rule, remedy);
+        error.value.clear();
+        Err(Box::new(error))
+    };
+    let name = &config.node.name;
+    if name.is_empty() || name.len() > 63 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+        return wrong(
+            "node.name".into(),
+            "must be 1 to 63 of A-Z a-z 0-9 -",
+            "write for example name = \"node-1\"",
+        );
+    }
+    if config.network.mode == NetworkMode::Static && parse_cidr(&config.network.address).is_none() {
+        return wrong(
+            "network.address".into(),
+            "static mode needs an IPv4 address in CIDR form",
+            "write for example address = \"192.0.2.10/24\"",
+        );
+    }
+    for (host, addresses) in &config.network.hosts {
+        if addresses.is_empty() || addresses.iter().any(never_a_host) {
+            let rule = "needs addresses, none of them loopback, link-local, multicast or unspecified";
+            return wrong(
+                format!("network.hosts.{host}"),
+                rule,
+                "write the address the name stands for",
+            );
+        }
+    }
+    for (name, service) in &config.services {
+        if !service.path.starts_with("/system/bin/") || service.path.contains("..") {
+            return wrong(
+                format!("services.{name}.path"),
+                "must be a program of the image, below /system/bin",
+                "remove the line",
+            );
+        }
+        if let Some(missing) = service
+            .needs
+            .iter()
+            .find(|need| !config.services.contains_key(*need))
+        {
+            let rule = format!("needs `{missing}`, which is not a service");
+            return wrong(
+                format!("services.{name}.needs"),
+                &rule,
+                "name a service of this file",
+            );
+        }
+        if service.ready_secs_max == 0 || service.stop_secs_max == 0 {
+            return wrong(
+                format!("services.{name}"),
+                "time limits must be at least one second",
+                "remove the zero",
+            );
+        }
+    }
+    match start_order(&config.services) {
+        Ok(_) => Ok(()),
+        Err(circle) => wrong(
+            format!("services.{circle}.needs"),
+            "is part of a circle of needs",
+            "break the circle",
+        ),
+    }
+}
+
+fn never_a_host(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            v4.is_loopback()
+                || v4.is_link_local()
+                || v4.is_multicast()
+                || v4.is_unspecified()
+                || v4.is_broadcast()
+        }
+        IpAddr::V6(v6) => {
+            v6.is_loopback() || v6.is_unicast_link_local() || v6.is_multicast() || v6.is_unspecified()
+        }
+    }
+}
+
+/// An IPv4 address and prefix length from `a.b.c.d/n`.
+pub fn parse_cidr(text: &str) -> Option<(Ipv4Addr, u8)> {
+    let (address, prefix) = text.split_once('/')?;
+    let prefix = prefix.parse().ok().filter(|p| (1..=32).contains(p))?;
+    Some((address.parse().ok()?, prefix))
+}
+
+/// Services in the one order in which they may start: needs first, names in alphabetical order among equals. The error
+/// is a service on a circle.
+pub fn start_order(services: &BTreeMap<String, ServiceConfig>) -> Result<Vec<String>, String> {
+    let mut order: Vec<String> = Vec::new();
+    let mut placed: BTreeSet<&str> = BTreeSet::new();
+    while placed.len() < services.len() {
+        let next = services.iter().find(|(name, service)| {
+            !placed.contains(name.as_str()) && service.needs.iter().all(|need| placed.contains(need.as_str()))
+        });
+        match next {
+            Some((name, _)) => {
+                placed.insert(name);
+                order.push(name.clone());
+            }
+            None => {
+                let stuck = services.keys().find(|name| !placed.contains(name.as_str()));
+                return Err(stuck.cloned().unwrap_or_default());
+            }
+        }
+    }
+    Ok(order)
+}
+
+/// operators.toml: `[[operator]]` with name, key and role.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Operators {
+    pub operator: Vec<Operator>,
+}
+
+/// One operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Operator {
+    pub name: String,
+    /// `ed25519:` and base64 of the 32 bytes of the public key, as `nullctl key gen` prints it.
+    pub key: String,
+    pub role: Role,
+}
+
+/// Parses operators.toml. Keys are checked for their form by nullgate, which knows the format.
+pub fn parse_operators(source: Source<'_>) -> Checked<Operators> {
+    let operators: Operators =
+        toml::from_str(source.text).map_err(|error| Box::new(source.malformed(&error)))?;
+    if operators.operator.len() > limits::OPERATORS_MAX {
+        let rule = format!(
+            "{} operators: at most {}",
+            operators.operator.len(),
+            limits::OPERATORS_MAX
+        );
+        return Err(Box::new(source.wrong(0..0, "operator", rule, "remove some")));
+    }
+    let mut seen = BTreeSet::new();
+    for operator in &operators.operator {
+        for text in [&operator.name, &operator.key] {
+            if text.is_empty() || text.len() > 128 || text.chars().any(char::is_control) || !seen.insert(text)
+            {
+                let offset = source.text.find(text.as_str()).unwrap_or(0);
+                let rule = "each operator needs a name and a key of its own, of 1 to 128 characters";
+                return Err(Box::new(source.wrong(
+                    offset..offset + text.len(),
+                    "operator",
+                    rule,
+                    "remove the second one",
+                )));
+            }
+        }
+    }
+    Ok(operators)
+}
+
+/// Whether a service name is one the node knows a socket for.
+pub fn known_service(name: &str) -> Option<Service> {
+    Service::ALL.into_iter().find(|service| service.name() == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IMAGE: &str =
+        "[services.a]\npath = \"/system/bin/a\"\nneeds = [\"b\"]\n[services.b]\npath = \"/system/bin/b\"\n";
+
+    fn source<'a>(file: &'a str, text: &'a str) -> Source<'a> {
+        Source { file, text }
+    }
+
+    #[test]
+    fn a_volume_is_laid_over_the_image_key_by_key() {
+        let volume = "[node]\nname = \"n1\"\n[services.a]\nrestart = \"never\"\n[network.hosts]\n\"x.test\" = [\"10.0.2.4\"]\n";
+        let config = parse(&[source("image", IMAGE), source("volume", volume)]).unwrap();
+        assert_eq!(
+            (config.node.name.as_str(), config.services["a"].restart),
+            ("n1", Restart::Never)
+        );
+        assert_eq!(config.services["a"].needs, ["b"]);
+        assert_eq!(start_order(&config.services).unwrap(), ["b", "a"]);
+    }
+
+    #[test]
+    fn mistakes_name_file_line_and_remedy() {
+        for (text, line, rule) in [
+            ("[node]\nnam = 1\n", 2, "unknown field"),
+            ("[services.a]\nneeds = [\"zz\"]\n", 2, "not a service"),
+            ("[services.b]\nneeds = [\"a\"]\n", 0, "circle"),
+            ("[services.a]\npath = \"/bin/sh\"\n", 2, "below /system/bin"),
+            ("[network]\nmode = \"static\"\n", 0, "CIDR"),
+            (
+                "[network.hosts]\n\"m.test\" = [\"169.254.169.254\"]\n",
+                0,
+                "link-local",
+            ),
+        ] {
+            let error = parse(&[source("image", IMAGE), source("volume", text)]).unwrap_err();
+            assert_eq!(error.file, "volume");
+            assert!(
+                error.rule.contains(rule) && (line == 0 || error.line == line),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn operators_need_distinct_names_and_keys() {
+        let one = "[[operator]]\nname = \"a\"\nkey = \"ed25519:AAAA\"\nrole = \"admin\"\n";
+        assert_eq!(parse_operators(source("o", one)).unwrap().operator.len(), 1);
+        assert!(parse_operators(source("o", &format!("{one}{one}"))).is_err());
+        assert!(parse_operators(source("o", &one.replace("admin", "root"))).is_err());
+    }
+}
