@@ -38,6 +38,14 @@ pub struct Handoff {
     pub caller: Caller,
 }
 
+/// The first line nullgate writes on each connection to nulld: who the TLS key behind it belongs to. nulld takes it only
+/// from nullgate's uid, only as the first line, only with a [`Caller::Operator`], and consumes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vouch {
+    pub vouch: Caller,
+}
+
 /// Sends a connection to the service behind `door`.
 pub fn hand_over(door: BorrowedFd<'_>, handoff: &Handoff, connection: BorrowedFd<'_>) -> io::Result<()> {
     let message = serde_json::to_vec(handoff)?;
