@@ -1,0 +1,53 @@
+# NullBox. `make help` lists the verbs; README.md begins with the two that matter.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export NULLBOX_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nullbox
+ISO := build/nullbox.iso
+IMAGE := cargo run --quiet --package image --
+# Tests of namespaces, jails and PID 1 need root; everything else runs as you.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
+ROOTED := nulld egress cage
+ROOTED_RUNNER := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(AS_ROOT)"
+
+.PHONY: help deps iso run test check unit system licences sizes bench fuzz soak clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+deps: ## install the Debian packages that the build and the tests need
+	@scripts/deps.sh
+
+iso: deps ## build the bootable image: toolchain, kernels, binaries, SquashFS, ISO
+	@$(IMAGE) iso --out $(ISO)
+
+run: iso ## boot a node in QEMU and run two real agents on it (ARGS=--once: then power off)
+	@cargo run --quiet --package system-tests --bin demo -- --iso $(ISO) $(ARGS)
+
+test: deps check unit iso system sizes licences ## everything: format, lints, unit, image, QEMU, sizes, licences
+
+check: ## formatting and lints
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+
+unit: ## tests that need no image
+	cargo test --workspace --exclude system-tests $(addprefix --exclude ,$(ROOTED))
+	$(ROOTED_RUNNER) cargo test $(addprefix --package ,$(ROOTED))
+	cargo test --package system-tests --test style
+
+system: $(ISO) ## tests that boot the image in QEMU
+	NULLBOX_ISO=$(abspath $(ISO)) cargo test --package system-tests --no-fail-fast -- --test-threads=1
+
+$(ISO):
+	@$(IMAGE) iso --out $(ISO)
+
+sizes: ## sizes of the image, each binary and the idle node
+	@$(IMAGE) sizes --iso $(ISO)
+
+licences: ## licences and sources of every dependency
+	@scripts/deny.sh
+
+clean: ## remove what was built here (the cache outside the tree stays)
+	rm -rf target build
