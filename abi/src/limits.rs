@@ -88,11 +88,33 @@ pub const MEMORY_VALUE_BYTES_MAX: usize = 32 * 1024;
 pub const MEMORY_PAGE_MAX: usize = 256;
 /// Entries one agent may own. One more: refused with the quota's name.
 pub const MEMORY_ENTRIES_PER_AGENT_MAX: u64 = 1_000_000;
-/// Connections one agent may hold to its memory.
+/// Bytes of keys and values one agent may own. More: refused with the quota's name.
+pub const MEMORY_BYTES_PER_AGENT_MAX: u64 = 256 * 1024 * 1024;
+/// How deep arrays and objects of a memory value may nest. Deeper: refused.
+pub const MEMORY_VALUE_DEPTH_MAX: usize = 64;
+/// Writes that share one transaction and one receipt batch; the rest wait for the next.
+pub const MEMORY_WRITE_BATCH_MAX: usize = 64;
+/// Writes waiting for the writer. One more: refused, try again.
+pub const MEMORY_WRITES_WAITING_MAX: usize = 1024;
+/// How long an agent's memory connection may be silent. Later: closed, the agent connects again.
+pub const MEMORY_IDLE_MS_MAX: u64 = 60 * 60 * 1000;
+/// How long an agent may take to read its answer. Later: closed.
+pub const MEMORY_ANSWER_MS_MAX: u64 = 10_000;
+/// Refusals of one agent that the ledger records in a minute; more are counted and told with the next one recorded.
+pub const MEMORY_DENIALS_PER_MINUTE_MAX: u32 = 30;
+/// Connections one agent may hold to its memory. One more: answered with an error and closed.
 pub const MEMORY_CONNECTIONS_PER_AGENT_MAX: usize = 8;
 /// One ledger event as JSON, in bytes. Longer: refused, and with it the effect.
 pub const LEDGER_EVENT_BYTES_MAX: usize = 16 * 1024;
-/// Events in one answer of `ledger.tail`.
+/// How long an event that nobody waits for may stay unsynced.
+pub const LEDGER_SYNC_DELAY_MS_MAX: u64 = 100;
+/// Bytes of frames not yet synced. At the bound appenders wait for the disk.
+pub const LEDGER_UNSYNCED_BYTES_MAX: usize = 1024 * 1024;
+/// Followers of the ledger at a time. One more: refused.
+pub const LEDGER_FOLLOWERS_MAX: usize = 16;
+/// How long a follower may leave its socket full. Later: told `dropped` and closed; the ledger never waits for it.
+pub const LEDGER_FOLLOWER_STALL_MS_MAX: u64 = 10_000;
+/// Events in one answer of `ledger.tail`; fewer where they would not fit a line.
 pub const LEDGER_PAGE_MAX: usize = 1000;
 
 /// An OCI archive, in bytes, as stored. Larger: refused.
@@ -108,6 +130,10 @@ pub const OCI_LAYERS_MAX: usize = 128;
 pub const OPERATORS_MAX: usize = 256;
 /// Connections nullgate serves at a time. One more: closed before TLS.
 pub const GATE_CONNECTIONS_MAX: usize = 64;
+/// Connections at nullgate that have not proved a key yet, of [`GATE_CONNECTIONS_MAX`]. One more: closed before TLS.
+pub const GATE_HANDSHAKES_MAX: usize = 16;
+/// Connections one operator key may hold. One more: answered `limit` and closed.
+pub const GATE_CONNECTIONS_PER_KEY_MAX: usize = 32;
 /// How long a TLS handshake at nullgate may take.
 pub const GATE_HANDSHAKE_MS_MAX: u64 = 10_000;
 
@@ -119,5 +145,7 @@ const _: () = assert!(
     LEDGER_EVENT_BYTES_MAX * 2 <= LINE_BYTES_MAX,
     "an event fits a line"
 );
+const _: () = assert!(GATE_HANDSHAKES_MAX < GATE_CONNECTIONS_MAX);
+const _: () = assert!(GATE_CONNECTIONS_PER_KEY_MAX < GATE_CONNECTIONS_MAX, "one key cannot lock out the others");
 const _: () = assert!(MEMORY_MIB_MIN <= MEMORY_MIB_DEFAULT && MEMORY_MIB_DEFAULT <= MEMORY_MIB_MAX);
 const _: () = assert!(DISK_MIB_MIN <= DISK_MIB_DEFAULT && DISK_MIB_DEFAULT <= DISK_MIB_MAX);
