@@ -92,6 +92,11 @@ pub enum Event {
         what: String,
         rule: String,
     },
+    /// Bytes after the last whole frame, left by a power cut before anybody was told that they were durable.
+    LedgerCut {
+        bytes: u64,
+        why: String,
+    },
     MemoryAttached {
         instance: Instance,
     },
