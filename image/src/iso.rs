@@ -1,0 +1,197 @@
+//! The ISO: one file that boots from optical media and from a USB stick, under UEFI and BIOS.
+//!
+//! GPT partitions: 2 the EFI system partition (also the El Torito UEFI image), 3 the root image, found by its type.
+//! ISO 9660 holds only what GRUB needs for BIOS machines.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cpio::Archive;
+use crate::esp::{self, Boot};
+use crate::kernel::{self, Kind};
+use crate::process::{run, tool};
+use crate::progress::Step;
+use crate::tree::Tree;
+use crate::verity::Seal;
+use crate::{binaries, root};
+
+pub const LABEL: &str = "NULLBOX";
+/// initramfs/src/gpt.rs has the same GUID.
+const ROOT_TYPE: &str = "fab3b0bf-9d4b-4b05-8d3c-0a1e6f6e7862";
+/// The last console is /dev/console; our programs write to every active one. A panic restarts the node after 5 s.
+const COMMAND_LINE: &str = "console=tty0 console=ttyS0,115200 quiet loglevel=4 panic=5";
+const GRUB: &str = "/usr/lib/grub/i386-pc";
+/// What it takes to load two files from ISO 9660; no menu, no command line.
+const GRUB_MODULES: [&str; 7] = [
+    "biosdisk",
+    "iso9660",
+    "search_label",
+    "linux",
+    "echo",
+    "sleep",
+    "reboot",
+];
+
+pub fn build(tree: &Tree, out: &Path) -> Result<()> {
+    let kernel = kernel::build(tree, Kind::Host)?;
+    let built = binaries::build(tree)?;
+    fs::create_dir_all(tree.build())?;
+    let root_image = tree.build().join("root.img");
+    let seal = root::build(tree, &built, &root_image)?;
+    let step = Step::start("ISO");
+    let initramfs = boot_initramfs(tree, &built, &seal)?;
+    let boot = Boot {
+        kernel: &kernel,
+        initramfs: &initramfs,
+        command_line: COMMAND_LINE,
+    };
+    let uki = tree.build().join("nullbox.efi");
+    esp::unified_kernel_image(tree, &boot, &uki)?;
+    let esp = tree.build().join("esp.img");
+    esp::system_partition(tree, &uki, &esp)?;
+    let stage = bios_tree(tree, &boot)?;
+    write_iso(tree, &stage, &esp, &root_image, out)?;
+    step.done(&format!(
+        "{} ({:.1} MB)",
+        out.display(),
+        fs::metadata(out)?.len() as f64 / 1e6
+    ));
+    Ok(())
+}
+
+/// initramfs binary and seal, zstd-packed (the host kernel unpacks nothing else).
+fn boot_initramfs(tree: &Tree, built: &BTreeMap<&'static str, PathBuf>, seal: &Seal) -> Result<PathBuf> {
+    let mut archive = Archive::default();
+    for folder in ["dev", "proc", "sys", "newroot"] {
+        archive.folder(folder);
+    }
+    archive.character_device("dev/console", 0o600, 5, 1);
+    archive.file("init", 0o755, &fs::read(root::binary(built, "initramfs")?)?);
+    archive.file("image.verity", 0o444, seal.to_text().as_bytes());
+    let (plain, packed) = (
+        tree.build().join("initramfs.cpio"),
+        tree.build().join("initramfs.cpio.zst"),
+    );
+    fs::write(&plain, archive.finish())?;
+    run(tool(tree, "zstd")
+        .args(["-q", "-f", "-19", "-T1", "--no-progress"])
+        .arg(&plain)
+        .arg("-o")
+        .arg(&packed))?;
+    Ok(packed)
+}
+
+/// What BIOS machines boot: GRUB's core image with its whole script inside, the kernel, the initramfs.
+fn bios_tree(tree: &Tree, boot: &Boot<'_>) -> Result<PathBuf> {
+    let stage = tree.build().join("iso");
+    root::clear(&stage)?;
+    fs::create_dir_all(stage.join("boot"))?;
+    for (from, name) in [(boot.kernel, "vmlinuz"), (boot.initramfs, "initrd")] {
+        fs::copy(from, stage.join("boot").join(name))
+            .with_context(|| format!("cannot copy {}", from.display()))?;
+    }
+    let script = tree.build().join("grub.cfg");
+    fs::write(&script, grub_script(boot.command_line))?;
+    let mut mkimage = tool(tree, "grub-mkimage");
+    mkimage
+        .args(["-O", "i386-pc-eltorito", "-d", GRUB, "-p", "/boot", "-c"])
+        .arg(&script);
+    mkimage
+        .arg("-o")
+        .arg(stage.join("boot/bios.img"))
+        .args(GRUB_MODULES);
+    run(&mut mkimage)?;
+    Ok(stage)
+}
+
+/// Run line by line; when a line fails GRUB goes on with the next, so the end is a restart and never a prompt.
+fn grub_script(command_line: &str) -> String {
+    format!(
+        "search.fs_label {LABEL} root\n\
+         linux /boot/vmlinuz {command_line}\n\
+         initrd /boot/initrd\n\
+         boot\n\
+         echo NullBox: the boot loader could not load /boot/vmlinuz and /boot/initrd from the medium labelled {LABEL}.\n\
+         echo Write the ISO again, or use another drive or port. Restarting in 60 s.\n\
+         sleep 60\n\
+         reboot\n"
+    )
+}
+
+fn write_iso(tree: &Tree, stage: &Path, esp: &Path, root_image: &Path, out: &Path) -> Result<()> {
+    if let Some(folder) = out.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let partial = out.with_extension("iso.partial");
+    let mut xorriso = tool(tree, "xorriso");
+    xorriso.args([
+        "-no_rc",
+        "-as",
+        "mkisofs",
+        "-quiet",
+        "-iso-level",
+        "3",
+        "-volid",
+        LABEL,
+        "-publisher",
+        "NULLBOX",
+    ]);
+    xorriso.args([
+        "-uid",
+        "0",
+        "-gid",
+        "0",
+        "-dir-mode",
+        "0555",
+        "-file-mode",
+        "0444",
+    ]);
+    // BIOS, from optical media and (grub2-mbr) from a stick.
+    xorriso.args([
+        "-c",
+        "boot/boot.cat",
+        "-b",
+        "boot/bios.img",
+        "-no-emul-boot",
+        "-boot-load-size",
+        "4",
+    ]);
+    xorriso
+        .args(["-boot-info-table", "--grub2-boot-info", "--grub2-mbr"])
+        .arg(format!("{GRUB}/boot_hybrid.img"));
+    // Some BIOSes boot only disks with an active partition.
+    xorriso.args([
+        "--mbr-force-bootable",
+        "-appended_part_as_gpt",
+        "-partition_offset",
+        "16",
+    ]);
+    xorriso.args(["-append_partition", "2", "0xef"]).arg(esp);
+    xorriso
+        .args(["-append_partition", "3", ROOT_TYPE])
+        .arg(root_image);
+    // UEFI boots the same partition by El Torito.
+    xorriso.args([
+        "-eltorito-alt-boot",
+        "-e",
+        "--interval:appended_partition_2:all::",
+        "-no-emul-boot",
+    ]);
+    xorriso.arg("-o").arg(&partial).arg(stage);
+    run(&mut xorriso)?;
+    ensure!(partial.exists(), "xorriso wrote no {}", partial.display());
+    fs::rename(&partial, out).with_context(|| format!("cannot write {}", out.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boot_loader_never_ends_at_a_prompt() {
+        assert!(grub_script("quiet").ends_with("sleep 60\nreboot\n"));
+    }
+}
