@@ -125,6 +125,30 @@ pub const ROOTFS_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
 pub const ROOTFS_ENTRIES_MAX: u64 = 1_000_000;
 /// Layers in an OCI image.
 pub const OCI_LAYERS_MAX: usize = 128;
+/// Entries of the archive itself, outside its layers. More: refused.
+pub const ARCHIVE_ENTRIES_MAX: usize = 4096;
+/// One JSON document of an archive (index, manifest, config). Larger: refused.
+pub const OCI_JSON_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Environment of an OCI image, in bytes. More: refused.
+pub const OCI_ENV_BYTES_MAX: usize = 8 * 1024;
+/// One extension header (pax, GNU long name) of a tar. Larger: refused.
+pub const TAR_EXTENSION_BYTES_MAX: u64 = 1024 * 1024;
+/// Headers an entry may have, its own included. More: refused.
+pub const TAR_EXTENSIONS_PER_ENTRY_MAX: usize = 8;
+/// A path in a rootfs, and the target of a symbolic link (PATH_MAX less the final NUL).
+pub const ROOTFS_PATH_BYTES_MAX: usize = 4095;
+/// A name in a rootfs (NAME_MAX).
+pub const ROOTFS_NAME_BYTES_MAX: usize = 255;
+/// Directories above an entry of a rootfs. Deeper: refused.
+pub const ROOTFS_DEPTH_MAX: usize = 256;
+/// Names and link targets of all entries of an image together: what the merge holds in memory. More: refused.
+pub const ROOTFS_TEXT_BYTES_MAX: u64 = 128 * 1024 * 1024;
+/// Directory look-ups one merge may take (an image that needs more is built to burn time). More: refused.
+pub const ROOTFS_LOOKUPS_MAX: u64 = 100_000_000;
+/// Window of a zstd layer, in bytes: what unpacking holds in memory. Larger: refused.
+pub const ZSTD_WINDOW_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Images and names the rootfs store holds. One more: refused.
+pub const STORE_IMAGES_MAX: usize = 256;
 
 /// Operator keys in operators.toml.
 pub const OPERATORS_MAX: usize = 256;
