@@ -70,6 +70,26 @@ pub const AGENT_STOP_GRACE_MS: u64 = 5_000;
 pub const AGENT_LOG_BYTES_MAX: usize = 1024 * 1024;
 /// Log kept of one service, in lines; the oldest go first.
 pub const SERVICE_LOG_LINES_MAX: usize = 1024;
+/// The same, in bytes: nulld's own memory is bounded whatever services write.
+pub const SERVICE_LOG_BYTES_MAX: usize = 256 * 1024;
+/// First pause before an ended service is started again; it doubles with each end.
+pub const SERVICE_BACKOFF_MS_MIN: u64 = 1_000;
+/// Longest pause before an ended service is started again.
+pub const SERVICE_BACKOFF_MS_MAX: u64 = 30_000;
+/// After being ready for so long, a service's next pause is the first one again.
+pub const SERVICE_BACKOFF_RESET_MS: u64 = 60_000;
+/// How long the kernel may take to end a killed service. Later: it is abandoned, and the log says so.
+pub const SERVICE_KILL_MS_MAX: u64 = 5_000;
+/// How long the services may take to be ready at boot. Later: the boot phase is `degraded` and names those that are not.
+pub const SERVICES_READY_MS_MAX: u64 = 120_000;
+/// How long boot waits for the uplink's address. Later: the phase `network` is `degraded`; the uplink goes on trying.
+pub const UPLINK_WAIT_MS_MAX: u64 = 10_000;
+/// How long all services together may take to stop. Later: they are killed.
+pub const SHUTDOWN_MS_MAX: u64 = 60_000;
+/// How long the last writes and unmounts may take. Later: the node goes down without them.
+pub const SYNC_MS_MAX: u64 = 10_000;
+/// nulld's events waiting for the ledger. One more: dropped and counted in the log.
+pub const LEDGER_QUEUE_MAX: usize = 256;
 /// One log line, in bytes; the rest is cut and marked.
 pub const LOG_LINE_BYTES_MAX: usize = 1024;
 
