@@ -1,0 +1,8 @@
+//! One microVM per agent: manifests, the rootfs store, jails and the life of a VM.
+//!
+//! Owns: everything under /state/cage, /run/cage and the cgroup that nulld delegates to it.
+//! Must hold: what runs was asked for by the door or by `autostart`, and has a receipt; what ended leaves nothing behind.
+//! Must never: believe a guest about anything but the guest itself, or read a disk that a guest wrote.
+
+pub mod jail;
+pub mod sys;
