@@ -26,6 +26,9 @@ const BINARIES: [(&str, &str); 9] = [
     ("initramfs", "initramfs"),
 ];
 
+/// Binaries by name.
+pub type Built = BTreeMap<&'static str, PathBuf>;
+
 /// The environment in which cargo makes static binaries.
 pub fn toolchain(tree: &Tree) -> Result<Vec<(String, String)>> {
     let script = tree.path("scripts/musl-env.sh");
@@ -50,7 +53,7 @@ fn parse_exports(text: &str) -> Result<Vec<(String, String)>> {
 }
 
 /// All binaries by name.
-pub fn build(tree: &Tree) -> Result<BTreeMap<&'static str, PathBuf>> {
+pub fn build(tree: &Tree) -> Result<Built> {
     let environment = toolchain(tree)?;
     let step = Step::start("binaries");
     let cargo = environment

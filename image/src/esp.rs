@@ -23,8 +23,8 @@ pub struct Boot<'a> {
 }
 
 /// Puts the parts into sections of the EFI stub (systemd-stub(7)).
-pub fn unified_kernel_image(tree: &Tree, boot: &Boot<'_>, out: &Path) -> Result<()> {
-    let parts = tree.build().join("uki");
+pub fn unified_kernel_image(tree: &Tree, boot: &Boot<'_>, folder: &Path, out: &Path) -> Result<()> {
+    let parts = folder.join("uki");
     crate::root::clear(&parts)?;
     fs::write(parts.join("osrel"), OS_RELEASE)?;
     fs::write(parts.join("cmdline"), format!("{}\0", boot.command_line))?;

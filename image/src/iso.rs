@@ -3,20 +3,20 @@
 //! GPT partitions: 2 the EFI system partition (also the El Torito UEFI image), 3 the root image, found by its type.
 //! ISO 9660 holds only what GRUB needs for BIOS machines.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::binaries::{self, Built};
 use crate::cpio::Archive;
 use crate::esp::{self, Boot};
 use crate::kernel::{self, Kind};
 use crate::process::{run, tool};
 use crate::progress::Step;
+use crate::root;
 use crate::tree::Tree;
 use crate::verity::Seal;
-use crate::{binaries, root};
 
 pub const LABEL: &str = "NULLBOX";
 /// initramfs/src/gpt.rs has the same GUID.
@@ -35,24 +35,31 @@ const GRUB_MODULES: [&str; 7] = [
     "reboot",
 ];
 
-pub fn build(tree: &Tree, out: &Path) -> Result<()> {
+/// Builds `out`; the files of `overlay`, which lie as on the node, replace or join those of the root.
+pub fn build(tree: &Tree, out: &Path, overlay: Option<&Path>) -> Result<()> {
     let kernel = kernel::build(tree, Kind::Host)?;
     let built = binaries::build(tree)?;
-    fs::create_dir_all(tree.build())?;
-    let root_image = tree.build().join("root.img");
-    let seal = root::build(tree, &built, &root_image)?;
+    let parts = parts(out);
+    root::clear(&parts)?;
+    let root_image = parts.join("root.img");
+    let input = root::Input {
+        binaries: &built,
+        overlay,
+        stage: &parts.join("root"),
+    };
+    let seal = root::build(tree, &input, &root_image)?;
     let step = Step::start("ISO");
-    let initramfs = boot_initramfs(tree, &built, &seal)?;
+    let initramfs = boot_initramfs(tree, &built, &seal, &parts)?;
     let boot = Boot {
         kernel: &kernel,
         initramfs: &initramfs,
         command_line: COMMAND_LINE,
     };
-    let uki = tree.build().join("nullbox.efi");
-    esp::unified_kernel_image(tree, &boot, &uki)?;
-    let esp = tree.build().join("esp.img");
+    let uki = parts.join("nullbox.efi");
+    esp::unified_kernel_image(tree, &boot, &parts, &uki)?;
+    let esp = parts.join("esp.img");
     esp::system_partition(tree, &uki, &esp)?;
-    let stage = bios_tree(tree, &boot)?;
+    let stage = bios_tree(tree, &boot, &parts)?;
     write_iso(tree, &stage, &esp, &root_image, out)?;
     step.done(&format!(
         "{} ({:.1} MB)",
@@ -62,8 +69,13 @@ pub fn build(tree: &Tree, out: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What an ISO is put together from lies in a folder beside it.
+pub fn parts(iso: &Path) -> PathBuf {
+    iso.with_extension("parts")
+}
+
 /// initramfs binary and seal, zstd-packed (the host kernel unpacks nothing else).
-fn boot_initramfs(tree: &Tree, built: &BTreeMap<&'static str, PathBuf>, seal: &Seal) -> Result<PathBuf> {
+fn boot_initramfs(tree: &Tree, built: &Built, seal: &Seal, parts: &Path) -> Result<PathBuf> {
     let mut archive = Archive::default();
     for folder in ["dev", "proc", "sys", "newroot"] {
         archive.folder(folder);
@@ -71,10 +83,7 @@ fn boot_initramfs(tree: &Tree, built: &BTreeMap<&'static str, PathBuf>, seal: &S
     archive.character_device("dev/console", 0o600, 5, 1);
     archive.file("init", 0o755, &fs::read(root::binary(built, "initramfs")?)?);
     archive.file("image.verity", 0o444, seal.to_text().as_bytes());
-    let (plain, packed) = (
-        tree.build().join("initramfs.cpio"),
-        tree.build().join("initramfs.cpio.zst"),
-    );
+    let (plain, packed) = (parts.join("initramfs.cpio"), parts.join("initramfs.cpio.zst"));
     fs::write(&plain, archive.finish())?;
     run(tool(tree, "zstd")
         .args(["-q", "-f", "-19", "-T1", "--no-progress"])
@@ -85,15 +94,15 @@ fn boot_initramfs(tree: &Tree, built: &BTreeMap<&'static str, PathBuf>, seal: &S
 }
 
 /// What BIOS machines boot: GRUB's core image with its whole script inside, the kernel, the initramfs.
-fn bios_tree(tree: &Tree, boot: &Boot<'_>) -> Result<PathBuf> {
-    let stage = tree.build().join("iso");
+fn bios_tree(tree: &Tree, boot: &Boot<'_>, parts: &Path) -> Result<PathBuf> {
+    let stage = parts.join("iso");
     root::clear(&stage)?;
     fs::create_dir_all(stage.join("boot"))?;
     for (from, name) in [(boot.kernel, "vmlinuz"), (boot.initramfs, "initrd")] {
         fs::copy(from, stage.join("boot").join(name))
             .with_context(|| format!("cannot copy {}", from.display()))?;
     }
-    let script = tree.build().join("grub.cfg");
+    let script = parts.join("grub.cfg");
     fs::write(&script, grub_script(boot.command_line))?;
     let mut mkimage = tool(tree, "grub-mkimage");
     mkimage
@@ -122,9 +131,6 @@ fn grub_script(command_line: &str) -> String {
 }
 
 fn write_iso(tree: &Tree, stage: &Path, esp: &Path, root_image: &Path, out: &Path) -> Result<()> {
-    if let Some(folder) = out.parent() {
-        fs::create_dir_all(folder)?;
-    }
     let partial = out.with_extension("iso.partial");
     let mut xorriso = tool(tree, "xorriso");
     xorriso.args([

@@ -2,13 +2,13 @@
 //!
 //! Must hold: the same inputs give the same bytes; there is no shell, no interpreter, nothing but our binaries.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::binaries::Built;
 use crate::cpio::Archive;
 use crate::kernel::{self, Kind};
 use crate::process::{run, tool};
@@ -33,12 +33,25 @@ const SCRATCH_MIB: u64 = 64;
 const SCRATCH_MIB_MAX: u64 = 65_536;
 const SCRATCH_UUID: &str = "6e756c6c-626f-4078-9363-726174636800";
 
+#[derive(Debug)]
+pub struct Input<'a> {
+    pub binaries: &'a Built,
+    /// More files, laid out as on the node: what a test image carries beside the product.
+    pub overlay: Option<&'a Path>,
+    /// Where the tree is put together.
+    pub stage: &'a Path,
+}
+
 /// Packs the tree into `out`; the seal is for the boot image.
-pub fn build(tree: &Tree, binaries: &BTreeMap<&'static str, PathBuf>, out: &Path) -> Result<Seal> {
+pub fn build(tree: &Tree, input: &Input<'_>, out: &Path) -> Result<Seal> {
+    let Input {
+        binaries,
+        stage,
+        overlay,
+    } = *input;
     let guest_kernel = kernel::build(tree, Kind::Guest)?;
     let step = Step::start("root image");
-    let stage = tree.build().join("root");
-    clear(&stage)?;
+    clear(stage)?;
     for folder in FOLDERS {
         make_folder(&stage.join(folder))?;
     }
@@ -56,9 +69,12 @@ pub fn build(tree: &Tree, binaries: &BTreeMap<&'static str, PathBuf>, out: &Path
     copy_folder(&tree.path("image/config"), &stage.join("system/config"))?;
     // Written by nulld when the uplink has a resolver.
     symlink("/run/resolv.conf", stage.join("etc/resolv.conf"))?;
-    fix_folder_modes(&stage)?;
+    if let Some(overlay) = overlay {
+        copy_folder(overlay, stage)?;
+    }
+    fix_folder_modes(stage)?;
 
-    squash(tree, &stage, out)?;
+    squash(tree, stage, out)?;
     let seal = verity::seal(out)?;
     step.done(&format!(
         "{} KiB, root hash {}",
@@ -68,7 +84,7 @@ pub fn build(tree: &Tree, binaries: &BTreeMap<&'static str, PathBuf>, out: &Path
     Ok(seal)
 }
 
-pub fn binary<'a>(binaries: &'a BTreeMap<&'static str, PathBuf>, name: &str) -> Result<&'a Path> {
+pub fn binary<'a>(binaries: &'a Built, name: &str) -> Result<&'a Path> {
     binaries
         .get(name)
         .map(PathBuf::as_path)
@@ -183,7 +199,9 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
         if kind.is_dir() {
             copy_folder(&entry.path(), &to.join(entry.file_name()))?;
         } else {
-            install(&entry.path(), &to.join(entry.file_name()), 0o644)?;
+            let executable = entry.metadata()?.permissions().mode() & 0o100 != 0;
+            let mode = if executable { 0o755 } else { 0o644 };
+            install(&entry.path(), &to.join(entry.file_name()), mode)?;
         }
     }
     Ok(())

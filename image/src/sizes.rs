@@ -6,12 +6,14 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::binaries;
+use crate::iso;
 use crate::kernel::{self, Kind};
 use crate::tree::Tree;
 
-pub fn print(tree: &Tree) -> Result<()> {
-    for file in ["nullbox.iso", "root.img", "nullbox.efi", "initramfs.cpio.zst"] {
-        line(file, &tree.build().join(file))?;
+pub fn print(tree: &Tree, iso: &Path) -> Result<()> {
+    line("iso", iso)?;
+    for file in ["root.img", "nullbox.efi", "initramfs.cpio.zst"] {
+        line(file, &iso::parts(iso).join(file))?;
     }
     for name in binaries::names() {
         line(name, &binaries::path_of(tree, name))?;

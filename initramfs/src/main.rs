@@ -15,6 +15,7 @@
 )]
 
 mod boot;
+mod console;
 mod dm;
 mod gpt;
 mod image;
@@ -27,6 +28,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use boot::{BootError, CmdLine};
+use console::Console;
 
 const NULLD: &str = "/system/bin/nulld";
 const ROOT_HASH_VARIABLE: &str = "NULLBOX_ROOT_HASH";
@@ -41,16 +43,22 @@ fn main() {
         Ok(never) => match never {},
         Err(error) => error,
     };
-    println!(
+    let mut console = Console::open();
+    console.line(&format!(
         "\nnullbox: this node did not boot\n  what: {error}\n  fix:  {}",
         error.remedy()
-    );
-    hold(boot::command_line().unwrap_or_default());
+    ));
+    hold(&mut console, boot::command_line().unwrap_or_default());
 }
 
 fn run() -> Result<Infallible, BootError> {
-    let mut steps = Steps::new();
+    let start = Instant::now();
     boot::mount_kernel_file_systems()?;
+    let mut steps = Steps {
+        console: Console::open(),
+        last: start,
+        times: Vec::new(),
+    };
     let image = image::load()?;
     steps.done("mounts", "");
 
@@ -77,14 +85,14 @@ fn run() -> Result<Infallible, BootError> {
 
 /// Nothing more can be done, and PID 1 must not end: the message stays on the console. A reboot only where the command
 /// line asks for one.
-fn hold(options: CmdLine) -> ! {
+fn hold(console: &mut Console, options: CmdLine) -> ! {
     if let Some(seconds) = options.reboot_s {
-        println!("nullbox: restarting in {seconds} s (nullbox.reboot_s)");
+        console.line(&format!("nullbox: restarting in {seconds} s (nullbox.reboot_s)"));
         std::thread::sleep(Duration::from_secs(seconds));
         // If the restart is refused there is nothing left but to hold.
         let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
     }
-    println!("nullbox: holding; switch the machine off or restart it");
+    console.line("nullbox: holding; switch the machine off or restart it");
     loop {
         std::thread::park();
     }
@@ -92,21 +100,16 @@ fn hold(options: CmdLine) -> ! {
 
 /// The steps of this program on the console, and their times for nulld's list of boot phases.
 struct Steps {
+    console: Console,
     last: Instant,
     times: Vec<(&'static str, u128)>,
 }
 
 impl Steps {
-    fn new() -> Self {
-        Steps {
-            last: Instant::now(),
-            times: Vec::new(),
-        }
-    }
-
     fn done(&mut self, step: &'static str, detail: &str) {
         let ms = self.last.elapsed().as_millis();
-        println!("nullbox: {step:<7} {ms:>5} ms  {detail}");
+        self.console
+            .line(&format!("nullbox: {step:<7} {ms:>5} ms  {detail}"));
         self.times.push((step, ms));
         self.last = Instant::now();
     }
