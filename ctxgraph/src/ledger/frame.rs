@@ -1,0 +1,349 @@
+//! The bytes of the ledger: segment header and frames. The format is docs/formats/ctxgraph.md.
+//!
+//! Must hold: a frame decodes only if every byte of it is as it was encoded.
+//! Must never: panic on any bytes.
+
+use abi::identity::{Caller, Service};
+use abi::ids::Digest;
+use abi::ledger::Event;
+use abi::limits;
+use sha2::{Digest as _, Sha256};
+
+/// Bytes of the segment header.
+pub const SEGMENT_HEADER_BYTES: usize = 96;
+/// Bytes of a frame before its body.
+pub const HEAD_BYTES: usize = 68;
+/// Bytes of a frame after its body.
+pub const DIGEST_BYTES: usize = 32;
+/// The largest frame.
+pub const FRAME_BYTES_MAX: usize = HEAD_BYTES + limits::LEDGER_EVENT_BYTES_MAX + DIGEST_BYTES;
+/// The first bytes of every frame.
+pub const MAGIC: [u8; 4] = *b"NBF1";
+
+const SEGMENT_MAGIC: [u8; 8] = *b"NBLEDGER";
+const KIND_EVENT: u8 = 1;
+
+/// What is wrong with bytes that should be a frame or a segment header.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    #[error("the file ends within a segment header")]
+    HeaderCut,
+    #[error("not a ledger segment of version 1")]
+    Header,
+    #[error("the file ends within a frame")]
+    Cut,
+    #[error("no frame begins here")]
+    Magic,
+    #[error("the frame's length is {0}")]
+    Length(u32),
+    #[error("the frame's bytes do not have the frame's digest")]
+    Digest,
+    #[error("the frame has seq {found}, {expected} was due")]
+    Seq { found: u64, expected: u64 },
+    #[error("the frame does not follow the one before it")]
+    Previous,
+    #[error("the frame says batch {0}, which is not between the last frame's and its own seq")]
+    Batch(u64),
+    #[error("the frame has an unknown source, kind or reserved bytes")]
+    Unknown,
+}
+
+/// Who wrote an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Root, and the event does not show which service.
+    Root,
+    Service(Service),
+}
+
+impl Source {
+    /// The writer of an event that came from a caller. nulld and cage both run as root, so for root the kind of the event
+    /// decides between them: it is what root said of itself, not what the ledger knows.
+    pub fn of(caller: &Caller, event: &Event) -> Source {
+        match (caller, event) {
+            (Caller::Service { service }, _) => Source::Service(*service),
+            (
+                _,
+                Event::NodeBooted { .. }
+                | Event::NodeStopping { .. }
+                | Event::ServiceStarted { .. }
+                | Event::ServiceExited { .. }
+                | Event::CallRefused { .. }
+                | Event::CallMade { .. },
+            ) => Source::Service(Service::Nulld),
+            (
+                _,
+                Event::RootfsImported { .. }
+                | Event::AgentStarting { .. }
+                | Event::AgentReady { .. }
+                | Event::AgentStopping { .. }
+                | Event::AgentExited { .. }
+                | Event::ExecStarted { .. },
+            ) => Source::Service(Service::Cage),
+            _ => Source::Root,
+        }
+    }
+
+    /// The name in [`abi::control::Recorded`].
+    pub fn name(self) -> &'static str {
+        match self {
+            Source::Root => "root",
+            Source::Service(service) => service.name(),
+        }
+    }
+
+    fn code(self) -> u8 {
+        match self {
+            Source::Root => 0,
+            Source::Service(Service::Nulld) => 1,
+            Source::Service(Service::Egress) => 2,
+            Source::Service(Service::Ctxgraph) => 3,
+            Source::Service(Service::Cage) => 4,
+            Source::Service(Service::Nullgate) => 5,
+        }
+    }
+
+    fn from_code(code: u8) -> Option<Source> {
+        let all = Service::ALL.into_iter().map(Source::Service);
+        all.chain([Source::Root]).find(|source| source.code() == code)
+    }
+}
+
+/// A segment's first bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SegmentHeader {
+    pub first_seq: u64,
+    pub ledger_id: [u8; 32],
+    pub previous: Digest,
+}
+
+impl SegmentHeader {
+    /// The 96 bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(SEGMENT_HEADER_BYTES);
+        bytes.extend(SEGMENT_MAGIC);
+        bytes.extend(1_u32.to_le_bytes());
+        bytes.extend((SEGMENT_HEADER_BYTES as u32).to_le_bytes());
+        bytes.extend(self.first_seq.to_le_bytes());
+        bytes.extend([0; 8]);
+        bytes.extend(self.ledger_id);
+        bytes.extend(self.previous.0);
+        bytes
+    }
+
+    /// Parses and checks the 96 bytes.
+    pub fn decode(bytes: &[u8]) -> Result<SegmentHeader, FrameError> {
+        let mut fields = Fields(bytes);
+        let whole = bytes.len() >= SEGMENT_HEADER_BYTES;
+        let (magic, version, length) = (fields.take::<8>(), fields.u32(), fields.u32());
+        let (first_seq, zero) = (fields.u64(), fields.u64());
+        let (id, previous) = (fields.take::<32>(), fields.take::<32>());
+        match (magic, version, length, first_seq, zero, id, previous) {
+            (Some(SEGMENT_MAGIC), Some(1), Some(96), Some(first_seq), Some(0), Some(id), Some(previous)) => {
+                Ok(SegmentHeader {
+                    first_seq,
+                    ledger_id: id,
+                    previous: Digest(previous),
+                })
+            }
+            _ if !whole => Err(FrameError::HeaderCut),
+            _ => Err(FrameError::Header),
+        }
+    }
+
+    /// What the segment's first frame has as the digest before it.
+    pub fn digest(&self) -> Digest {
+        Digest(Sha256::digest(self.encode()).into())
+    }
+}
+
+/// One frame, checked in itself but not yet against its neighbours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    pub seq: u64,
+    pub batch: u64,
+    pub unix_ms: u64,
+    pub source: Source,
+    pub previous: Digest,
+    pub body: Vec<u8>,
+    pub digest: Digest,
+}
+
+/// What a frame is made of; its digest is made here.
+#[derive(Debug, Clone, Copy)]
+pub struct Draft<'a> {
+    pub seq: u64,
+    pub batch: u64,
+    pub unix_ms: u64,
+    pub source: Source,
+    pub previous: Digest,
+    /// 1 to [`limits::LEDGER_EVENT_BYTES_MAX`] bytes.
+    pub body: &'a [u8],
+}
+
+impl Draft<'_> {
+    /// Appends the frame to `out` and returns its digest.
+    pub fn encode(&self, out: &mut Vec<u8>) -> Digest {
+        let start = out.len();
+        out.extend(MAGIC);
+        out.extend((self.body.len() as u32).to_le_bytes());
+        out.extend(self.seq.to_le_bytes());
+        out.extend(self.batch.to_le_bytes());
+        out.extend(self.unix_ms.to_le_bytes());
+        out.extend([self.source.code(), KIND_EVENT, 0, 0]);
+        out.extend(self.previous.0);
+        out.extend(self.body);
+        let digest: [u8; 32] = Sha256::digest(out.get(start..).unwrap_or_default()).into();
+        out.extend(digest);
+        Digest(digest)
+    }
+}
+
+/// The whole length of the frame that begins with these bytes; needs the first 8.
+pub fn frame_length(bytes: &[u8]) -> Result<usize, FrameError> {
+    let mut fields = Fields(bytes);
+    match (fields.take::<4>(), fields.u32()) {
+        (Some(MAGIC), Some(length)) => {
+            let body = length as usize;
+            if body == 0 || body > limits::LEDGER_EVENT_BYTES_MAX {
+                return Err(FrameError::Length(length));
+            }
+            Ok(HEAD_BYTES + body + DIGEST_BYTES)
+        }
+        (Some(MAGIC), None) => Err(FrameError::Cut),
+        (Some(_), _) => Err(FrameError::Magic),
+        (None, _) => Err(FrameError::Cut),
+    }
+}
+
+/// Decodes the frame that `bytes` begins with.
+pub fn decode(bytes: &[u8]) -> Result<Frame, FrameError> {
+    let length = frame_length(bytes)?;
+    let frame = bytes.get(..length).ok_or(FrameError::Cut)?;
+    let (covered, digest) = frame
+        .split_at_checked(length - DIGEST_BYTES)
+        .ok_or(FrameError::Cut)?;
+    let actual: [u8; 32] = Sha256::digest(covered).into();
+    if actual.as_slice() != digest {
+        return Err(FrameError::Digest);
+    }
+    let mut fields = Fields(covered);
+    let (_, _) = (fields.u32(), fields.u32()); // magic and length, checked above
+    let (seq, batch, unix_ms) = (fields.u64(), fields.u64(), fields.u64());
+    let (tail, previous) = (fields.take::<4>(), fields.take::<32>());
+    match (seq, batch, unix_ms, tail, previous) {
+        (Some(seq), Some(batch), Some(unix_ms), Some([source, KIND_EVENT, 0, 0]), Some(previous)) => Ok(Frame {
+            seq,
+            batch,
+            unix_ms,
+            source: Source::from_code(source).ok_or(FrameError::Unknown)?,
+            previous: Digest(previous),
+            body: fields.0.to_vec(),
+            digest: Digest(actual),
+        }),
+        _ => Err(FrameError::Unknown),
+    }
+}
+
+/// Reads fixed fields from the front of bytes.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (first, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*first)
+    }
+    fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_le_bytes)
+    }
+    fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_le_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sample() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        Draft {
+            seq: 7,
+            batch: 5,
+            unix_ms: 1_700_000_000_000,
+            source: Source::Service(Service::Egress),
+            previous: Digest([9; 32]),
+            body: b"{\"event\":\"net_detached\"}",
+        }
+        .encode(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_frame_reads_back() {
+        let bytes = sample();
+        let frame = decode(&bytes).unwrap();
+        assert_eq!((frame.seq, frame.batch, frame.unix_ms), (7, 5, 1_700_000_000_000));
+        assert_eq!(frame.source.name(), "egress");
+        assert_eq!(frame.previous, Digest([9; 32]));
+        assert_eq!(frame.body, b"{\"event\":\"net_detached\"}");
+        assert_eq!(frame.digest.0, bytes[bytes.len() - 32..]);
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_seen() {
+        let bytes = sample();
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(&flipped).is_err(), "bit {bit}");
+        }
+        for length in 0..bytes.len() {
+            assert!(decode(&bytes[..length]).is_err(), "cut to {length}");
+        }
+    }
+
+    #[test]
+    fn a_segment_header_reads_back_and_no_byte_of_it_is_free() {
+        let header = SegmentHeader {
+            first_seq: 3,
+            ledger_id: [1; 32],
+            previous: Digest([2; 32]),
+        };
+        let bytes = header.encode();
+        assert_eq!(bytes.len(), SEGMENT_HEADER_BYTES);
+        assert_eq!(SegmentHeader::decode(&bytes), Ok(header.clone()));
+        for index in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[index] ^= 1;
+            // Either it is no header, or the first frame no longer follows it.
+            match SegmentHeader::decode(&changed) {
+                Ok(other) => assert_ne!(other.digest(), header.digest()),
+                Err(error) => assert_eq!(error, FrameError::Header),
+            }
+        }
+        assert_eq!(SegmentHeader::decode(&bytes[..95]), Err(FrameError::HeaderCut));
+    }
+
+    #[test]
+    fn no_bytes_make_the_decoder_panic() {
+        crate::testing::property(300, prop::collection::vec(any::<u8>(), 0..300), |tail| {
+            let mut bytes = MAGIC.to_vec();
+            bytes.extend(&tail);
+            assert!(decode(&bytes).is_err());
+            assert!(decode(&tail).is_err());
+        });
+    }
+
+    #[test]
+    fn source_codes_are_distinct_and_read_back() {
+        for service in Service::ALL {
+            let source = Source::Service(service);
+            assert_eq!(Source::from_code(source.code()), Some(source));
+        }
+        assert_eq!(Source::from_code(0), Some(Source::Root));
+        assert_eq!(Source::from_code(6), None);
+    }
+}
