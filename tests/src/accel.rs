@@ -1,0 +1,65 @@
+//! Which accelerator QEMU can really use. /dev/kvm that exists may still not run a guest, and a node needs nested
+//! virtualization too, so both are tried, not inferred.
+
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// QEMU's arguments for the accelerator; found once per process.
+pub fn arguments() -> &'static [&'static str] {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    match FOUND.get_or_init(|| std::env::var_os("NULLBOX_ACCEL").map_or_else(kvm_works, |v| v == "kvm")) {
+        true => &["-accel", "kvm", "-cpu", "host"],
+        false => &["-accel", "tcg,thread=multi", "-cpu", "max"],
+    }
+}
+
+/// Whether KVM runs our own kernel to its first panic (there is no root to mount) within 20 s, and nests.
+fn kvm_works() -> bool {
+    let nests = ["kvm_intel", "kvm_amd"].iter().any(|module| {
+        std::fs::read_to_string(format!("/sys/module/{module}/parameters/nested"))
+            .is_ok_and(|text| matches!(text.trim(), "Y" | "1"))
+    });
+    if !nests
+        || std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .is_err()
+    {
+        return false;
+    }
+    let Ok(kernel) = crate::image(&["kernel", "host", "--print-path"]) else {
+        return false;
+    };
+    let guest = Command::new("qemu-system-x86_64")
+        .args([
+            "-accel",
+            "kvm",
+            "-cpu",
+            "host",
+            "-m",
+            "256",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-nodefaults",
+        ])
+        .args(["-append", "panic=-1", "-kernel", &kernel])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let Ok(mut guest) = guest else { return false };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < deadline {
+        match guest.try_wait() {
+            Ok(Some(status)) => return status.success(),
+            Ok(None) => std::thread::sleep(Duration::from_millis(100)),
+            Err(_) => break,
+        }
+    }
+    let _ = guest.kill(); // it may have ended meanwhile
+    let _ = guest.wait();
+    false
+}

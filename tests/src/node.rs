@@ -1,0 +1,360 @@
+//! One booted node: QEMU, its console, its door.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::accel;
+
+/// From power-on to ready, under emulation on a busy machine.
+pub const BOOT_TIME_MAX: Duration = Duration::from_secs(300);
+/// The console line that says a node is ready.
+pub const READY: &str = "nullbox: ready";
+
+/// How the machine finds the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Firmware {
+    /// OVMF, from CD.
+    Uefi,
+    /// SeaBIOS, from CD.
+    Bios,
+    /// OVMF, the ISO written to a USB stick.
+    UefiUsb,
+}
+
+/// A machine to boot.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Names its folder below build/tests.
+    pub name: String,
+    pub iso: PathBuf,
+    pub firmware: Firmware,
+    /// Disk labelled NULLBOX-CONFIG.
+    pub config: Option<PathBuf>,
+    /// Disk labelled NULLBOX-STATE.
+    pub state: Option<PathBuf>,
+    pub memory_mib: u32,
+    /// Host TCP ports that stand for addresses of the test internet: (address:port in the node's world, host port).
+    pub forwards: Vec<(String, u16)>,
+    /// Private key of the operator that [`Node::ctl`] uses.
+    pub key: PathBuf,
+}
+
+/// A running node. Dropping it kills QEMU.
+#[derive(Debug)]
+pub struct Node {
+    pub machine: Machine,
+    pub dir: PathBuf,
+    pub port: u16,
+    qemu: Child,
+    console: Arc<Console>,
+    fault: Option<Mutex<BufReader<UnixStream>>>,
+}
+
+#[derive(Debug, Default)]
+struct Console {
+    text: Mutex<ConsoleText>,
+    grew: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct ConsoleText {
+    text: String,
+    ended: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Node {
+    /// Powers the machine on and returns at once.
+    pub fn power_on(machine: Machine) -> Result<Node> {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let id = format!(
+            "{}-{}-{}",
+            machine.name,
+            std::process::id(),
+            COUNTER.fetch_add(1, Ordering::Relaxed)
+        );
+        let dir = crate::workspace()?.join(id);
+        fs::create_dir_all(&dir)?;
+        let port = free_port()?;
+        let fault_path = dir.join("fault.sock");
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args([
+            "-M",
+            "q35",
+            "-smp",
+            "2",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-nodefaults",
+        ]);
+        command.args(accel::arguments());
+        command.arg("-m").arg(machine.memory_mib.to_string());
+        command.args(["-chardev", "stdio,id=console", "-serial", "chardev:console"]);
+        command.arg("-chardev").arg(format!(
+            "socket,id=fault,path={},server=on,wait=off",
+            fault_path.display()
+        ));
+        command.args(["-serial", "chardev:fault"]);
+        add_firmware(&mut command, &machine, &dir)?;
+        for (disk, id) in [(&machine.config, "config"), (&machine.state, "state")] {
+            if let Some(disk) = disk {
+                let read_only = if id == "config" { ",readonly=on" } else { "" };
+                command.arg("-drive").arg(format!(
+                    "file={},if=none,id={id},format=raw{read_only}",
+                    disk.display()
+                ));
+                command.arg("-device").arg(format!("virtio-blk-pci,drive={id}"));
+            }
+        }
+        command.arg("-netdev").arg(network(&machine, port)?);
+        command.args([
+            "-device",
+            "virtio-net-pci,netdev=uplink",
+            "-device",
+            "virtio-rng-pci",
+        ]);
+        let log = File::create(dir.join("qemu.log"))?;
+        let mut qemu = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .context("cannot start qemu-system-x86_64: run `make deps`")?;
+        let console = Arc::new(Console::default());
+        let output = qemu.stdout.take().context("no console")?;
+        record(output, console.clone(), dir.join("console.log"))?;
+        Ok(Node {
+            machine,
+            dir,
+            port,
+            qemu,
+            console,
+            fault: None,
+        })
+    }
+
+    /// Powers on and waits until all services are ready.
+    pub fn boot(machine: Machine) -> Result<Node> {
+        let mut node = Node::power_on(machine)?;
+        node.wait_for(READY, BOOT_TIME_MAX)?;
+        let path = node.dir.join("fault.sock");
+        node.fault = UnixStream::connect(path)
+            .ok()
+            .map(|socket| Mutex::new(BufReader::new(socket)));
+        Ok(node)
+    }
+
+    /// Waits for a text on the console and returns the first line that holds it.
+    pub fn wait_for(&self, text: &str, limit: Duration) -> Result<String> {
+        self.wait_for_nth(text, 1, limit)
+    }
+
+    /// Waits until `count` lines of the console hold a text and returns the last of them.
+    pub fn wait_for_nth(&self, text: &str, count: usize, limit: Duration) -> Result<String> {
+        let deadline = Instant::now() + limit;
+        let mut console = lock(&self.console.text);
+        loop {
+            if let Some(line) = console
+                .text
+                .lines()
+                .filter(|line| line.contains(text))
+                .nth(count - 1)
+            {
+                return Ok(line.trim().to_owned());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || console.ended {
+                let why = if console.ended {
+                    "the machine went off"
+                } else {
+                    "time is up"
+                };
+                bail!(
+                    "`{text}` did not come on the console ({why}); it ends with\n{}",
+                    tail(&console.text, 25)
+                );
+            }
+            let woken = self.console.grew.wait_timeout(console, left);
+            console = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Everything the console has shown.
+    pub fn console(&self) -> String {
+        lock(&self.console.text).text.clone()
+    }
+
+    /// Waits until the machine has switched itself off.
+    pub fn wait_off(&mut self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            if let Some(status) = self.qemu.try_wait()? {
+                ensure!(
+                    status.success(),
+                    "QEMU ended with {status}: see {}",
+                    self.dir.join("qemu.log").display()
+                );
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        bail!(
+            "the machine is still on; its console ends with\n{}",
+            tail(&self.console(), 25)
+        )
+    }
+
+    /// Pulls the plug: QEMU is killed, and with it all that the node had not written.
+    pub fn pull_plug(mut self) -> Result<Machine> {
+        self.qemu.kill()?;
+        self.qemu.wait()?;
+        Ok(self.machine.clone())
+    }
+
+    /// The node's fingerprint, as an operator reads it off the console.
+    pub fn fingerprint(&self) -> Result<String> {
+        let line = self.wait_for("fingerprint=SHA256:", Duration::from_secs(30))?;
+        let (_, after) = line.split_once("fingerprint=").context("no fingerprint")?;
+        Ok(after.split_whitespace().next().unwrap_or_default().to_owned())
+    }
+
+    /// Gives the saboteur an order (test images only; src/bin/fault.rs lists them).
+    pub fn fault(&self, order: &str) -> Result<String> {
+        let fault = self.fault.as_ref().context("no line to the saboteur")?;
+        let mut line = lock(fault);
+        line.get_ref().set_read_timeout(Some(Duration::from_secs(60)))?;
+        writeln!(line.get_mut(), "{order}")?;
+        let mut answer = String::new();
+        line.read_line(&mut answer)
+            .with_context(|| format!("no answer to `{order}`"))?;
+        let answer: serde_json::Value = serde_json::from_str(answer.trim())
+            .with_context(|| format!("answer to `{order}`: {answer:?}"))?;
+        match (answer["ok"].as_str(), answer["error"].as_str()) {
+            (Some(text), _) => Ok(text.to_owned()),
+            (None, error) => bail!("{order}: {}", error.unwrap_or("no reason")),
+        }
+    }
+
+    /// Bytes of memory QEMU's process holds; for figures only.
+    pub fn pid(&self) -> u32 {
+        self.qemu.id()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill(); // it may be off already
+        let _ = self.qemu.wait();
+        if std::thread::panicking() {
+            eprintln!(
+                "console of the failed node: {}",
+                self.dir.join("console.log").display()
+            );
+        } else {
+            let _ = fs::remove_dir_all(&self.dir); // only space is lost
+        }
+    }
+}
+
+fn add_firmware(command: &mut Command, machine: &Machine, dir: &Path) -> Result<()> {
+    if machine.firmware != Firmware::Bios {
+        let variables = dir.join("efivars.fd");
+        fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", &variables)
+            .context("OVMF is missing: run `make deps`")?;
+        command.args([
+            "-drive",
+            "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
+        ]);
+        command
+            .arg("-drive")
+            .arg(format!("if=pflash,format=raw,file={}", variables.display()));
+    }
+    let iso = machine.iso.display();
+    if machine.firmware == Firmware::UefiUsb {
+        command.args(["-device", "qemu-xhci"]);
+        command
+            .arg("-drive")
+            .arg(format!("file={iso},if=none,id=stick,format=raw,readonly=on"));
+        command.args(["-device", "usb-storage,drive=stick,bootindex=0"]);
+    } else {
+        command
+            .arg("-drive")
+            .arg(format!("file={iso},if=none,id=cd,media=cdrom,readonly=on"));
+        command.args(["-device", "ide-cd,drive=cd,bus=ide.0,bootindex=0"]);
+    }
+    Ok(())
+}
+
+/// User networking that reaches this machine's loopback, and of that only the listed ports.
+fn network(machine: &Machine, port: u16) -> Result<String> {
+    let mut netdev = format!(
+        "user,id=uplink,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:{}",
+        abi::node::GATE_PORT
+    );
+    let helper = built_helper("pipe")?;
+    for (address, host_port) in &machine.forwards {
+        netdev.push_str(&format!(
+            ",guestfwd=tcp:{address}-cmd:{} 127.0.0.1:{host_port}",
+            helper.display()
+        ));
+    }
+    Ok(netdev)
+}
+
+/// A helper program of this crate, beside the test that runs.
+fn built_helper(name: &str) -> Result<PathBuf> {
+    let mut dir = std::env::current_exe()?;
+    dir.pop();
+    if dir.ends_with("deps") {
+        dir.pop();
+    }
+    let path = dir.join(name);
+    ensure!(
+        path.exists(),
+        "{} is missing: run `cargo build --package system-tests --bins`",
+        path.display()
+    );
+    Ok(path)
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+fn record(mut output: impl Read + Send + 'static, console: Arc<Console>, path: PathBuf) -> Result<()> {
+    let mut file = File::create(&path).with_context(|| path.display().to_string())?;
+    std::thread::spawn(move || {
+        let mut chunk = [0u8; 4096];
+        loop {
+            let count = output.read(&mut chunk).unwrap_or(0);
+            let mut text = lock(&console.text);
+            if count == 0 {
+                text.ended = true;
+                console.grew.notify_all();
+                return;
+            }
+            let _ = file.write_all(&chunk[..count]); // the log is a convenience
+            text.text.push_str(&String::from_utf8_lossy(&chunk[..count]));
+            console.grew.notify_all();
+        }
+    });
+    Ok(())
+}
+
+fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
