@@ -56,7 +56,10 @@ pub fn unified_kernel_image(tree: &Tree, boot: &Boot<'_>, folder: &Path, out: &P
             .arg(format!("{name}={address:#x}"));
     }
     run(objcopy.arg(STUB).arg(out)).context("the unified kernel image")?;
-    Ok(())
+    // objcopy writes the time of day into the header.
+    let mut image = fs::read(out)?;
+    pe::clear_time(&mut image)?;
+    Ok(fs::write(out, image)?)
 }
 
 /// A FAT file system just large enough for the unified kernel image as the default boot file.
@@ -95,8 +98,8 @@ pub fn system_partition(tree: &Tree, uki: &Path, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// mcopy -m takes the file's own time.
+/// mcopy -m and xorriso take a file's own time.
 pub fn set_time(tree: &Tree, file: &Path) -> Result<()> {
     let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(tree.epoch_s);
-    Ok(fs::File::options().append(true).open(file)?.set_modified(time)?)
+    Ok(fs::File::open(file)?.set_modified(time)?)
 }

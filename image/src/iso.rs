@@ -14,7 +14,7 @@ use crate::esp::{self, Boot};
 use crate::kernel::{self, Kind};
 use crate::process::{run, tool};
 use crate::progress::Step;
-use crate::root;
+use crate::root::{self, Input};
 use crate::tree::Tree;
 use crate::verity::Seal;
 
@@ -37,21 +37,26 @@ const GRUB_MODULES: [&str; 7] = [
 
 /// Builds `out`; the files of `overlay`, which lie as on the node, replace or join those of the root.
 pub fn build(tree: &Tree, out: &Path, overlay: Option<&Path>) -> Result<()> {
-    let kernel = kernel::build(tree, Kind::Host)?;
-    let built = binaries::build(tree)?;
+    let input = Input {
+        host_kernel: kernel::build(tree, Kind::Host)?,
+        guest_kernel: kernel::build(tree, Kind::Guest)?,
+        binaries: binaries::build(tree)?,
+        config: tree.path("image/config"),
+        overlay: overlay.map(Path::to_owned),
+    };
+    assemble(tree, &input, out)
+}
+
+/// Everything behind the compilers; a function of `input` and the epoch.
+fn assemble(tree: &Tree, input: &Input, out: &Path) -> Result<()> {
     let parts = parts(out);
     root::clear(&parts)?;
     let root_image = parts.join("root.img");
-    let input = root::Input {
-        binaries: &built,
-        overlay,
-        stage: &parts.join("root"),
-    };
-    let seal = root::build(tree, &input, &root_image)?;
+    let seal = root::build(tree, input, &parts.join("root"), &root_image)?;
     let step = Step::start("ISO");
-    let initramfs = boot_initramfs(tree, &built, &seal, &parts)?;
+    let initramfs = boot_initramfs(tree, &input.binaries, &seal, &parts)?;
     let boot = Boot {
-        kernel: &kernel,
+        kernel: &input.host_kernel,
         initramfs: &initramfs,
         command_line: COMMAND_LINE,
     };
@@ -113,6 +118,9 @@ fn bios_tree(tree: &Tree, boot: &Boot<'_>, parts: &Path) -> Result<PathBuf> {
         .arg(stage.join("boot/bios.img"))
         .args(GRUB_MODULES);
     run(&mut mkimage)?;
+    for path in ["boot/vmlinuz", "boot/initrd", "boot/bios.img", "boot", ""] {
+        esp::set_time(tree, &stage.join(path))?;
+    }
     Ok(stage)
 }
 
@@ -199,5 +207,67 @@ mod tests {
     #[test]
     fn boot_loader_never_ends_at_a_prompt() {
         assert!(grub_script("quiet").ends_with("sleep 60\nreboot\n"));
+    }
+
+    /// Stand-ins for what the compilers make; the stages behind them do not look inside.
+    fn input(folder: &Path) -> Input {
+        let file = |name: &str, bytes: usize| {
+            let path = folder.join(name);
+            let content: Vec<u8> = (0..bytes).map(|at| (at * at % 253) as u8).collect();
+            fs::write(&path, content).unwrap();
+            path
+        };
+        fs::create_dir_all(folder.join("config/agents")).unwrap();
+        fs::write(folder.join("config/nulld.toml"), "# defaults\n").unwrap();
+        let names = binaries::names().map(|name| (name, file(name, 50_000))).collect();
+        Input {
+            host_kernel: file("bzImage", 3_000_000),
+            guest_kernel: file("vmlinux", 2_000_000),
+            binaries: names,
+            config: folder.join("config"),
+            overlay: None,
+        }
+    }
+
+    #[test]
+    fn two_builds_at_two_times_in_two_places_are_the_same_bytes() {
+        let tree = Tree::find().unwrap();
+        let build = |name: &str| {
+            let folder = std::env::temp_dir().join(format!("nullbox-iso-{}-{name}", std::process::id()));
+            fs::create_dir_all(&folder).unwrap();
+            let out = folder.join("nullbox.iso");
+            assemble(&tree, &input(&folder), &out).unwrap();
+            let (iso, root) = (
+                fs::read(&out).unwrap(),
+                fs::read(parts(&out).join("root.img")).unwrap(),
+            );
+            fs::remove_dir_all(folder).unwrap();
+            (iso, root)
+        };
+        let (first, root) = build("a");
+        // FAT counts in steps of two seconds.
+        std::thread::sleep(std::time::Duration::from_millis(2100));
+        let (second, _) = build("b");
+        let difference = first.iter().zip(&second).position(|(one, other)| one != other);
+        assert_eq!(
+            (difference, first.len()),
+            (None, second.len()),
+            "first differing byte"
+        );
+        assert_eq!(root_partition(&first), root);
+    }
+
+    /// The bytes of the partition with our type, found without this module's help.
+    fn root_partition(iso: &[u8]) -> &[u8] {
+        let number = |at: usize| u64::from_le_bytes(iso[at..at + 8].try_into().unwrap()) as usize;
+        let entries = number(512 + 72) * 512;
+        let guid = [
+            0xbf, 0xb0, 0xb3, 0xfa, 0x4b, 0x9d, 0x05, 0x4b, 0x8d, 0x3c, 0x0a, 0x1e, 0x6f, 0x6e, 0x78, 0x62,
+        ];
+        let entry = (0..128)
+            .map(|index| entries + index * 128)
+            .find(|at| iso[*at..at + 16] == guid)
+            .unwrap();
+        &iso[number(entry + 32) * 512..(number(entry + 40) + 1) * 512]
     }
 }

@@ -51,6 +51,15 @@ pub fn layout(file: &[u8]) -> Result<Layout> {
     })
 }
 
+/// Zeroes the header's time stamp and checksum, which depends on it; firmware reads neither.
+pub fn clear_time(file: &mut [u8]) -> Result<()> {
+    let pe = usize::try_from(number(file, 0x3c, 4)?)?;
+    for at in [pe + 8, pe + 24 + 64] {
+        file.get_mut(at..at + 4).context("truncated PE file")?.fill(0);
+    }
+    Ok(())
+}
+
 fn number(file: &[u8], at: u64, bytes: usize) -> Result<u64> {
     let at = usize::try_from(at)?;
     let field = file

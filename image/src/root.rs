@@ -10,7 +10,6 @@ use anyhow::{Context, Result, ensure};
 
 use crate::binaries::Built;
 use crate::cpio::Archive;
-use crate::kernel::{self, Kind};
 use crate::process::{run, tool};
 use crate::progress::Step;
 use crate::tree::Tree;
@@ -33,24 +32,22 @@ const SCRATCH_MIB: u64 = 64;
 const SCRATCH_MIB_MAX: u64 = 65_536;
 const SCRATCH_UUID: &str = "6e756c6c-626f-4078-9363-726174636800";
 
+/// What an image is made of.
 #[derive(Debug)]
-pub struct Input<'a> {
-    pub binaries: &'a Built,
+pub struct Input {
+    pub host_kernel: PathBuf,
+    pub guest_kernel: PathBuf,
+    pub binaries: Built,
+    /// Defaults of /system/config.
+    pub config: PathBuf,
     /// More files, laid out as on the node: what a test image carries beside the product.
-    pub overlay: Option<&'a Path>,
-    /// Where the tree is put together.
-    pub stage: &'a Path,
+    pub overlay: Option<PathBuf>,
 }
 
-/// Packs the tree into `out`; the seal is for the boot image.
-pub fn build(tree: &Tree, input: &Input<'_>, out: &Path) -> Result<Seal> {
-    let Input {
-        binaries,
-        stage,
-        overlay,
-    } = *input;
-    let guest_kernel = kernel::build(tree, Kind::Guest)?;
+/// Puts the tree together in `stage` and packs it into `out`; the seal is for the boot image.
+pub fn build(tree: &Tree, input: &Input, stage: &Path, out: &Path) -> Result<Seal> {
     let step = Step::start("root image");
+    let binaries = &input.binaries;
     clear(stage)?;
     for folder in FOLDERS {
         make_folder(&stage.join(folder))?;
@@ -62,14 +59,14 @@ pub fn build(tree: &Tree, input: &Input<'_>, out: &Path) -> Result<Seal> {
             0o755,
         )?;
     }
-    install(&guest_kernel, &stage.join("system/guest/vmlinux"), 0o644)?;
+    install(&input.guest_kernel, &stage.join("system/guest/vmlinux"), 0o644)?;
     let guest = guest_initramfs(&fs::read(binary(binaries, "verifier")?)?);
     write(&stage.join("system/guest/initramfs.cpio"), &guest)?;
     scratch_template(tree, &stage.join("system/guest/scratch.ext4"))?;
-    copy_folder(&tree.path("image/config"), &stage.join("system/config"))?;
+    copy_folder(&input.config, &stage.join("system/config"))?;
     // Written by nulld when the uplink has a resolver.
     symlink("/run/resolv.conf", stage.join("etc/resolv.conf"))?;
-    if let Some(overlay) = overlay {
+    if let Some(overlay) = &input.overlay {
         copy_folder(overlay, stage)?;
     }
     fix_folder_modes(stage)?;
