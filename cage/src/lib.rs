@@ -5,4 +5,5 @@
 //! Must never: believe a guest about anything but the guest itself, or read a disk that a guest wrote.
 
 pub mod jail;
+pub mod store;
 pub mod sys;

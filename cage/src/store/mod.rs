@@ -1,0 +1,323 @@
+//! The rootfs store: OCI archives go in, SquashFS images come out, each known by the SHA-256 of its bytes.
+//!
+//! Owns: the directory it was opened on (docs/rootfs.md describes it).
+//! Must hold: an import happens as a whole or not at all, power cuts included; the same archive gives the same digest; what an
+//! image's name leads to was checked against every digest the archive states.
+//! Must never: extract a file onto the host, mount an image, or trust a path, a size or a count that an archive states.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unreachable
+    )
+)]
+
+mod archive;
+mod convert;
+mod error;
+mod index;
+mod layer;
+mod oci;
+mod path;
+mod squashfs;
+mod tar;
+mod tree;
+
+pub use error::{ImportError, StoreError};
+
+use abi::control::Image;
+use abi::ids::Digest;
+use abi::limits;
+use abi::manifest::{RootfsRef, rootfs_name_ok};
+use sha2::{Digest as _, Sha256};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use archive::Archive;
+use index::Index;
+
+/// Where an archive comes from.
+#[allow(missing_debug_implementations)] // a reader says nothing about itself
+pub enum Source<'a> {
+    /// A file that stays as it is while it is imported, as on the configuration volume.
+    File(&'a Path),
+    /// This many bytes of a connection; kept in the store's directory until they are converted.
+    Stream { reader: &'a mut dyn Read, bytes: u64 },
+}
+
+/// What an import is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    Receive,
+    Hash,
+    Merge,
+    Write,
+}
+
+impl Stage {
+    /// The stage's name for `progress`; the unit of all of them is bytes.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Stage::Receive => "receive",
+            Stage::Hash => "hash",
+            Stage::Merge => "merge layers",
+            Stage::Write => "write squashfs",
+        }
+    }
+}
+
+/// Told how far an import is: the stage, bytes done, bytes in all.
+pub type Progress<'a> = &'a mut dyn FnMut(Stage, u64, u64);
+
+/// The store. One per directory; it may be shared between threads, and imports wait for one another.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    index: Mutex<Index>,
+    /// One conversion at a time: its memory and disk are what the limits are about.
+    importing: Mutex<()>,
+}
+
+impl Store {
+    /// Opens the store, making it where there is none. Left-overs of an import that was cut off are removed.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        for part in [
+            dir.to_path_buf(),
+            temporary(dir),
+            squashfs_dir(dir),
+            dir.join("meta"),
+        ] {
+            fs::create_dir_all(&part).map_err(StoreError::host("create", &part))?;
+        }
+        Ok(Store {
+            dir: dir.to_path_buf(),
+            index: Mutex::new(Index::open(dir)?),
+            importing: Mutex::new(()),
+        })
+    }
+
+    /// Brings an archive in and lets `name` mean it. An archive that is known already only gets the name.
+    pub fn import(
+        &self,
+        source: Source<'_>,
+        name: &str,
+        progress: Progress<'_>,
+    ) -> Result<Image, ImportError> {
+        if !rootfs_name_ok(name) {
+            return Err(ImportError::Name(error::shown(name.as_bytes())));
+        }
+        let _turn = self.importing.lock().unwrap_or_else(PoisonError::into_inner);
+        match source {
+            Source::File(path) => self.import_file(path, name, progress),
+            Source::Stream { reader, bytes } => self.import_stream(reader, bytes, name, progress),
+        }
+    }
+
+    /// All images, by digest.
+    pub fn list(&self) -> Vec<Image> {
+        self.index().images()
+    }
+
+    /// The image a manifest means: its digest, its SquashFS (read-only, a multiple of 4096 bytes), and the rest.
+    pub fn resolve(&self, reference: &RootfsRef) -> Result<(Digest, PathBuf, Image), StoreError> {
+        let index = self.index();
+        let digest = match reference {
+            RootfsRef::Digest(digest) => *digest,
+            RootfsRef::Name(name) => index
+                .named(name)
+                .ok_or_else(|| StoreError::UnknownName(error::shown(name.as_bytes())))?,
+        };
+        let image = index.image(&digest).ok_or(StoreError::UnknownDigest(digest))?;
+        Ok((digest, squashfs_path(&self.dir, &digest), image))
+    }
+
+    /// Removes a name (the image stays, for [`Store::collect`]), or an image with all its names. A VM that has the image open keeps it.
+    pub fn remove(&self, reference: &RootfsRef) -> Result<(), StoreError> {
+        let mut index = self.index();
+        match reference {
+            RootfsRef::Name(name) => index.forget_name(name),
+            RootfsRef::Digest(digest) => index.remove(digest),
+        }
+    }
+
+    /// Removes every image that has no name and is not in `keep`; returns what went.
+    pub fn collect(&self, keep: &[Digest]) -> Result<Vec<Digest>, StoreError> {
+        let mut index = self.index();
+        let unused: Vec<Digest> = index
+            .images()
+            .iter()
+            .filter(|image| image.names.is_empty() && !keep.contains(&image.digest))
+            .map(|image| image.digest)
+            .collect();
+        for digest in &unused {
+            index.remove(digest)?;
+        }
+        Ok(unused)
+    }
+
+    /// The documents of an archive fix its content by digest, so a known set of them is a known image, whatever the file's time
+    /// and place: at each boot this costs a few reads and no hashing.
+    fn import_file(&self, path: &Path, name: &str, progress: Progress<'_>) -> Result<Image, ImportError> {
+        let kind = fs::metadata(path).map_err(ImportError::host("open", path))?;
+        if !kind.is_file() {
+            return Err(ImportError::archive(
+                path.as_os_str().as_encoded_bytes(),
+                "is not a file",
+                "name an archive",
+            ));
+        }
+        let file = File::open(path).map_err(ImportError::host("open", path))?;
+        let archive = Archive::scan(file, path)?;
+        let plan = oci::plan(&archive)?;
+        if let Some(digest) = self.index().with_fingerprint(&plan.fingerprint) {
+            return self.index().name(name, digest).map_err(ImportError::from);
+        }
+        let total = archive.size();
+        let archive_digest = archive.digest(throttle(Stage::Hash, total, progress))?;
+        self.convert(&archive, &plan, archive_digest, name, progress)
+    }
+
+    fn import_stream(
+        &self,
+        reader: &mut dyn Read,
+        bytes: u64,
+        name: &str,
+        progress: Progress<'_>,
+    ) -> Result<Image, ImportError> {
+        if bytes > limits::ARCHIVE_BYTES_MAX {
+            let rule = format!(
+                "{bytes} bytes, more than the limit of {}",
+                limits::ARCHIVE_BYTES_MAX
+            );
+            return Err(ImportError::archive("", rule, "make the image smaller"));
+        }
+        let spool = Scratch::new(temporary(&self.dir).join("upload"))?;
+        let archive_digest = receive(reader, bytes, &spool, progress)?;
+        if let Some(digest) = self.index().with_archive(&archive_digest) {
+            return self.index().name(name, digest).map_err(ImportError::from);
+        }
+        let file = File::open(&spool.path).map_err(ImportError::host("open", &spool.path))?;
+        let archive = Archive::scan(file, &spool.path)?;
+        let plan = oci::plan(&archive)?;
+        self.convert(&archive, &plan, archive_digest, name, progress)
+    }
+
+    fn convert(
+        &self,
+        archive: &Archive,
+        plan: &oci::Plan,
+        archive_digest: Digest,
+        name: &str,
+        progress: Progress<'_>,
+    ) -> Result<Image, ImportError> {
+        if self.index().is_full() {
+            return Err(ImportError::Full {
+                max: limits::STORE_IMAGES_MAX,
+            });
+        }
+        let scratch = Scratch::new(temporary(&self.dir).join("squashfs"))?;
+        let made = convert::convert(archive, plan, &scratch.path, progress)?;
+        let mut index = self.index();
+        index.add(&scratch.path, made, archive_digest, plan)?;
+        index.name(name, made.digest).map_err(ImportError::from)
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        // A panic aborts the process; the index holds nothing half-changed between its writes either way.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes the archive off the connection, into the spool and the hash.
+fn receive(
+    reader: &mut dyn Read,
+    bytes: u64,
+    spool: &Scratch,
+    progress: Progress<'_>,
+) -> Result<Digest, ImportError> {
+    let mut file = File::create(&spool.path).map_err(ImportError::host("create", &spool.path))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0u8; 64 * 1024];
+    let mut tell = throttle(Stage::Receive, bytes, progress);
+    let mut got = 0u64;
+    while got < bytes {
+        let want = usize::try_from(bytes - got)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let part = buffer.get_mut(..want).unwrap_or_default();
+        let cut = |source| ImportError::Receive {
+            got,
+            want: bytes,
+            source,
+        };
+        let read = match reader.read(part) {
+            Ok(0) => return Err(cut(io::ErrorKind::UnexpectedEof.into())),
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(cut(error)),
+        };
+        let part = part.get(..read).unwrap_or_default();
+        hash.update(part);
+        file.write_all(part)
+            .map_err(ImportError::host("write", &spool.path))?;
+        got += read as u64;
+        tell(got);
+    }
+    Ok(Digest(hash.finalize().into()))
+}
+
+/// Tells at most once a megabyte, and the end.
+fn throttle<'a>(stage: Stage, total: u64, progress: Progress<'a>) -> impl FnMut(u64) + 'a {
+    let mut next = 0;
+    move |done| {
+        if done >= next || done >= total {
+            next = done + 1024 * 1024;
+            progress(stage, done, total);
+        }
+    }
+}
+
+/// A file that is gone when this is dropped, unless it was moved away.
+#[derive(Debug)]
+struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    fn new(path: PathBuf) -> Result<Self, ImportError> {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(ImportError::host("remove", &path)(error))
+            }
+            _ => Ok(Scratch { path }),
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Moved away, or never made; what cannot be removed now is removed when the store is opened next.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn temporary(dir: &Path) -> PathBuf {
+    dir.join("tmp")
+}
+
+fn squashfs_dir(dir: &Path) -> PathBuf {
+    dir.join("squashfs")
+}
+
+fn squashfs_path(dir: &Path, digest: &Digest) -> PathBuf {
+    squashfs_dir(dir).join(format!("{}.squashfs", digest.hex()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,487 @@
+//! The merged file system of an image, in memory: names, modes and links, with contents left where they lie in the layers.
+//!
+//! Must hold: a name only ever resolves inside the tree; whiteouts hide what lower layers put there and nothing of their own
+//! layer; memory and work are bounded by abi's limits. Must never: hold contents, or touch the host's file system.
+//!
+//! Source: OCI image-spec, layer.md ("Applying Changesets", "Whiteouts").
+
+use abi::limits;
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::path::RootfsPath;
+use super::tar::{Entry, Kind};
+
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+const AUFS: &[u8] = b".wh..wh.";
+/// Symbolic links followed for one path, as Linux has it (ELOOP).
+const LINKS_FOLLOWED_MAX: usize = 40;
+
+/// Index of a node; made by [`Tree`] only, and only for nodes it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(u32);
+
+impl NodeId {
+    pub const ROOT: NodeId = NodeId(0);
+
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Where a file's content lies: in the unpacked stream of this layer (from 0), at this offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Content {
+    pub layer: u16,
+    pub at: u64,
+    pub size: u64,
+}
+
+/// What a node is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Node {
+    Directory(BTreeMap<Box<[u8]>, Dentry>),
+    File(Content),
+    Symlink(Box<[u8]>),
+    Fifo,
+}
+
+/// A name's target, and the layer that last wrote the name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dentry {
+    pub node: NodeId,
+    layer: u16,
+}
+
+/// A node with its owner, permissions and time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inode {
+    pub node: Node,
+    pub owner: Owner,
+    /// Names that lead here; directories have one.
+    pub names: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    pub mode: u16,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime: u32,
+}
+
+/// A directory nobody described.
+const IMPLIED: Owner = Owner {
+    mode: 0o755,
+    uid: 0,
+    gid: 0,
+    mtime: 0,
+};
+
+/// What became of an entry that was not refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    Kept,
+    /// A device node below /dev, or aufs's own book-keeping: the guest has its own.
+    Ignored,
+}
+
+/// Why an entry is refused: the rule, and what to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    pub rule: &'static str,
+    pub remedy: &'static str,
+}
+
+const REPACK: &str = "build the layer without it";
+const SMALLER: &str = "make the image smaller";
+
+fn refuse<T>(rule: &'static str, remedy: &'static str) -> Result<T, Refusal> {
+    Err(Refusal { rule, remedy })
+}
+
+/// The merge of the layers applied so far.
+#[derive(Debug)]
+pub struct Tree {
+    /// Freed slots are none and listed in `free`.
+    nodes: Vec<Option<Inode>>,
+    free: Vec<NodeId>,
+    layer: u16,
+    /// Of the present layer: done once is done, since nothing can put a lower layer's entries back.
+    opaque_done: BTreeSet<NodeId>,
+    whiteout_done: BTreeSet<(NodeId, Box<[u8]>)>,
+    entries: u64,
+    text_bytes: u64,
+    lookups: u64,
+}
+
+impl Default for Tree {
+    fn default() -> Self {
+        Tree {
+            nodes: vec![Some(Inode {
+                node: Node::Directory(BTreeMap::new()),
+                owner: IMPLIED,
+                names: 1,
+            })],
+            free: Vec::new(),
+            layer: 0,
+            opaque_done: BTreeSet::new(),
+            whiteout_done: BTreeSet::new(),
+            entries: 0,
+            text_bytes: 0,
+            lookups: 0,
+        }
+    }
+}
+
+impl Tree {
+    /// What follows belongs to this layer; layers come in rising order.
+    pub fn begin_layer(&mut self, layer: u16) {
+        self.layer = layer;
+        self.opaque_done.clear();
+        self.whiteout_done.clear();
+    }
+
+    /// Applies one entry of the present layer.
+    pub fn apply(&mut self, entry: &Entry) -> Result<Applied, Refusal> {
+        self.count_entry()?;
+        let path = RootfsPath::parse(&entry.path).map_err(|rule| Refusal { rule, remedy: REPACK })?;
+        let owner = Owner {
+            mode: entry.mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime: entry.mtime,
+        };
+        let Some((parents, name)) = path.split() else {
+            return match entry.kind {
+                Kind::Directory => {
+                    self.set_owner(NodeId::ROOT, owner);
+                    Ok(Applied::Kept)
+                }
+                _ => refuse("the root can only be a directory", REPACK),
+            };
+        };
+        if let Some(mark) = parents.iter().find(|part| part.starts_with(WHITEOUT)) {
+            return match mark.starts_with(AUFS) {
+                true => Ok(Applied::Ignored),
+                false => refuse("a directory has a whiteout's name", REPACK),
+            };
+        }
+        if name.starts_with(WHITEOUT) {
+            return self.whiteout(parents, name);
+        }
+        let node = match entry.kind {
+            Kind::CharDevice | Kind::BlockDevice => {
+                return match path.is_below(b"dev") {
+                    true => Ok(Applied::Ignored),
+                    false => refuse("a device node outside /dev", REPACK),
+                };
+            }
+            Kind::HardLink => return self.hard_link(parents, name, &entry.link),
+            Kind::Directory => return self.directory(parents, name, owner),
+            Kind::File => Node::File(Content {
+                layer: self.layer,
+                at: entry.data_at,
+                size: entry.size,
+            }),
+            Kind::Symlink => Node::Symlink(self.symlink_target(&entry.link)?),
+            Kind::Fifo => Node::Fifo,
+        };
+        let parent = self.parent(parents)?;
+        let id = self.insert(node, owner)?;
+        self.link(parent, name, id)?;
+        Ok(Applied::Kept)
+    }
+
+    pub fn inode(&self, id: NodeId) -> Option<&Inode> {
+        self.nodes.get(id.index())?.as_ref()
+    }
+
+    /// One more than the largest index of a node.
+    pub fn index_end(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// All nodes, in no meaningful order.
+    pub fn inodes(&self) -> impl Iterator<Item = (NodeId, &Inode)> {
+        (0u32..)
+            .zip(&self.nodes)
+            .filter_map(|(id, slot)| Some((NodeId(id), slot.as_ref()?)))
+    }
+
+    /// Bytes of all files.
+    pub fn content_bytes(&self) -> u64 {
+        self.inodes()
+            .map(|(_, inode)| match inode.node {
+                Node::File(content) => content.size,
+                _ => 0,
+            })
+            .fold(0, u64::saturating_add)
+    }
+
+    fn directory(&mut self, parents: &[&[u8]], name: &[u8], owner: Owner) -> Result<Applied, Refusal> {
+        let parent = self.parent(parents)?;
+        let layer = self.layer;
+        if let Some(dentry) = self.child(parent, name)?
+            && self.is_directory(dentry.node)
+        {
+            self.set_owner(dentry.node, owner);
+            if let Some(dentry) = self.children_mut(parent).and_then(|c| c.get_mut(name)) {
+                dentry.layer = layer;
+            }
+            return Ok(Applied::Kept);
+        }
+        let id = self.insert(Node::Directory(BTreeMap::new()), owner)?;
+        self.link(parent, name, id)?;
+        Ok(Applied::Kept)
+    }
+
+    fn hard_link(&mut self, parents: &[&[u8]], name: &[u8], target: &[u8]) -> Result<Applied, Refusal> {
+        let target = RootfsPath::parse(target).map_err(|rule| Refusal { rule, remedy: REPACK })?;
+        let gone = || refuse("a hard link to something that is not there", REPACK);
+        let Some((target_parents, target_name)) = target.split() else {
+            return refuse("a hard link to a directory", REPACK);
+        };
+        let Some(directory) = self.resolve(target_parents, false)? else {
+            return gone();
+        };
+        let Some(dentry) = self.child(directory, target_name)? else {
+            return gone();
+        };
+        if self.is_directory(dentry.node) {
+            return refuse("a hard link to a directory", REPACK);
+        }
+        let parent = self.parent(parents)?;
+        // Counted first: the name may be the target's own.
+        if let Some(inode) = self.inode_mut(dentry.node) {
+            inode.names += 1;
+        }
+        self.link(parent, name, dentry.node)?;
+        Ok(Applied::Kept)
+    }
+
+    fn whiteout(&mut self, parents: &[&[u8]], name: &[u8]) -> Result<Applied, Refusal> {
+        if name != OPAQUE && name.starts_with(AUFS) {
+            return Ok(Applied::Ignored);
+        }
+        let hidden = name.get(WHITEOUT.len()..).unwrap_or_default();
+        if matches!(hidden, b"" | b"." | b"..") {
+            return refuse("a whiteout of no name", REPACK);
+        }
+        let Some(parent) = self.resolve(parents, false)? else {
+            return Ok(Applied::Kept);
+        };
+        if name == OPAQUE {
+            if self.opaque_done.insert(parent) {
+                self.hide_children(parent)?;
+            }
+        } else if self.whiteout_done.insert((parent, hidden.into())) {
+            self.count_text(hidden)?;
+            self.hide(parent, hidden)?;
+        }
+        Ok(Applied::Kept)
+    }
+
+    /// Removes what lower layers put at this name; true when nothing is left of it.
+    fn hide(&mut self, parent: NodeId, name: &[u8]) -> Result<bool, Refusal> {
+        let Some(dentry) = self.child(parent, name)? else {
+            return Ok(true);
+        };
+        let mine = dentry.layer == self.layer;
+        if self.is_directory(dentry.node) {
+            let emptied = self.hide_children(dentry.node)?;
+            if mine {
+                return Ok(false);
+            }
+            if !emptied {
+                // The present layer put something below without describing the directory: it is a new one.
+                self.set_owner(dentry.node, IMPLIED);
+                return Ok(false);
+            }
+        } else if mine {
+            return Ok(false);
+        }
+        self.unlink(parent, name);
+        Ok(true)
+    }
+
+    /// Removes what lower layers put in this directory; true when it is empty then. Depth is bounded by [`Self::resolve`].
+    fn hide_children(&mut self, directory: NodeId) -> Result<bool, Refusal> {
+        let names: Vec<Box<[u8]>> = match self.inode(directory).map(|inode| &inode.node) {
+            Some(Node::Directory(children)) => children.keys().cloned().collect(),
+            _ => return Ok(true),
+        };
+        let mut emptied = true;
+        for name in names {
+            emptied &= self.hide(directory, &name)?;
+        }
+        Ok(emptied)
+    }
+
+    /// The directory these names lead to, made where it is missing.
+    fn parent(&mut self, names: &[&[u8]]) -> Result<NodeId, Refusal> {
+        match self.resolve(names, true)? {
+            Some(id) => Ok(id),
+            None => refuse("its directory could not be made", REPACK),
+        }
+    }
+
+    /// Follows names from the root; symbolic links are followed inside the tree, where `..` of the root is the root. None: it
+    /// is not there, and `make` is false.
+    fn resolve(&mut self, names: &[&[u8]], make: bool) -> Result<Option<NodeId>, Refusal> {
+        let mut stack = vec![NodeId::ROOT];
+        let mut links = 0;
+        // Innermost last.
+        let mut todo: Vec<Box<[u8]>> = names.iter().rev().map(|name| (*name).into()).collect();
+        while let Some(name) = todo.pop() {
+            let here = stack.last().copied().unwrap_or(NodeId::ROOT);
+            if &*name == b".." {
+                if stack.len() > 1 {
+                    stack.pop();
+                }
+                continue;
+            }
+            let next = match self.child(here, &name)? {
+                Some(dentry) => dentry.node,
+                None if !make => return Ok(None),
+                None => {
+                    self.count_entry()?;
+                    let id = self.insert(Node::Directory(BTreeMap::new()), IMPLIED)?;
+                    self.link(here, &name, id)?;
+                    id
+                }
+            };
+            match self.inode(next).map(|inode| &inode.node) {
+                Some(Node::Directory(_)) => stack.push(next),
+                Some(Node::Symlink(target)) => {
+                    links += 1;
+                    if links > LINKS_FOLLOWED_MAX {
+                        return refuse("symbolic links lead in a circle", REPACK);
+                    }
+                    if target.starts_with(b"/") {
+                        stack.truncate(1);
+                    }
+                    let parts = target.split(|b| *b == b'/').rev();
+                    todo.extend(parts.filter(|p| !matches!(*p, b"" | b".")).map(Box::from));
+                }
+                _ if !make => return Ok(None),
+                _ => return refuse("a part of the path is not a directory", REPACK),
+            }
+            if stack.len() > limits::ROOTFS_DEPTH_MAX {
+                return refuse("the path is nested deeper than the limit", REPACK);
+            }
+        }
+        Ok(stack.last().copied())
+    }
+
+    /// Puts a counted node at a name, in place of what is there.
+    fn link(&mut self, parent: NodeId, name: &[u8], id: NodeId) -> Result<(), Refusal> {
+        self.count_text(name)?;
+        self.unlink(parent, name);
+        let layer = self.layer;
+        if let Some(children) = self.children_mut(parent) {
+            children.insert(name.into(), Dentry { node: id, layer });
+        }
+        Ok(())
+    }
+
+    /// Removes a name and all below it.
+    fn unlink(&mut self, parent: NodeId, name: &[u8]) {
+        let removed = self
+            .children_mut(parent)
+            .and_then(|children| children.remove(name));
+        let mut todo: Vec<NodeId> = removed.into_iter().map(|dentry| dentry.node).collect();
+        while let Some(id) = todo.pop() {
+            let Some(slot) = self.nodes.get_mut(id.index()) else {
+                continue;
+            };
+            let Some(inode) = slot else { continue };
+            inode.names = inode.names.saturating_sub(1);
+            if inode.names > 0 {
+                continue;
+            }
+            if let Node::Directory(children) = &inode.node {
+                todo.extend(children.values().map(|dentry| dentry.node));
+            }
+            *slot = None;
+            self.free.push(id);
+        }
+    }
+
+    fn insert(&mut self, node: Node, owner: Owner) -> Result<NodeId, Refusal> {
+        let inode = Inode {
+            node,
+            owner,
+            names: 1,
+        };
+        if let Some(id) = self.free.pop()
+            && let Some(slot) = self.nodes.get_mut(id.index())
+        {
+            *slot = Some(inode);
+            return Ok(id);
+        }
+        let Ok(id) = u32::try_from(self.nodes.len()) else {
+            return refuse("more entries than a rootfs may have", SMALLER);
+        };
+        self.nodes.push(Some(inode));
+        Ok(NodeId(id))
+    }
+
+    fn symlink_target(&mut self, target: &[u8]) -> Result<Box<[u8]>, Refusal> {
+        if target.is_empty() || target.contains(&0) {
+            return refuse("a symbolic link without a target", REPACK);
+        }
+        if target.len() > limits::ROOTFS_PATH_BYTES_MAX {
+            return refuse("a symbolic link longer than a path can be", REPACK);
+        }
+        self.count_text(target)?;
+        Ok(target.into())
+    }
+
+    fn child(&mut self, directory: NodeId, name: &[u8]) -> Result<Option<Dentry>, Refusal> {
+        self.lookups += 1;
+        if self.lookups > limits::ROOTFS_LOOKUPS_MAX {
+            return refuse("merging takes more directory look-ups than the limit", SMALLER);
+        }
+        Ok(self
+            .children_mut(directory)
+            .and_then(|children| children.get(name).copied()))
+    }
+
+    fn count_entry(&mut self) -> Result<(), Refusal> {
+        self.entries += 1;
+        if self.entries > limits::ROOTFS_ENTRIES_MAX {
+            return refuse("more entries than a rootfs may have", SMALLER);
+        }
+        Ok(())
+    }
+
+    fn count_text(&mut self, text: &[u8]) -> Result<(), Refusal> {
+        self.text_bytes += text.len() as u64;
+        if self.text_bytes > limits::ROOTFS_TEXT_BYTES_MAX {
+            return refuse("names and links larger than a rootfs may have", SMALLER);
+        }
+        Ok(())
+    }
+
+    fn is_directory(&self, id: NodeId) -> bool {
+        matches!(self.inode(id).map(|inode| &inode.node), Some(Node::Directory(_)))
+    }
+
+    fn inode_mut(&mut self, id: NodeId) -> Option<&mut Inode> {
+        self.nodes.get_mut(id.index())?.as_mut()
+    }
+
+    fn children_mut(&mut self, id: NodeId) -> Option<&mut BTreeMap<Box<[u8]>, Dentry>> {
+        match &mut self.inode_mut(id)?.node {
+            Node::Directory(children) => Some(children),
+            _ => None,
+        }
+    }
+
+    fn set_owner(&mut self, id: NodeId, owner: Owner) {
+        if let Some(inode) = self.inode_mut(id) {
+            inode.owner = owner;
+        }
+    }
+}
