@@ -32,11 +32,7 @@ impl fmt::Display for ConfigError {
             (false, true) => write!(f, ": {}: {}", self.field, self.rule)?,
             (false, false) => write!(f, ": {} = {}: {}", self.field, self.value, self.rule)?,
         }
-        if self.remedy.is_empty() {
-            Ok(())
-        } else {
-            write!(f, "; {}", self.remedy)
-        }
+        if self.remedy.is_empty() { Ok(()) } else { write!(f, "; {}", self.remedy) }
     }
 }
 
@@ -87,11 +83,7 @@ impl Source<'_> {
     pub fn malformed(&self, error: &toml::de::Error) -> ConfigError {
         let span = error.span().unwrap_or(0..0);
         let line_number = self.line(span.start);
-        let line = self
-            .text
-            .lines()
-            .nth(line_number.saturating_sub(1))
-            .unwrap_or_default();
+        let line = self.text.lines().nth(line_number.saturating_sub(1)).unwrap_or_default();
         let (field, value) = line.split_once('=').unwrap_or((line, ""));
         let field = field.trim().trim_matches(['[', ']']);
         let (rule, remedy) = match error.message().split_once(", expected") {

@@ -30,12 +30,7 @@ pub struct Method {
 }
 
 const fn method_of(name: &'static str, service: Service, audience: Audience, about: &'static str) -> Method {
-    Method {
-        name,
-        service,
-        audience,
-        about,
-    }
+    Method { name, service, audience, about }
 }
 
 const READER: Audience = Audience::Operators(Role::Reader);
@@ -44,79 +39,29 @@ const ADMIN: Audience = Audience::Operators(Role::Admin);
 
 /// All methods, by owner.
 pub const METHODS: &[Method] = &[
-    method_of(
-        "system.status",
-        Service::Nulld,
-        READER,
-        "phases, services, addresses, memory",
-    ),
-    method_of(
-        "system.logs",
-        Service::Nulld,
-        READER,
-        "log of a service, from its ring; follow streams `log`",
-    ),
-    method_of(
-        "system.reboot",
-        Service::Nulld,
-        ADMIN,
-        "stop everything in order and reboot",
-    ),
-    method_of(
-        "system.poweroff",
-        Service::Nulld,
-        ADMIN,
-        "stop everything in order and power off",
-    ),
+    method_of("system.status", Service::Nulld, READER, "phases, services, addresses, memory"),
+    method_of("system.logs", Service::Nulld, READER, "log of a service, from its ring; follow streams `log`"),
+    method_of("system.reboot", Service::Nulld, ADMIN, "stop everything in order and reboot"),
+    method_of("system.poweroff", Service::Nulld, ADMIN, "stop everything in order and power off"),
     method_of(
         "agent.list",
         Service::Cage,
         READER,
         "all agents with their state, and manifests that are wrong",
     ),
-    method_of(
-        "agent.status",
-        Service::Cage,
-        READER,
-        "one agent: state, grants, limits, use, boot stages",
-    ),
+    method_of("agent.status", Service::Cage, READER, "one agent: state, grants, limits, use, boot stages"),
     method_of(
         "agent.start",
         Service::Cage,
         OPERATOR,
         "start an agent; streams `progress`, answers when it runs",
     ),
-    method_of(
-        "agent.stop",
-        Service::Cage,
-        OPERATOR,
-        "stop an agent: graceful, then bounded",
-    ),
-    method_of(
-        "agent.logs",
-        Service::Cage,
-        READER,
-        "output of an agent; follow streams `output`",
-    ),
-    method_of(
-        "agent.exec",
-        Service::Cage,
-        OPERATOR,
-        "run a program in an agent's sandbox; streams `output`",
-    ),
+    method_of("agent.stop", Service::Cage, OPERATOR, "stop an agent: graceful, then bounded"),
+    method_of("agent.logs", Service::Cage, READER, "output of an agent; follow streams `output`"),
+    method_of("agent.exec", Service::Cage, OPERATOR, "run a program in an agent's sandbox; streams `output`"),
     method_of("image.list", Service::Cage, READER, "rootfs store"),
-    method_of(
-        "image.import",
-        Service::Cage,
-        OPERATOR,
-        "import an OCI archive that follows the request line",
-    ),
-    method_of(
-        "net.grants",
-        Service::Egress,
-        READER,
-        "names each running agent may reach",
-    ),
+    method_of("image.import", Service::Cage, OPERATOR, "import an OCI archive that follows the request line"),
+    method_of("net.grants", Service::Egress, READER, "names each running agent may reach"),
     method_of(
         "net.denials",
         Service::Egress,
@@ -129,54 +74,19 @@ pub const METHODS: &[Method] = &[
         Audience::Services,
         "a network for one VM; lives as long as the connection",
     ),
-    method_of(
-        "memory.write",
-        Service::Ctxgraph,
-        OPERATOR,
-        "write a value under a key as an agent",
-    ),
-    method_of(
-        "memory.read",
-        Service::Ctxgraph,
-        READER,
-        "one entry, by digest or the newest of a key",
-    ),
-    method_of(
-        "memory.query",
-        Service::Ctxgraph,
-        READER,
-        "newest entries of keys with a prefix",
-    ),
-    method_of(
-        "memory.history",
-        Service::Ctxgraph,
-        READER,
-        "all entries of a key, newest first",
-    ),
-    method_of(
-        "memory.list",
-        Service::Ctxgraph,
-        READER,
-        "agents with memory, entries and bytes of each",
-    ),
+    method_of("memory.write", Service::Ctxgraph, OPERATOR, "write a value under a key as an agent"),
+    method_of("memory.read", Service::Ctxgraph, READER, "one entry, by digest or the newest of a key"),
+    method_of("memory.query", Service::Ctxgraph, READER, "newest entries of keys with a prefix"),
+    method_of("memory.history", Service::Ctxgraph, READER, "all entries of a key, newest first"),
+    method_of("memory.list", Service::Ctxgraph, READER, "agents with memory, entries and bytes of each"),
     method_of(
         "memory.attach",
         Service::Ctxgraph,
         Audience::Services,
         "serve an agent's memory on a listening socket",
     ),
-    method_of(
-        "ledger.tail",
-        Service::Ctxgraph,
-        READER,
-        "newest events; follow streams `event`",
-    ),
-    method_of(
-        "ledger.verify",
-        Service::Ctxgraph,
-        READER,
-        "check the whole chain",
-    ),
+    method_of("ledger.tail", Service::Ctxgraph, READER, "newest events; follow streams `event`"),
+    method_of("ledger.verify", Service::Ctxgraph, READER, "check the whole chain"),
     method_of(
         "ledger.append",
         Service::Ctxgraph,

@@ -77,10 +77,7 @@ pub fn take_over(door: BorrowedFd<'_>) -> io::Result<Option<(Handoff, UnixStream
     let handoff = serde_json::from_slice(message.get(..received.bytes).unwrap_or_default())?;
     match fds.pop() {
         Some(fd) => Ok(Some((handoff, UnixStream::from(fd)))),
-        None => Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "a hand-over without a connection",
-        )),
+        None => Err(io::Error::new(io::ErrorKind::InvalidData, "a hand-over without a connection")),
     }
 }
 
@@ -107,11 +104,7 @@ impl Inherited {
         for fd in [door.as_fd(), notify.as_fd(), peers.as_fd()] {
             rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
         }
-        Ok(Inherited {
-            door,
-            notify: notify.into(),
-            peers: peers.into(),
-        })
+        Ok(Inherited { door, notify: notify.into(), peers: peers.into() })
     }
 }
 
@@ -131,8 +124,7 @@ impl Call<'_> {
 
     /// Sends the result now, for calls whose connection lives on (a lease). Return [`Outcome::Answered`] after.
     pub fn answer(&mut self, result: Value, fds: &[BorrowedFd<'_>]) -> Result<(), WireError> {
-        self.connection
-            .write_line_with_fds(&Response::of(self.request.id, Ok(result)), fds)
+        self.connection.write_line_with_fds(&Response::of(self.request.id, Ok(result)), fds)
     }
 }
 
@@ -153,33 +145,26 @@ pub trait Handler: Send + Sync + 'static {
 
 /// Serves the door and the peers until nulld closes the door. Writes the readiness line first.
 pub fn serve(service: Service, inherited: Inherited, handler: Arc<dyn Handler>) -> io::Result<()> {
-    let Inherited {
-        door,
-        mut notify,
-        peers,
-    } = inherited;
+    let Inherited { door, mut notify, peers } = inherited;
     let busy = Arc::new(AtomicUsize::new(0));
     let (peer_handler, peer_busy) = (handler.clone(), busy.clone());
-    std::thread::Builder::new()
-        .name("peers".into())
-        .stack_size(128 * 1024)
-        .spawn(move || {
-            loop {
-                match peers.accept() {
-                    Ok((stream, _)) => match peer_identity(&stream) {
-                        Ok(caller) if caller.is_node() => {
-                            start(service, caller, stream, &peer_handler, &peer_busy)
-                        }
-                        Ok(caller) => log::warning("peer_refused", &[("caller", &caller)]),
-                        Err(error) => log::warning("peer_unknown", &[("error", &error)]),
-                    },
-                    Err(error) => {
-                        log::error("peers_accept_failed", &[("error", &error)]);
-                        std::thread::sleep(Duration::from_millis(100)); // out of descriptors: let some close
+    std::thread::Builder::new().name("peers".into()).stack_size(128 * 1024).spawn(move || {
+        loop {
+            match peers.accept() {
+                Ok((stream, _)) => match peer_identity(&stream) {
+                    Ok(caller) if caller.is_node() => {
+                        start(service, caller, stream, &peer_handler, &peer_busy)
                     }
+                    Ok(caller) => log::warning("peer_refused", &[("caller", &caller)]),
+                    Err(error) => log::warning("peer_unknown", &[("error", &error)]),
+                },
+                Err(error) => {
+                    log::error("peers_accept_failed", &[("error", &error)]);
+                    std::thread::sleep(Duration::from_millis(100)); // out of descriptors: let some close
                 }
             }
-        })?;
+        }
+    })?;
     notify.write_all(b"\n")?;
     drop(notify);
     while let Some((handoff, stream)) = take_over(door.as_fd())? {
@@ -204,23 +189,18 @@ fn start(
     let mut connection = Connection::new(stream);
     if busy.fetch_add(1, Ordering::Relaxed) >= limits::SERVICE_CONNECTIONS_MAX {
         busy.fetch_sub(1, Ordering::Relaxed);
-        let error = RpcError::new(Code::LIMIT, format!("{service} is busy")).explained(
-            format!("{} connections at a time", limits::SERVICE_CONNECTIONS_MAX),
-            "try again",
-        );
+        let error = RpcError::new(Code::LIMIT, format!("{service} is busy"))
+            .explained(format!("{} connections at a time", limits::SERVICE_CONNECTIONS_MAX), "try again");
         let _ = connection.write_line(&Response::of(None, Err(error))); // the caller may be gone
         return;
     }
     let (handler, on_thread) = (handler.clone(), busy.clone());
-    let thread = std::thread::Builder::new()
-        .name("call".into())
-        .stack_size(256 * 1024)
-        .spawn(move || {
-            if let Err(error) = answer_all(service, &caller, &mut connection, handler.as_ref()) {
-                log::info("connection_ended", &[("caller", &caller), ("error", &error)]);
-            }
-            on_thread.fetch_sub(1, Ordering::Relaxed);
-        });
+    let thread = std::thread::Builder::new().name("call".into()).stack_size(256 * 1024).spawn(move || {
+        if let Err(error) = answer_all(service, &caller, &mut connection, handler.as_ref()) {
+            log::info("connection_ended", &[("caller", &caller), ("error", &error)]);
+        }
+        on_thread.fetch_sub(1, Ordering::Relaxed);
+    });
     if let Err(error) = thread {
         busy.fetch_sub(1, Ordering::Relaxed);
         log::error("thread_failed", &[("error", &error)]);
@@ -243,11 +223,7 @@ pub fn answer_all(
             }
         };
         let outcome = match check(service, caller, &request.method) {
-            Ok(()) => handler.call(Call {
-                caller,
-                request: &request,
-                connection,
-            }),
+            Ok(()) => handler.call(Call { caller, request: &request, connection }),
             Err(error) => Err(error),
         };
         match outcome {
@@ -262,46 +238,30 @@ pub fn answer_all(
 /// Whether a caller may call a method of a service. Pure; nulld asks it first, the service again.
 pub fn check(service: Service, caller: &Caller, method: &str) -> Result<(), RpcError> {
     let known = control::method(method).ok_or_else(|| {
-        RpcError::new(
-            Code::UNKNOWN_METHOD,
-            format!("there is no method `{}`", shorten(method)),
-        )
-        .explained(
-            "the methods are listed in docs/control-protocol.md",
-            "see nullctl help",
-        )
+        RpcError::new(Code::UNKNOWN_METHOD, format!("there is no method `{}`", shorten(method)))
+            .explained("the methods are listed in docs/control-protocol.md", "see nullctl help")
     })?;
     if known.service != service {
-        return Err(RpcError::new(
-            Code::INVALID_REQUEST,
-            format!("`{method}` belongs to {}", known.service),
-        )
-        .explained(
-            "one connection reaches one service",
-            "open a new connection for it",
-        ));
+        return Err(RpcError::new(Code::INVALID_REQUEST, format!("`{method}` belongs to {}", known.service))
+            .explained("one connection reaches one service", "open a new connection for it"));
     }
     match known.audience {
         Audience::Services if caller.is_node() => Ok(()),
-        Audience::Services => Err(RpcError::new(
-            Code::DENIED,
-            format!("`{method}` is for services of the node"),
-        )
-        .explained("no operator may call it", "there is no grant for it")),
+        Audience::Services => {
+            Err(RpcError::new(Code::DENIED, format!("`{method}` is for services of the node"))
+                .explained("no operator may call it", "there is no grant for it"))
+        }
         Audience::Operators(needed) => match caller.role() {
             Some(role) if role >= needed => Ok(()),
-            Some(role) => Err(
-                RpcError::new(Code::DENIED, format!("{caller} may not call `{method}`")).explained(
+            Some(role) => Err(RpcError::new(Code::DENIED, format!("{caller} may not call `{method}`"))
+                .explained(
                     format!("`{method}` needs the role {needed}, this key has {role}"),
                     "ask an admin for a key with that role",
-                ),
-            ),
-            None => Err(
-                RpcError::new(Code::DENIED, format!("{caller} may not call `{method}`")).explained(
-                    "only root and operators with a key may call",
-                    "use nullctl with an operator key",
-                ),
-            ),
+                )),
+            None => Err(RpcError::new(Code::DENIED, format!("{caller} may not call `{method}`")).explained(
+                "only root and operators with a key may call",
+                "use nullctl with an operator key",
+            )),
         },
     }
 }
@@ -319,18 +279,12 @@ mod tests {
     struct Echo;
     impl Handler for Echo {
         fn call(&self, call: Call<'_>) -> Result<Outcome, RpcError> {
-            Ok(Outcome::Result(
-                json!({ "caller": call.caller.to_string(), "params": call.request.params }),
-            ))
+            Ok(Outcome::Result(json!({ "caller": call.caller.to_string(), "params": call.request.params })))
         }
     }
 
     fn operator(role: Role) -> Caller {
-        Caller::Operator {
-            name: "alice".into(),
-            key: "k".into(),
-            role,
-        }
+        Caller::Operator { name: "alice".into(), key: "k".into(), role }
     }
 
     #[test]
@@ -341,22 +295,16 @@ mod tests {
         assert_eq!(refused.code, Code::DENIED);
         assert!(refused.data.unwrap().rule.contains("operator"));
         assert_eq!(
-            check(Service::Ctxgraph, &operator(Role::Admin), "ledger.append")
-                .unwrap_err()
-                .code,
+            check(Service::Ctxgraph, &operator(Role::Admin), "ledger.append").unwrap_err().code,
             Code::DENIED
         );
         assert!(check(Service::Cage, &Caller::Local { uid: 1000 }, "agent.list").is_err());
         assert_eq!(
-            check(Service::Cage, &operator(Role::Admin), "agent.fly")
-                .unwrap_err()
-                .code,
+            check(Service::Cage, &operator(Role::Admin), "agent.fly").unwrap_err().code,
             Code::UNKNOWN_METHOD
         );
         assert_eq!(
-            check(Service::Egress, &operator(Role::Admin), "agent.list")
-                .unwrap_err()
-                .code,
+            check(Service::Egress, &operator(Role::Admin), "agent.list").unwrap_err().code,
             Code::INVALID_REQUEST
         );
     }
@@ -372,12 +320,8 @@ mod tests {
         .unwrap();
         let (client, server) = UnixStream::pair().unwrap();
         let mut client = Connection::new(client);
-        client
-            .write_line(&Request::call(9, "agent.list", Value::Null))
-            .unwrap();
-        let handoff = Handoff {
-            caller: operator(Role::Reader),
-        };
+        client.write_line(&Request::call(9, "agent.list", Value::Null)).unwrap();
+        let handoff = Handoff { caller: operator(Role::Reader) };
         hand_over(near.as_fd(), &handoff, server.as_fd()).unwrap();
         drop(server);
         let (taken, stream) = take_over(far.as_fd()).unwrap().unwrap();

@@ -96,32 +96,20 @@ pub enum FrameError {
 impl Frame {
     /// A frame with raw bytes.
     pub fn data(kind: Kind, channel: u32, payload: &[u8]) -> Frame {
-        Frame {
-            kind,
-            channel,
-            payload: payload.to_vec(),
-        }
+        Frame { kind, channel, payload: payload.to_vec() }
     }
 
     /// A frame with a JSON payload.
     pub fn json<T: Serialize>(kind: Kind, channel: u32, payload: &T) -> Result<Frame, FrameError> {
-        let payload = serde_json::to_vec(payload).map_err(|error| FrameError::Payload {
-            kind,
-            error: error.to_string(),
-        })?;
-        Ok(Frame {
-            kind,
-            channel,
-            payload,
-        })
+        let payload = serde_json::to_vec(payload)
+            .map_err(|error| FrameError::Payload { kind, error: error.to_string() })?;
+        Ok(Frame { kind, channel, payload })
     }
 
     /// Parses a JSON payload; unknown fields are errors.
     pub fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T, FrameError> {
-        serde_json::from_slice(&self.payload).map_err(|error| FrameError::Payload {
-            kind: self.kind,
-            error: error.to_string(),
-        })
+        serde_json::from_slice(&self.payload)
+            .map_err(|error| FrameError::Payload { kind: self.kind, error: error.to_string() })
     }
 
     /// Writes the frame with one `write_all`. `TooLong` writes nothing.
@@ -160,11 +148,7 @@ impl Frame {
         let kind = Kind::from_byte(kind).ok_or(FrameError::Kind(kind))?;
         let mut payload = vec![0u8; length];
         input.read_exact(&mut payload)?;
-        Ok(Some(Frame {
-            kind,
-            channel: u32::from_le_bytes([c0, c1, c2, c3]),
-            payload,
-        }))
+        Ok(Some(Frame { kind, channel: u32::from_le_bytes([c0, c1, c2, c3]), payload }))
     }
 }
 
@@ -301,10 +285,7 @@ mod tests {
     fn a_length_above_the_limit_is_refused_before_allocation() {
         let mut wire = (limits::GUEST_FRAME_BYTES_MAX as u32 + 1).to_le_bytes().to_vec();
         wire.extend_from_slice(&[7, 0, 0, 0, 0]);
-        assert!(matches!(
-            Frame::read_from(&mut wire.as_slice()),
-            Err(FrameError::TooLong(65537))
-        ));
+        assert!(matches!(Frame::read_from(&mut wire.as_slice()), Err(FrameError::TooLong(65537))));
     }
 
     #[test]
@@ -320,9 +301,7 @@ mod tests {
     #[test]
     fn a_cut_frame_is_an_error_not_an_end() {
         let mut wire = Vec::new();
-        Frame::data(Kind::Stdout, 3, b"hello")
-            .write_to(&mut wire)
-            .unwrap();
+        Frame::data(Kind::Stdout, 3, b"hello").write_to(&mut wire).unwrap();
         for cut in 1..wire.len() {
             assert!(Frame::read_from(&mut &wire[..cut]).is_err(), "cut at {cut}");
         }

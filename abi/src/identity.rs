@@ -39,13 +39,8 @@ pub enum Service {
 
 impl Service {
     /// All, in start order.
-    pub const ALL: [Service; 5] = [
-        Service::Nulld,
-        Service::Ctxgraph,
-        Service::Egress,
-        Service::Cage,
-        Service::Nullgate,
-    ];
+    pub const ALL: [Service; 5] =
+        [Service::Nulld, Service::Ctxgraph, Service::Egress, Service::Cage, Service::Nullgate];
 
     /// The name in nulld.toml, logs and socket paths.
     pub fn name(self) -> &'static str {
@@ -99,10 +94,7 @@ pub enum Caller {
 impl Caller {
     /// The caller behind a Unix socket's peer uid. Root is `Local`: cage and nulld call as root too.
     pub fn from_uid(uid: u32) -> Caller {
-        match Service::ALL
-            .into_iter()
-            .find(|service| service.uid() == uid && uid != 0)
-        {
+        match Service::ALL.into_iter().find(|service| service.uid() == uid && uid != 0) {
             Some(service) => Caller::Service { service },
             None => Caller::Local { uid },
         }

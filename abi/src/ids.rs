@@ -187,16 +187,11 @@ impl FromStr for HostName {
         let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
         let label_ok = |label: &str| {
             (1..=63).contains(&label.len())
-                && label
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
                 && !label.starts_with('-')
                 && !label.ends_with('-')
         };
-        let last_is_number = name
-            .rsplit('.')
-            .next()
-            .is_some_and(|l| l.bytes().all(|b| b.is_ascii_digit()));
+        let last_is_number = name.rsplit('.').next().is_some_and(|l| l.bytes().all(|b| b.is_ascii_digit()));
         if name.len() > 253 || !name.contains('.') || last_is_number || !name.split('.').all(label_ok) {
             return Err(wrong());
         }
@@ -225,10 +220,7 @@ mod tests {
     #[test]
     fn agent_names_hold_their_rule() {
         for good in ["a", "researcher", "A_b-9", &"x".repeat(32)] {
-            assert_eq!(
-                good.parse::<AgentName>().map(|n| n.to_string()),
-                Ok(good.to_string())
-            );
+            assert_eq!(good.parse::<AgentName>().map(|n| n.to_string()), Ok(good.to_string()));
         }
         for bad in ["", "a b", "../x", "a/b", "a.b", "é", "a\n", &"x".repeat(33)] {
             assert!(bad.parse::<AgentName>().is_err(), "{bad:?}");
@@ -239,16 +231,7 @@ mod tests {
     fn instances_round_trip_and_reject_second_spellings() {
         let one: Instance = "a-b.17".parse().unwrap();
         assert_eq!(one.to_string(), "a-b.17");
-        for bad in [
-            "a",
-            "a.",
-            ".1",
-            "a.01",
-            "a.+1",
-            "a.-1",
-            "a.b.1x",
-            "a.18446744073709551616",
-        ] {
+        for bad in ["a", "a.", ".1", "a.01", "a.+1", "a.-1", "a.b.1x", "a.18446744073709551616"] {
             assert!(bad.parse::<Instance>().is_err(), "{bad:?}");
         }
     }
@@ -257,12 +240,7 @@ mod tests {
     fn digests_round_trip_and_reject_upper_case() {
         let text = format!("sha256:{}", "0f".repeat(32));
         assert_eq!(text.parse::<Digest>().unwrap().to_string(), text);
-        for bad in [
-            text.to_uppercase(),
-            text[..70].to_string(),
-            format!("{text}0"),
-            "0f".repeat(32),
-        ] {
+        for bad in [text.to_uppercase(), text[..70].to_string(), format!("{text}0"), "0f".repeat(32)] {
             assert!(bad.parse::<Digest>().is_err(), "{bad:?}");
         }
     }
@@ -270,31 +248,13 @@ mod tests {
     #[test]
     fn host_names_are_never_addresses() {
         assert_eq!("API.Exa.ai.".parse::<HostName>().unwrap().as_str(), "api.exa.ai");
-        for bad in [
-            "127.0.0.1",
-            "1.1",
-            "localhost",
-            "",
-            "a..b",
-            "-a.b",
-            "a-.b",
-            "a b.c",
-            "[::1]",
-            "x.0",
-            "0x7f.1",
-        ] {
+        for bad in
+            ["127.0.0.1", "1.1", "localhost", "", "a..b", "-a.b", "a-.b", "a b.c", "[::1]", "x.0", "0x7f.1"]
+        {
             assert!(bad.parse::<HostName>().is_err(), "{bad:?}");
         }
         let label = "a".repeat(63);
-        assert!(
-            format!("{label}.{label}.{label}.{}", "b".repeat(61))
-                .parse::<HostName>()
-                .is_ok()
-        );
-        assert!(
-            format!("{label}.{label}.{label}.{}", "b".repeat(62))
-                .parse::<HostName>()
-                .is_err()
-        );
+        assert!(format!("{label}.{label}.{label}.{}", "b".repeat(61)).parse::<HostName>().is_ok());
+        assert!(format!("{label}.{label}.{label}.{}", "b".repeat(62)).parse::<HostName>().is_err());
     }
 }

@@ -159,10 +159,7 @@ impl Client {
 
     /// A ledger at another socket, for tests outside a node.
     pub fn at(path: impl Into<String>) -> Client {
-        Client {
-            path: path.into(),
-            connection: Mutex::new(None),
-        }
+        Client { path: path.into(), connection: Mutex::new(None) }
     }
 
     /// Appends an event and waits until it is durable. At most two times [`limits::PEER_CALL_MS_MAX`].
@@ -172,24 +169,18 @@ impl Client {
 
     /// Chains an event; it becomes durable with the next batch.
     pub fn note(&self, event: Event) -> Result<Receipt, LedgerError> {
-        self.send(Append {
-            event,
-            durable: false,
-        })
+        self.send(Append { event, durable: false })
     }
 
     fn send(&self, append: Append) -> Result<Receipt, LedgerError> {
         let params = serde_json::to_value(&append).map_err(|e| LedgerError::Protocol(e.to_string()))?;
-        let mut slot = self
-            .connection
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut slot = self.connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // A kept connection may be one that a restarted ledger no longer knows: then one fresh try.
-        if let Some(mut connection) = slot.take() {
-            if let Ok(receipt) = exchange(&mut connection, params.clone()) {
-                *slot = Some(connection);
-                return receipt;
-            }
+        if let Some(mut connection) = slot.take()
+            && let Ok(receipt) = exchange(&mut connection, params.clone())
+        {
+            *slot = Some(connection);
+            return receipt;
         }
         let mut connection = Connection::connect(&self.path)?;
         connection.set_timeout(Some(Duration::from_millis(limits::PEER_CALL_MS_MAX)))?;

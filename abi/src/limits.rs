@@ -100,6 +100,41 @@ pub const PROXY_CONNECTIONS_PER_AGENT_MAX: usize = 256;
 /// Denials kept in memory for `net.denials`; the oldest go first (the ledger keeps all that are recorded).
 pub const DENIALS_KEPT_MAX: usize = 1024;
 
+/// Denials of one agent recorded in a second; more are counted, not kept.
+pub const DENIALS_PER_AGENT_SECOND_MAX: u32 = 20;
+/// Ledger notes of denials waiting to be written. More: dropped and counted.
+pub const LEDGER_NOTES_WAITING_MAX: usize = 1024;
+/// Receipts for connections waiting at a time, over all agents. More wait their turn.
+pub const RECEIPTS_WAITING_MAX: usize = 8;
+/// DNS questions of one agent in a second, over UDP and TCP. More: dropped, and counted as a denial.
+pub const DNS_QUESTIONS_PER_SECOND_MAX: u32 = 200;
+/// A DNS message from a guest or a resolver, in bytes. Longer: cut, so malformed.
+pub const DNS_MESSAGE_BYTES_MAX: usize = 4096;
+/// DNS connections over TCP of one agent. One more: closed.
+pub const DNS_TCP_CONNECTIONS_PER_AGENT_MAX: usize = 8;
+/// How long a DNS connection over TCP may be silent. Then: closed.
+pub const DNS_TCP_IDLE_MS_MAX: u64 = 5_000;
+/// How long a guest may keep a synthetic address, in seconds. It never changes while the VM runs.
+pub const DNS_TTL_SECS: u32 = 60;
+/// New flows of one VM in a second, counted by nftables. More: dropped, and logged as a denial.
+pub const NET_FLOWS_PER_SECOND_MAX: u32 = 200;
+/// Refused packets of one VM logged in a second. More: refused all the same, unlogged.
+pub const NET_REFUSALS_LOGGED_PER_SECOND_MAX: u32 = 10;
+/// First bytes of a connection that the proxy looks at, in bytes. A TLS hello or HTTP head that is longer: refused.
+pub const PROXY_FIRST_BYTES_MAX: usize = 32 * 1024;
+/// How long a TLS hello or HTTP head may take to be whole. Later: refused.
+pub const PROXY_FIRST_BYTES_MS_MAX: u64 = 10_000;
+/// How long the proxy waits for a client's first byte on ports other than 80 and 443 before it lets the server speak first.
+pub const PROXY_SILENCE_MS: u64 = 300;
+/// How long resolving a name may take, all resolvers together. Later: the connection fails.
+pub const RESOLVE_MS_MAX: u64 = 6_000;
+/// Addresses of a name that the proxy tries.
+pub const DIAL_ADDRESSES_MAX: usize = 3;
+/// How long one dial may take.
+pub const DIAL_MS_MAX: u64 = 10_000;
+/// How long a connection may carry nothing in either direction. Then: closed.
+pub const PROXY_IDLE_MS_MAX: u64 = 900_000;
+
 /// A memory key, in bytes.
 pub const MEMORY_KEY_BYTES_MAX: usize = 256;
 /// A memory value as canonical JSON, in bytes.
@@ -181,15 +216,11 @@ pub const GATE_CONNECTIONS_PER_KEY_MAX: usize = 32;
 /// How long a TLS handshake at nullgate may take.
 pub const GATE_HANDSHAKE_MS_MAX: u64 = 10_000;
 
-const _: () = assert!(
-    MEMORY_VALUE_BYTES_MAX * 2 <= LINE_BYTES_MAX,
-    "a value fits a line even when escaped once"
-);
-const _: () = assert!(
-    LEDGER_EVENT_BYTES_MAX * 2 <= LINE_BYTES_MAX,
-    "an event fits a line"
-);
+const _: () =
+    assert!(MEMORY_VALUE_BYTES_MAX * 2 <= LINE_BYTES_MAX, "a value fits a line even when escaped once");
+const _: () = assert!(LEDGER_EVENT_BYTES_MAX * 2 <= LINE_BYTES_MAX, "an event fits a line");
 const _: () = assert!(GATE_HANDSHAKES_MAX < GATE_CONNECTIONS_MAX);
-const _: () = assert!(GATE_CONNECTIONS_PER_KEY_MAX < GATE_CONNECTIONS_MAX, "one key cannot lock out the others");
+const _: () =
+    assert!(GATE_CONNECTIONS_PER_KEY_MAX < GATE_CONNECTIONS_MAX, "one key cannot lock out the others");
 const _: () = assert!(MEMORY_MIB_MIN <= MEMORY_MIB_DEFAULT && MEMORY_MIB_DEFAULT <= MEMORY_MIB_MAX);
 const _: () = assert!(DISK_MIB_MIN <= DISK_MIB_DEFAULT && DISK_MIB_DEFAULT <= DISK_MIB_MAX);

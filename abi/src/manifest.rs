@@ -107,11 +107,7 @@ type Checked<T> = Result<T, Box<ConfigError>>;
 pub fn parse(file: &str, text: &str) -> Checked<Manifest> {
     let source = Source { file, text };
     if text.len() as u64 > limits::CONFIG_FILE_BYTES_MAX {
-        let rule = format!(
-            "{} bytes: at most {} are allowed",
-            text.len(),
-            limits::CONFIG_FILE_BYTES_MAX
-        );
+        let rule = format!("{} bytes: at most {} are allowed", text.len(), limits::CONFIG_FILE_BYTES_MAX);
         return Err(Box::new(source.wrong(0..0, "", rule, "make the file smaller")));
     }
     let raw: RawManifest = toml::from_str(text).map_err(|error| Box::new(source.malformed(&error)))?;
@@ -134,10 +130,7 @@ impl Checker<'_> {
             rootfs: self.rootfs(&agent.rootfs)?,
             command: self.command(agent.command)?,
             env: self.env(agent.env)?,
-            workdir: agent
-                .workdir
-                .map(|dir| self.path(&dir, "agent.workdir", true))
-                .transpose()?,
+            workdir: agent.workdir.map(|dir| self.path(&dir, "agent.workdir", true)).transpose()?,
             autostart: agent.autostart,
             shell: caps.shell,
             exec: self.exec(caps.exec)?,
@@ -190,10 +183,7 @@ impl Checker<'_> {
         let caps = &raw.capabilities;
         let fields = [
             ("capabilities.credential_refs", &caps.credential_refs),
-            (
-                "capabilities.max_api_calls_per_hour",
-                &caps.max_api_calls_per_hour,
-            ),
+            ("capabilities.max_api_calls_per_hour", &caps.max_api_calls_per_hour),
             ("capabilities.health_check", &caps.health_check),
             ("tools", &raw.tools),
         ];
@@ -236,12 +226,9 @@ impl Checker<'_> {
         if text.starts_with("sha256:") {
             return match text.parse() {
                 Ok(digest) => Ok(RootfsRef::Digest(digest)),
-                Err(error) => self.wrong(
-                    rootfs.span(),
-                    "agent.rootfs",
-                    error.to_string(),
-                    "copy it from image list",
-                ),
+                Err(error) => {
+                    self.wrong(rootfs.span(), "agent.rootfs", error.to_string(), "copy it from image list")
+                }
             };
         }
         if rootfs_name_ok(text) {
@@ -270,10 +257,7 @@ impl Checker<'_> {
         for (index, arg) in args.iter().enumerate() {
             let text = arg.get_ref();
             if text.len() > limits::COMMAND_ARG_BYTES_MAX || text.contains('\0') {
-                let rule = format!(
-                    "must be at most {} bytes, without NUL",
-                    limits::COMMAND_ARG_BYTES_MAX
-                );
+                let rule = format!("must be at most {} bytes, without NUL", limits::COMMAND_ARG_BYTES_MAX);
                 return self.wrong(arg.span(), "agent.command", rule, "shorten it");
             }
             if index == 0 {
@@ -299,10 +283,7 @@ impl Checker<'_> {
                 return self.wrong(value.span(), "agent.env", rule, "remove some");
             }
             if value.get_ref().len() > limits::COMMAND_ARG_BYTES_MAX || value.get_ref().contains('\0') {
-                let rule = format!(
-                    "must be at most {} bytes, without NUL",
-                    limits::COMMAND_ARG_BYTES_MAX
-                );
+                let rule = format!("must be at most {} bytes, without NUL", limits::COMMAND_ARG_BYTES_MAX);
                 return self.wrong(value.span(), &field, rule, "shorten it");
             }
             checked.insert(name, value.into_inner());
@@ -376,10 +357,7 @@ impl Checker<'_> {
                 );
             };
             for port in ports {
-                if !granted.insert(Destination {
-                    name: crate::ids::HostName::clone(&name),
-                    port,
-                }) {
+                if !granted.insert(Destination { name: crate::ids::HostName::clone(&name), port }) {
                     return self.wrong(
                         entry.span(),
                         field,
@@ -418,12 +396,7 @@ impl Checker<'_> {
         for entry in self.list(list, field, limits::MANIFEST_LIST_MAX)? {
             let path = self.path(&entry, field, write)?;
             if !seen.insert(path.clone()) {
-                return self.wrong(
-                    entry.span(),
-                    field,
-                    "stands in the list twice",
-                    "remove one of the two",
-                );
+                return self.wrong(entry.span(), field, "stands in the list twice", "remove one of the two");
             }
             paths.push(path);
         }
@@ -434,8 +407,7 @@ impl Checker<'_> {
     fn path(&self, path: &Spanned<String>, field: &str, own_data: bool) -> Checked<String> {
         let text = path.get_ref();
         let parts_ok = text.strip_prefix('/').is_some_and(|rest| {
-            rest.split('/')
-                .all(|part| !part.is_empty() && part != "." && part != ".." && part.len() <= 255)
+            rest.split('/').all(|part| !part.is_empty() && part != "." && part != ".." && part.len() <= 255)
         });
         if !parts_ok || text.len() > limits::PATH_BYTES_MAX || text.chars().any(char::is_control) {
             let rule = "must be an absolute path without empty, `.` or `..` parts, and not `/` itself";
@@ -444,12 +416,7 @@ impl Checker<'_> {
         let top = text.split('/').nth(1).unwrap_or_default();
         if own_data && field.ends_with("write") && ["proc", "sys", "dev", "run"].contains(&top) {
             let rule = format!("`/{top}` belongs to the guest's system");
-            return self.wrong(
-                path.span(),
-                field,
-                rule,
-                "choose a path of the agent's own, like \"/data\"",
-            );
+            return self.wrong(path.span(), field, rule, "choose a path of the agent's own, like \"/data\"");
         }
         Ok(text.clone())
     }
@@ -460,10 +427,7 @@ pub fn rootfs_name_ok(text: &str) -> bool {
     let admitted = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
     (1..=64).contains(&text.len())
         && text.bytes().all(admitted)
-        && text
-            .bytes()
-            .next()
-            .is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        && text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -492,39 +456,15 @@ filesystem.write = ["/data/research/output"]
         assert_eq!(manifest.name.as_str(), "researcher");
         let allow: Vec<String> = manifest.network_allow.iter().map(ToString::to_string).collect();
         assert_eq!(allow, ["api.exa.ai:80", "api.exa.ai:443", "git.example.org:22"]);
-        assert_eq!(
-            (manifest.cpu_percent, manifest.memory_mib, manifest.disk_mib),
-            (40, 512, 1024)
-        );
+        assert_eq!((manifest.cpu_percent, manifest.memory_mib, manifest.disk_mib), (40, 512, 1024));
     }
 
     #[test]
     fn each_kind_of_mistake_is_refused_with_line_field_value_and_remedy() {
         let cases = [
-            (
-                "name = \"researcher\"",
-                "name = \"a b\"",
-                3,
-                "agent.name",
-                "\"a b\"",
-                "A-Z",
-            ),
-            (
-                "version = \"1.2.0\"",
-                "version = \"\"",
-                4,
-                "agent.version",
-                "\"\"",
-                "1 to 64",
-            ),
-            (
-                "rootfs = \"python\"",
-                "rootfs = \"../x\"",
-                5,
-                "agent.rootfs",
-                "\"../x\"",
-                "rootfs name",
-            ),
+            ("name = \"researcher\"", "name = \"a b\"", 3, "agent.name", "\"a b\"", "A-Z"),
+            ("version = \"1.2.0\"", "version = \"\"", 4, "agent.version", "\"\"", "1 to 64"),
+            ("rootfs = \"python\"", "rootfs = \"../x\"", 5, "agent.rootfs", "\"../x\"", "rootfs name"),
             (
                 "rootfs = \"python\"",
                 "rootfs = \"sha256:12\"",
@@ -533,30 +473,9 @@ filesystem.write = ["/data/research/output"]
                 "\"sha256:12\"",
                 "64 lowercase",
             ),
-            (
-                "/usr/bin/python3",
-                "python3",
-                6,
-                "agent.command",
-                "\"python3\"",
-                "absolute",
-            ),
-            (
-                "= 40",
-                "= 0",
-                10,
-                "capabilities.max_cpu_percent",
-                "0",
-                "1 to 6400",
-            ),
-            (
-                "= 40",
-                "= -1",
-                10,
-                "capabilities.max_cpu_percent",
-                "-1",
-                "1 to 6400",
-            ),
+            ("/usr/bin/python3", "python3", 6, "agent.command", "\"python3\"", "absolute"),
+            ("= 40", "= 0", 10, "capabilities.max_cpu_percent", "0", "1 to 6400"),
+            ("= 40", "= -1", 10, "capabilities.max_cpu_percent", "-1", "1 to 6400"),
             ("= 512", "= 4", 11, "capabilities.max_memory_mb", "4", "32 to"),
             (
                 "api.exa.ai",
@@ -566,22 +485,8 @@ filesystem.write = ["/data/research/output"]
                 "\"127.0.0.1\"",
                 "never an address",
             ),
-            (
-                "api.exa.ai",
-                "*.exa.ai",
-                12,
-                "capabilities.network.allow",
-                "\"*.exa.ai\"",
-                "wildcards",
-            ),
-            (
-                ".org:22",
-                ".org:0",
-                12,
-                "capabilities.network.allow",
-                "\"git.example.org:0\"",
-                "1 to 65535",
-            ),
+            ("api.exa.ai", "*.exa.ai", 12, "capabilities.network.allow", "\"*.exa.ai\"", "wildcards"),
+            (".org:22", ".org:0", 12, "capabilities.network.allow", "\"git.example.org:0\"", "1 to 65535"),
             (
                 ".org:22",
                 ".org:022",
@@ -598,14 +503,7 @@ filesystem.write = ["/data/research/output"]
                 "\"API.exa.ai:80\"",
                 "twice",
             ),
-            (
-                "/data/research\"]",
-                "/../../x\"]",
-                13,
-                "capabilities.filesystem.read",
-                "\"/../../x\"",
-                "`..`",
-            ),
+            ("/data/research\"]", "/../../x\"]", 13, "capabilities.filesystem.read", "\"/../../x\"", "`..`"),
             (
                 "/data/research/output",
                 "/proc/x",
@@ -614,14 +512,7 @@ filesystem.write = ["/data/research/output"]
                 "\"/proc/x\"",
                 "system",
             ),
-            (
-                "/data/research/output",
-                "/",
-                14,
-                "capabilities.filesystem.write",
-                "\"/\"",
-                "not `/`",
-            ),
+            ("/data/research/output", "/", 14, "capabilities.filesystem.write", "\"/\"", "not `/`"),
         ];
         for (from, to, line, field, value, rule) in cases {
             let error = parse("AGENT.toml", &GOOD.replacen(from, to, 1)).unwrap_err();
@@ -643,11 +534,7 @@ filesystem.write = ["/data/research/output"]
         let missing = parse("f", &GOOD.replace("rootfs = \"python\"\n", "")).unwrap_err();
         assert!(missing.rule.contains("rootfs") && missing.line == 2, "{missing}");
         let mistyped = parse("f", &GOOD.replace("= 40", "= \"40\"")).unwrap_err();
-        assert_eq!(
-            (mistyped.line, mistyped.value.as_str()),
-            (10, "\"40\""),
-            "{mistyped}"
-        );
+        assert_eq!((mistyped.line, mistyped.value.as_str()), (10, "\"40\""), "{mistyped}");
         let not_toml = parse("f", "[agent\n").unwrap_err();
         assert_eq!(not_toml.line, 1, "{not_toml}");
         let twice = parse("f", &GOOD.replace("shell = false", "shell = false\nshell = true")).unwrap_err();
@@ -658,10 +545,7 @@ filesystem.write = ["/data/research/output"]
     fn a_field_that_is_not_enforced_is_refused_by_name() {
         for (line, field) in [
             ("credential_refs = [\"EXA_KEY\"]", "capabilities.credential_refs"),
-            (
-                "max_api_calls_per_hour = 200",
-                "capabilities.max_api_calls_per_hour",
-            ),
+            ("max_api_calls_per_hour = 200", "capabilities.max_api_calls_per_hour"),
             ("health_check = { port = 1 }", "capabilities.health_check"),
         ] {
             let error = parse("f", &GOOD.replace("shell = false", line)).unwrap_err();
@@ -673,11 +557,7 @@ filesystem.write = ["/data/research/output"]
 
     #[test]
     fn an_empty_allow_list_allows_nothing() {
-        let manifest = parse(
-            "f",
-            &GOOD.replace("[\"api.exa.ai\", \"git.example.org:22\"]", "[]"),
-        )
-        .unwrap();
+        let manifest = parse("f", &GOOD.replace("[\"api.exa.ai\", \"git.example.org:22\"]", "[]")).unwrap();
         assert!(manifest.network_allow.is_empty());
     }
 

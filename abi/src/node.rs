@@ -42,9 +42,7 @@ pub struct Node {
 
 impl Default for Node {
     fn default() -> Node {
-        Node {
-            name: "nullbox".into(),
-        }
+        Node { name: "nullbox".into() }
     }
 }
 
@@ -154,15 +152,10 @@ pub fn parse(files: &[Source<'_>]) -> Checked<NodeConfig> {
         let table = toml::from_str(source.text).map_err(|error| Box::new(source.malformed(&error)))?;
         lay_over(&mut merged, table);
     }
-    let last = files.last().copied().unwrap_or(Source {
-        file: "nulld.toml",
-        text: "",
-    });
-    let config: NodeConfig = toml::Value::Table(merged)
-        .try_into()
-        .map_err(|error: toml::de::Error| {
-            Box::new(last.wrong(0..0, "", error.message().to_owned(), "see docs/nulld.toml.md"))
-        })?;
+    let last = files.last().copied().unwrap_or(Source { file: "nulld.toml", text: "" });
+    let config: NodeConfig = toml::Value::Table(merged).try_into().map_err(|error: toml::de::Error| {
+        Box::new(last.wrong(0..0, "", error.message().to_owned(), "see docs/nulld.toml.md"))
+    })?;
     check(&config, last)?;
     Ok(config)
 }
@@ -229,11 +222,7 @@ fn check(config: &NodeConfig, source: Source<'_>) -> Checked<()> {
     for (host, addresses) in &config.network.hosts {
         if addresses.is_empty() || addresses.iter().any(never_a_host) {
             let rule = "needs addresses, none of them loopback, link-local, multicast or unspecified";
-            return wrong(
-                format!("network.hosts.{host}"),
-                rule,
-                "write the address the name stands for",
-            );
+            return wrong(format!("network.hosts.{host}"), rule, "write the address the name stands for");
         }
     }
     for (name, service) in &config.services {
@@ -244,17 +233,9 @@ fn check(config: &NodeConfig, source: Source<'_>) -> Checked<()> {
                 "remove the line",
             );
         }
-        if let Some(missing) = service
-            .needs
-            .iter()
-            .find(|need| !config.services.contains_key(*need))
-        {
+        if let Some(missing) = service.needs.iter().find(|need| !config.services.contains_key(*need)) {
             let rule = format!("needs `{missing}`, which is not a service");
-            return wrong(
-                format!("services.{name}.needs"),
-                &rule,
-                "name a service of this file",
-            );
+            return wrong(format!("services.{name}.needs"), &rule, "name a service of this file");
         }
         if service.ready_secs_max == 0 || service.stop_secs_max == 0 {
             return wrong(
@@ -266,11 +247,9 @@ fn check(config: &NodeConfig, source: Source<'_>) -> Checked<()> {
     }
     match start_order(&config.services) {
         Ok(_) => Ok(()),
-        Err(circle) => wrong(
-            format!("services.{circle}.needs"),
-            "is part of a circle of needs",
-            "break the circle",
-        ),
+        Err(circle) => {
+            wrong(format!("services.{circle}.needs"), "is part of a circle of needs", "break the circle")
+        }
     }
 }
 
@@ -341,11 +320,7 @@ pub fn parse_operators(source: Source<'_>) -> Checked<Operators> {
     let operators: Operators =
         toml::from_str(source.text).map_err(|error| Box::new(source.malformed(&error)))?;
     if operators.operator.len() > limits::OPERATORS_MAX {
-        let rule = format!(
-            "{} operators: at most {}",
-            operators.operator.len(),
-            limits::OPERATORS_MAX
-        );
+        let rule = format!("{} operators: at most {}", operators.operator.len(), limits::OPERATORS_MAX);
         return Err(Box::new(source.wrong(0..0, "operator", rule, "remove some")));
     }
     let mut seen = BTreeSet::new();
@@ -387,10 +362,7 @@ mod tests {
     fn a_volume_is_laid_over_the_image_key_by_key() {
         let volume = "[node]\nname = \"n1\"\n[services.a]\nrestart = \"never\"\n[network.hosts]\n\"x.test\" = [\"10.0.2.4\"]\n";
         let config = parse(&[source("image", IMAGE), source("volume", volume)]).unwrap();
-        assert_eq!(
-            (config.node.name.as_str(), config.services["a"].restart),
-            ("n1", Restart::Never)
-        );
+        assert_eq!((config.node.name.as_str(), config.services["a"].restart), ("n1", Restart::Never));
         assert_eq!(config.services["a"].needs, ["b"]);
         assert_eq!(start_order(&config.services).unwrap(), ["b", "a"]);
     }
@@ -403,18 +375,11 @@ mod tests {
             ("[services.b]\nneeds = [\"a\"]\n", 0, "circle"),
             ("[services.a]\npath = \"/bin/sh\"\n", 2, "below /system/bin"),
             ("[network]\nmode = \"static\"\n", 0, "CIDR"),
-            (
-                "[network.hosts]\n\"m.test\" = [\"169.254.169.254\"]\n",
-                0,
-                "link-local",
-            ),
+            ("[network.hosts]\n\"m.test\" = [\"169.254.169.254\"]\n", 0, "link-local"),
         ] {
             let error = parse(&[source("image", IMAGE), source("volume", text)]).unwrap_err();
             assert_eq!(error.file, "volume");
-            assert!(
-                error.rule.contains(rule) && (line == 0 || error.line == line),
-                "{error}"
-            );
+            assert!(error.rule.contains(rule) && (line == 0 || error.line == line), "{error}");
         }
     }
 

@@ -27,22 +27,12 @@ pub enum Version {
 impl Request {
     /// A call with an id.
     pub fn call(id: u64, method: &str, params: Value) -> Request {
-        Request {
-            jsonrpc: Version::V2,
-            id: Some(id),
-            method: method.to_owned(),
-            params,
-        }
+        Request { jsonrpc: Version::V2, id: Some(id), method: method.to_owned(), params }
     }
 
     /// A notification.
     pub fn notification(method: &str, params: Value) -> Request {
-        Request {
-            jsonrpc: Version::V2,
-            id: None,
-            method: method.to_owned(),
-            params,
-        }
+        Request { jsonrpc: Version::V2, id: None, method: method.to_owned(), params }
     }
 
     /// Parses one line.
@@ -87,12 +77,7 @@ impl Response {
             Ok(value) => (Some(value), None),
             Err(error) => (None, Some(error)),
         };
-        Response {
-            jsonrpc: Version::V2,
-            id,
-            result,
-            error,
-        }
+        Response { jsonrpc: Version::V2, id, result, error }
     }
 }
 
@@ -154,19 +139,12 @@ pub struct Explanation {
 impl RpcError {
     /// An error without a rule behind it.
     pub fn new(code: Code, message: impl Into<String>) -> RpcError {
-        RpcError {
-            code,
-            message: message.into(),
-            data: None,
-        }
+        RpcError { code, message: message.into(), data: None }
     }
 
     /// Adds the rule that decided and how to put it right.
     pub fn explained(mut self, rule: impl Into<String>, remedy: impl Into<String>) -> RpcError {
-        self.data = Some(Explanation {
-            rule: rule.into(),
-            remedy: remedy.into(),
-        });
+        self.data = Some(Explanation { rule: rule.into(), remedy: remedy.into() });
         self
     }
 }
@@ -195,9 +173,6 @@ mod tests {
         let answer = serde_json::to_string(&Response::of(Some(3), Ok(Value::Bool(true)))).unwrap();
         assert!(matches!(serde_json::from_str(&answer), Ok(Incoming::Response(_))));
         let note = serde_json::to_string(&Request::notification("x.y", Value::Null)).unwrap();
-        assert!(matches!(
-            serde_json::from_str(&note),
-            Ok(Incoming::Notification(_))
-        ));
+        assert!(matches!(serde_json::from_str(&note), Ok(Incoming::Notification(_))));
     }
 }

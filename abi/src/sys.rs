@@ -1,9 +1,6 @@
 //! The one unsafe step of abi: taking ownership of a descriptor that nulld left open for us.
 
-#![expect(
-    unsafe_code,
-    reason = "file descriptors inherited over exec have no safe constructor"
-)]
+#![expect(unsafe_code, reason = "file descriptors inherited over exec have no safe constructor")]
 
 use std::os::fd::{FromRawFd, OwnedFd};
 

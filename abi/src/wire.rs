@@ -44,11 +44,7 @@ pub struct Connection {
 impl Connection {
     /// Wraps a connected stream.
     pub fn new(stream: UnixStream) -> Connection {
-        Connection {
-            stream,
-            buffer: VecDeque::new(),
-            fds: VecDeque::new(),
-        }
+        Connection { stream, buffer: VecDeque::new(), fds: VecDeque::new() }
     }
 
     /// Connects to a socket in the file system.
@@ -69,9 +65,7 @@ impl Connection {
 
     /// A second handle that writes lines, for another thread.
     pub fn writer(&self) -> io::Result<LineWriter> {
-        Ok(LineWriter {
-            stream: self.stream.try_clone()?,
-        })
+        Ok(LineWriter { stream: self.stream.try_clone()? })
     }
 
     /// The next line without its end; `None` when the peer closed between lines.
@@ -88,11 +82,7 @@ impl Connection {
                 return Err(WireError::LineTooLong);
             }
             if self.fill()? == 0 {
-                return if self.buffer.is_empty() {
-                    Ok(None)
-                } else {
-                    Err(WireError::CutLine)
-                };
+                return if self.buffer.is_empty() { Ok(None) } else { Err(WireError::CutLine) };
             }
         }
     }
@@ -169,9 +159,7 @@ impl LineWriter {
 
     /// A further handle.
     pub fn try_clone(&self) -> io::Result<LineWriter> {
-        Ok(LineWriter {
-            stream: self.stream.try_clone()?,
-        })
+        Ok(LineWriter { stream: self.stream.try_clone()? })
     }
 }
 
@@ -196,18 +184,10 @@ pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>])
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(limits::FDS_PER_MESSAGE_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "too many descriptors for one message",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors for one message"));
     }
     loop {
-        match rustix::net::sendmsg(
-            socket,
-            &[IoSlice::new(bytes)],
-            &mut ancillary,
-            SendFlags::NOSIGNAL,
-        ) {
+        match rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
             Err(rustix::io::Errno::INTR) => continue,
             other => return Ok(other?),
         }
@@ -237,10 +217,7 @@ mod tests {
     fn a_line_above_the_limit_is_refused() {
         let (mut a, b) = UnixStream::pair().unwrap();
         let writer = std::thread::spawn(move || a.write_all(&vec![b'x'; limits::LINE_BYTES_MAX * 2]));
-        assert!(matches!(
-            Connection::new(b).read_line(),
-            Err(WireError::LineTooLong)
-        ));
+        assert!(matches!(Connection::new(b).read_line(), Err(WireError::LineTooLong)));
         let _ = writer.join().unwrap(); // the reader hung up: an error is expected
     }
 
@@ -256,9 +233,7 @@ mod tests {
     fn descriptors_travel_with_their_line() {
         let (a, b) = UnixStream::pair().unwrap();
         let (near, mut far) = UnixStream::pair().unwrap();
-        Connection::new(a)
-            .write_line_with_fds(&1, &[near.as_fd()])
-            .unwrap();
+        Connection::new(a).write_line_with_fds(&1, &[near.as_fd()]).unwrap();
         drop(near);
         let mut b = Connection::new(b);
         assert_eq!(b.read_line().unwrap().unwrap(), "1");

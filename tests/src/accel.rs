@@ -20,31 +20,14 @@ fn kvm_works() -> bool {
         std::fs::read_to_string(format!("/sys/module/{module}/parameters/nested"))
             .is_ok_and(|text| matches!(text.trim(), "Y" | "1"))
     });
-    if !nests
-        || std::fs::File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")
-            .is_err()
-    {
+    if !nests || std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
         return false;
     }
     let Ok(kernel) = crate::image(&["kernel", "host", "--print-path"]) else {
         return false;
     };
     let guest = Command::new("qemu-system-x86_64")
-        .args([
-            "-accel",
-            "kvm",
-            "-cpu",
-            "host",
-            "-m",
-            "256",
-            "-display",
-            "none",
-            "-no-reboot",
-            "-nodefaults",
-        ])
+        .args(["-accel", "kvm", "-cpu", "host", "-m", "256", "-display", "none", "-no-reboot", "-nodefaults"])
         .args(["-append", "panic=-1", "-kernel", &kernel])
         .stdin(Stdio::null())
         .stdout(Stdio::null())

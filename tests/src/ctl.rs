@@ -20,22 +20,13 @@ pub struct Answer {
 impl Answer {
     /// The last JSON object of standard output: the result.
     pub fn json(&self) -> Result<Value> {
-        let line = self
-            .stdout
-            .lines()
-            .last()
-            .with_context(|| format!("no output; {}", self.stderr))?;
+        let line = self.stdout.lines().last().with_context(|| format!("no output; {}", self.stderr))?;
         serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))
     }
 
     /// Fails with what nullctl said unless it ended with 0.
     pub fn ok(self) -> Result<Answer> {
-        ensure!(
-            self.status == 0,
-            "nullctl ended with {}: {}",
-            self.status,
-            self.stderr
-        );
+        ensure!(self.status == 0, "nullctl ended with {}: {}", self.status, self.stderr);
         Ok(self)
     }
 }
@@ -63,15 +54,7 @@ impl Node {
     /// The command, to be run by the caller.
     pub fn command(&self, key: &Path, pin: &str, arguments: &[&str]) -> Result<Command> {
         let mut command = Command::new(crate::nullctl()?);
-        command
-            .args([
-                "--node",
-                &format!("127.0.0.1:{}", self.port),
-                "--pin",
-                pin,
-                "--key",
-            ])
-            .arg(key);
+        command.args(["--node", &format!("127.0.0.1:{}", self.port), "--pin", pin, "--key"]).arg(key);
         command.env("XDG_CONFIG_HOME", &self.dir).args(arguments);
         Ok(command)
     }
@@ -79,22 +62,14 @@ impl Node {
 
 /// Runs a command to its end, or kills it.
 pub fn run(mut command: Command, limit: Duration) -> Result<Answer> {
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let pid = child.id();
     let (send, receive) = std::sync::mpsc::channel();
     std::thread::spawn(move || send.send(child.wait_with_output()));
     let started = Instant::now();
     match receive.recv_timeout(limit) {
         Ok(output) => {
-            let Output {
-                status,
-                stdout,
-                stderr,
-            } = output?;
+            let Output { status, stdout, stderr } = output?;
             Ok(Answer {
                 status: status.code().unwrap_or(-1),
                 stdout: String::from_utf8_lossy(&stdout).into_owned(),
@@ -102,10 +77,7 @@ pub fn run(mut command: Command, limit: Duration) -> Result<Answer> {
             })
         }
         Err(_) => {
-            let pid = i32::try_from(pid)
-                .ok()
-                .and_then(rustix::process::Pid::from_raw)
-                .context("no pid")?;
+            let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).context("no pid")?;
             rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
             bail!("still running after {} s", started.elapsed().as_secs())
         }

@@ -65,10 +65,7 @@ impl Config {
 
     /// Puts an OCI archive on the volume as rootfs `name`.
     pub fn rootfs(&self, name: &str, archive: &Path) -> Result<()> {
-        fs::copy(
-            archive,
-            self.dir.join("volume/rootfs").join(format!("{name}.tar")),
-        )?;
+        fs::copy(archive, self.dir.join("volume/rootfs").join(format!("{name}.tar")))?;
         Ok(())
     }
 
@@ -89,13 +86,7 @@ impl Config {
     /// An empty state disk.
     pub fn state(&self, size: &str) -> Result<PathBuf> {
         let out = self.dir.join("state.img");
-        crate::image(&[
-            "state-volume",
-            "--size",
-            size,
-            "--out",
-            &out.display().to_string(),
-        ])?;
+        crate::image(&["state-volume", "--size", size, "--out", &out.display().to_string()])?;
         Ok(out)
     }
 
@@ -129,10 +120,6 @@ pub fn python_archive(app: &Path) -> Result<PathBuf> {
         .arg(&out)
         .output()
         .context("scripts/rootfs-python.sh")?;
-    ensure!(
-        output.status.success(),
-        "rootfs-python.sh: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    ensure!(output.status.success(), "rootfs-python.sh: {}", String::from_utf8_lossy(&output.stderr));
     Ok(out)
 }

@@ -29,11 +29,7 @@ pub fn workspace() -> Result<PathBuf> {
 /// A built thing, from the environment or from where `make iso` leaves it.
 fn built(variable: &str, default: PathBuf) -> Result<PathBuf> {
     let path = std::env::var_os(variable).map_or(default, PathBuf::from);
-    ensure!(
-        path.exists(),
-        "{} is missing: run `make iso` first",
-        path.display()
-    );
+    ensure!(path.exists(), "{} is missing: run `make iso` first", path.display());
     path.canonicalize().with_context(|| path.display().to_string())
 }
 
@@ -50,10 +46,7 @@ pub fn test_iso() -> Result<PathBuf> {
 /// The static nullctl, as users get it.
 pub fn nullctl() -> Result<PathBuf> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| tree().join("target"), PathBuf::from);
-    built(
-        "NULLBOX_NULLCTL",
-        target.join("node/x86_64-unknown-linux-musl/release/nullctl"),
-    )
+    built("NULLBOX_NULLCTL", target.join("node/x86_64-unknown-linux-musl/release/nullctl"))
 }
 
 /// Runs the image builder, from the same build as the tests where it stands beside them.

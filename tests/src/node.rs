@@ -79,53 +79,33 @@ impl Node {
     /// Powers the machine on and returns at once.
     pub fn power_on(machine: Machine) -> Result<Node> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
-        let id = format!(
-            "{}-{}-{}",
-            machine.name,
-            std::process::id(),
-            COUNTER.fetch_add(1, Ordering::Relaxed)
-        );
+        let id =
+            format!("{}-{}-{}", machine.name, std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let dir = crate::workspace()?.join(id);
         fs::create_dir_all(&dir)?;
         let port = free_port()?;
         let fault_path = dir.join("fault.sock");
         let mut command = Command::new("qemu-system-x86_64");
-        command.args([
-            "-M",
-            "q35",
-            "-smp",
-            "2",
-            "-display",
-            "none",
-            "-no-reboot",
-            "-nodefaults",
-        ]);
+        command.args(["-M", "q35", "-smp", "2", "-display", "none", "-no-reboot", "-nodefaults"]);
         command.args(accel::arguments());
         command.arg("-m").arg(machine.memory_mib.to_string());
         command.args(["-chardev", "stdio,id=console", "-serial", "chardev:console"]);
-        command.arg("-chardev").arg(format!(
-            "socket,id=fault,path={},server=on,wait=off",
-            fault_path.display()
-        ));
+        command
+            .arg("-chardev")
+            .arg(format!("socket,id=fault,path={},server=on,wait=off", fault_path.display()));
         command.args(["-serial", "chardev:fault"]);
         add_firmware(&mut command, &machine, &dir)?;
         for (disk, id) in [(&machine.config, "config"), (&machine.state, "state")] {
             if let Some(disk) = disk {
                 let read_only = if id == "config" { ",readonly=on" } else { "" };
-                command.arg("-drive").arg(format!(
-                    "file={},if=none,id={id},format=raw{read_only}",
-                    disk.display()
-                ));
+                command
+                    .arg("-drive")
+                    .arg(format!("file={},if=none,id={id},format=raw{read_only}", disk.display()));
                 command.arg("-device").arg(format!("virtio-blk-pci,drive={id}"));
             }
         }
         command.arg("-netdev").arg(network(&machine, port)?);
-        command.args([
-            "-device",
-            "virtio-net-pci,netdev=uplink",
-            "-device",
-            "virtio-rng-pci",
-        ]);
+        command.args(["-device", "virtio-net-pci,netdev=uplink", "-device", "virtio-rng-pci"]);
         let log = File::create(dir.join("qemu.log"))?;
         let mut qemu = command
             .stdin(Stdio::null())
@@ -136,14 +116,7 @@ impl Node {
         let console = Arc::new(Console::default());
         let output = qemu.stdout.take().context("no console")?;
         record(output, console.clone(), dir.join("console.log"))?;
-        Ok(Node {
-            machine,
-            dir,
-            port,
-            qemu,
-            console,
-            fault: None,
-        })
+        Ok(Node { machine, dir, port, qemu, console, fault: None })
     }
 
     /// Powers on and waits until all services are ready.
@@ -151,9 +124,7 @@ impl Node {
         let mut node = Node::power_on(machine)?;
         node.wait_for(READY, BOOT_TIME_MAX)?;
         let path = node.dir.join("fault.sock");
-        node.fault = UnixStream::connect(path)
-            .ok()
-            .map(|socket| Mutex::new(BufReader::new(socket)));
+        node.fault = UnixStream::connect(path).ok().map(|socket| Mutex::new(BufReader::new(socket)));
         Ok(node)
     }
 
@@ -167,21 +138,12 @@ impl Node {
         let deadline = Instant::now() + limit;
         let mut console = lock(&self.console.text);
         loop {
-            if let Some(line) = console
-                .text
-                .lines()
-                .filter(|line| line.contains(text))
-                .nth(count - 1)
-            {
+            if let Some(line) = console.text.lines().filter(|line| line.contains(text)).nth(count - 1) {
                 return Ok(line.trim().to_owned());
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || console.ended {
-                let why = if console.ended {
-                    "the machine went off"
-                } else {
-                    "time is up"
-                };
+                let why = if console.ended { "the machine went off" } else { "time is up" };
                 bail!(
                     "`{text}` did not come on the console ({why}); it ends with\n{}",
                     tail(&console.text, 25)
@@ -211,10 +173,7 @@ impl Node {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        bail!(
-            "the machine is still on; its console ends with\n{}",
-            tail(&self.console(), 25)
-        )
+        bail!("the machine is still on; its console ends with\n{}", tail(&self.console(), 25))
     }
 
     /// Pulls the plug: QEMU is killed, and with it all that the node had not written.
@@ -238,8 +197,7 @@ impl Node {
         line.get_ref().set_read_timeout(Some(Duration::from_secs(60)))?;
         writeln!(line.get_mut(), "{order}")?;
         let mut answer = String::new();
-        line.read_line(&mut answer)
-            .with_context(|| format!("no answer to `{order}`"))?;
+        line.read_line(&mut answer).with_context(|| format!("no answer to `{order}`"))?;
         let answer: serde_json::Value = serde_json::from_str(answer.trim())
             .with_context(|| format!("answer to `{order}`: {answer:?}"))?;
         match (answer["ok"].as_str(), answer["error"].as_str()) {
@@ -259,10 +217,7 @@ impl Drop for Node {
         let _ = self.qemu.kill(); // it may be off already
         let _ = self.qemu.wait();
         if std::thread::panicking() {
-            eprintln!(
-                "console of the failed node: {}",
-                self.dir.join("console.log").display()
-            );
+            eprintln!("console of the failed node: {}", self.dir.join("console.log").display());
         } else {
             let _ = fs::remove_dir_all(&self.dir); // only space is lost
         }
@@ -274,25 +229,16 @@ fn add_firmware(command: &mut Command, machine: &Machine, dir: &Path) -> Result<
         let variables = dir.join("efivars.fd");
         fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", &variables)
             .context("OVMF is missing: run `make deps`")?;
-        command.args([
-            "-drive",
-            "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
-        ]);
-        command
-            .arg("-drive")
-            .arg(format!("if=pflash,format=raw,file={}", variables.display()));
+        command.args(["-drive", "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd"]);
+        command.arg("-drive").arg(format!("if=pflash,format=raw,file={}", variables.display()));
     }
     let iso = machine.iso.display();
     if machine.firmware == Firmware::UefiUsb {
         command.args(["-device", "qemu-xhci"]);
-        command
-            .arg("-drive")
-            .arg(format!("file={iso},if=none,id=stick,format=raw,readonly=on"));
+        command.arg("-drive").arg(format!("file={iso},if=none,id=stick,format=raw,readonly=on"));
         command.args(["-device", "usb-storage,drive=stick,bootindex=0"]);
     } else {
-        command
-            .arg("-drive")
-            .arg(format!("file={iso},if=none,id=cd,media=cdrom,readonly=on"));
+        command.arg("-drive").arg(format!("file={iso},if=none,id=cd,media=cdrom,readonly=on"));
         command.args(["-device", "ide-cd,drive=cd,bus=ide.0,bootindex=0"]);
     }
     Ok(())
@@ -300,16 +246,11 @@ fn add_firmware(command: &mut Command, machine: &Machine, dir: &Path) -> Result<
 
 /// User networking that reaches this machine's loopback, and of that only the listed ports.
 fn network(machine: &Machine, port: u16) -> Result<String> {
-    let mut netdev = format!(
-        "user,id=uplink,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:{}",
-        abi::node::GATE_PORT
-    );
+    let mut netdev =
+        format!("user,id=uplink,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:{}", abi::node::GATE_PORT);
     let helper = built_helper("pipe")?;
     for (address, host_port) in &machine.forwards {
-        netdev.push_str(&format!(
-            ",guestfwd=tcp:{address}-cmd:{} 127.0.0.1:{host_port}",
-            helper.display()
-        ));
+        netdev.push_str(&format!(",guestfwd=tcp:{address}-cmd:{} 127.0.0.1:{host_port}", helper.display()));
     }
     Ok(netdev)
 }
@@ -322,11 +263,7 @@ fn built_helper(name: &str) -> Result<PathBuf> {
         dir.pop();
     }
     let path = dir.join(name);
-    ensure!(
-        path.exists(),
-        "{} is missing: run `cargo build --package system-tests --bins`",
-        path.display()
-    );
+    ensure!(path.exists(), "{} is missing: run `cargo build --package system-tests --bins`", path.display());
     Ok(path)
 }
 

@@ -51,12 +51,7 @@ fn answer(stream: TcpStream, page: &str, log: &Mutex<Vec<String>>) -> Option<()>
         }
     }
     let what: Vec<&str> = request.split_whitespace().take(2).collect();
-    log.lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .push(format!("{} {host}", what.join(" ")));
-    let head = format!(
-        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        page.len()
-    );
+    log.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{} {host}", what.join(" ")));
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", page.len());
     (&stream).write_all(format!("{head}{page}").as_bytes()).ok()
 }

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! signal NUMBER COMM [TEXT]   send a signal to each process named COMM (with TEXT in its command line); answers how many
+//! kill NUMBER PID            send a signal to one process
 //! ps                          all processes: pid, parent, uid, state, name
 //! read PATH                   a file, at most 64 KiB
 //! list DIR                    names in a directory
@@ -24,11 +25,7 @@ use rustix::termios::{LocalModes, OptionalActions, OutputModes};
 
 fn main() -> Result<()> {
     let mut inherited = abi::door::Inherited::take()?;
-    let port = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/ttyS1")
-        .context("/dev/ttyS1")?;
+    let port = OpenOptions::new().read(true).write(true).open("/dev/ttyS1").context("/dev/ttyS1")?;
     let mut modes = rustix::termios::tcgetattr(&port)?;
     modes.local_modes -= LocalModes::ECHO | LocalModes::ISIG;
     modes.output_modes -= OutputModes::OPOST;
@@ -53,6 +50,12 @@ fn obey(line: &str) -> Result<String> {
     let (order, rest) = line.split_once(' ').unwrap_or((line, ""));
     match order {
         "signal" => signal(rest),
+        "kill" => {
+            let (number, pid) = rest.split_once(' ').context("kill NUMBER PID")?;
+            let signal = Signal::from_named_raw(number.parse()?).context("no such signal")?;
+            rustix::process::kill_process(Pid::from_raw(pid.parse()?).context("pid 0")?, signal)?;
+            Ok(String::new())
+        }
         "ps" => processes(),
         "read" => {
             let mut text = Vec::new();
@@ -60,10 +63,8 @@ fn obey(line: &str) -> Result<String> {
             Ok(String::from_utf8_lossy(&text).into_owned())
         }
         "list" => {
-            let mut names: Vec<String> = fs::read_dir(rest)?
-                .flatten()
-                .map(|e| e.file_name().to_string_lossy().into_owned())
-                .collect();
+            let mut names: Vec<String> =
+                fs::read_dir(rest)?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
             names.sort();
             Ok(names.join("\n"))
         }
@@ -82,10 +83,8 @@ fn obey(line: &str) -> Result<String> {
 }
 
 fn pids() -> Result<Vec<i32>> {
-    let mut found: Vec<i32> = fs::read_dir("/proc")?
-        .flatten()
-        .filter_map(|e| e.file_name().to_str()?.parse().ok())
-        .collect();
+    let mut found: Vec<i32> =
+        fs::read_dir("/proc")?.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
     found.sort_unstable();
     Ok(found)
 }
@@ -115,20 +114,10 @@ fn processes() -> Result<String> {
             continue;
         };
         let field = |name: &str| {
-            let line = status
-                .lines()
-                .find_map(|line| line.strip_prefix(name))
-                .unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
             line.split_whitespace().next().unwrap_or_default().to_owned()
         };
-        writeln!(
-            table,
-            "{pid} {} {} {} {}",
-            field("PPid:"),
-            field("Uid:"),
-            field("State:"),
-            field("Name:")
-        )?;
+        writeln!(table, "{pid} {} {} {} {}", field("PPid:"), field("Uid:"), field("State:"), field("Name:"))?;
     }
     Ok(table)
 }

@@ -5,9 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 
 fn main() -> anyhow::Result<()> {
-    let address = std::env::args()
-        .nth(1)
-        .ok_or_else(|| anyhow::anyhow!("usage: pipe HOST:PORT"))?;
+    let address = std::env::args().nth(1).ok_or_else(|| anyhow::anyhow!("usage: pipe HOST:PORT"))?;
     let upstream = TcpStream::connect(&address)?;
     let mut sending = upstream.try_clone()?;
     std::thread::spawn(move || {

@@ -1,0 +1,36 @@
+//! Boots real nodes and holds them to what design and manifests promise. Named and reported like `cargo test`; tests of
+//! one group share one node and run in the order they stand in.
+
+mod agents;
+mod boot;
+mod gate;
+mod ledger;
+mod memory;
+mod network;
+mod power;
+mod shared;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// A test, named `group::outcome`.
+fn trial(name: &str, test: fn() -> anyhow::Result<()>) -> Trial {
+    Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))))
+}
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // One node at a time: two emulated machines on two cores only make each other late.
+    arguments.test_threads = Some(1);
+    let mut trials = Vec::new();
+    trials.extend(boot::before());
+    trials.extend(gate::trials());
+    trials.extend(agents::trials());
+    trials.extend(network::trials());
+    trials.extend(memory::trials());
+    trials.extend(ledger::trials());
+    trials.extend(power::trials());
+    trials.extend(boot::after());
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    shared::switch_off();
+    conclusion.exit();
+}

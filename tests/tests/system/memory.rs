@@ -1,0 +1,93 @@
+//! What agents remember, and that nobody else can read it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+
+use crate::shared::{eventually, lab};
+use crate::trial;
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("memory::three_writes_of_a_b_a_are_three_entries", three_writes_are_three_entries),
+        trial("memory::another_agent_cannot_read_list_or_write", another_agent_cannot_read_list_or_write),
+        trial("memory::operator_sees_what_the_agent_wrote", operator_sees_what_the_agent_wrote),
+        trial("memory::killed_ctxgraph_loses_nothing", killed_ctxgraph_loses_nothing),
+    ]
+}
+
+fn three_writes_are_three_entries() -> Result<()> {
+    let lab = lab()?;
+    let found = lab.probe(
+        "tester",
+        &[
+            "memory",
+            r#"memory.write {"key":"aba","value":"A"}"#,
+            r#"memory.write {"key":"aba","value":"B"}"#,
+            r#"memory.write {"key":"aba","value":"A"}"#,
+            r#"memory.history {"prefix":"aba"}"#,
+            r#"memory.read {"key":"aba"}"#,
+        ],
+    )?;
+    let answers = found["answers"].as_array().with_context(|| found.to_string())?;
+    let hashes: std::collections::BTreeSet<_> =
+        answers[..3].iter().filter_map(|a| a["result"]["hash"].as_str()).collect();
+    ensure!(hashes.len() == 3, "{found}");
+    ensure!(answers[3]["result"]["entries"].as_array().is_some_and(|e| e.len() == 3), "{found}");
+    ensure!(answers[4]["result"]["hash"] == answers[2]["result"]["hash"], "{found}");
+    ensure!(answers[2]["result"]["parent"] == answers[1]["result"]["hash"], "{found}");
+    Ok(())
+}
+
+fn another_agent_cannot_read_list_or_write() -> Result<()> {
+    let lab = lab()?;
+    let wrote = lab.probe("tester", &["memory", r#"memory.write {"key":"private","value":{"pin":4711}}"#])?;
+    let hash = wrote["answers"][0]["result"]["hash"].as_str().with_context(|| wrote.to_string())?.to_owned();
+    let by_hash = format!(r#"memory.read {{"hash":"{hash}"}}"#);
+    let found = lab.probe(
+        "neighbour",
+        &[
+            "memory",
+            &by_hash,
+            r#"memory.read {"agent":"tester","key":"private"}"#,
+            r#"memory.query {"agent":"tester","prefix":""}"#,
+            r#"memory.history {"agent":"tester","prefix":"private"}"#,
+            r#"memory.write {"agent":"tester","key":"private","value":1}"#,
+            r#"memory.list {}"#,
+            r#"ledger.tail {}"#,
+            r#"memory.query {"prefix":""}"#,
+        ],
+    )?;
+    let answers = found["answers"].as_array().with_context(|| found.to_string())?;
+    ensure!(answers[..7].iter().all(|answer| answer["error"]["message"].is_string()), "{found}");
+    ensure!(!found.to_string().contains("4711"), "{found}");
+    ensure!(answers[7]["result"]["entries"].as_array().is_some_and(Vec::is_empty), "{found}");
+    let still = lab.node.json(&["memory", "read", "--agent", "tester", "private"])?;
+    ensure!(still["value"]["pin"] == 4711, "{still}");
+    Ok(())
+}
+
+fn operator_sees_what_the_agent_wrote() -> Result<()> {
+    let lab = lab()?;
+    lab.probe("tester", &["memory", r#"memory.write {"key":"seen/by","value":["operator"]}"#])?;
+    let found = lab.node.json(&["memory", "query", "--agent", "tester", "seen/"])?;
+    ensure!(found["entries"][0]["value"][0] == "operator", "{found}");
+    let list = lab.node.json(&["memory", "list"])?;
+    ensure!(list["agents"].as_array().is_some_and(|a| a.iter().any(|a| a["agent"] == "tester")), "{list}");
+    Ok(())
+}
+
+fn killed_ctxgraph_loses_nothing() -> Result<()> {
+    let lab = lab()?;
+    lab.probe("tester", &["memory", r#"memory.write {"key":"kept","value":"over a crash"}"#])?;
+    let events = lab.node.json(&["ledger", "verify"])?["events"].as_u64().context("no count")?;
+    ensure!(lab.node.fault("signal 9 ctxgraph")? == "1", "ctxgraph is not one process");
+    eventually(Duration::from_secs(60), "the agent reads its memory again", || {
+        let found = lab.probe("tester", &["memory", r#"memory.read {"key":"kept"}"#])?;
+        Ok(found["answers"][0]["result"]["value"] == "over a crash")
+    })?;
+    let verified = lab.node.json(&["ledger", "verify"])?;
+    ensure!(verified["broken"].is_null() && verified["events"].as_u64() >= Some(events), "{verified}");
+    Ok(())
+}
