@@ -1,0 +1,83 @@
+//! Shapes of `system.*`.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+use crate::config_error::ConfigError;
+
+/// Result of `system.status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SystemStatus {
+    pub node: String,
+    pub version: String,
+    /// Root hash of the image's dm-verity tree, from the kernel command line; empty outside an image.
+    pub root_hash: String,
+    pub boot_id: String,
+    pub uptime_ms: u64,
+    /// Milliseconds from kernel start to all services ready; none while booting.
+    pub ready_ms: Option<u64>,
+    /// True: no NULLBOX-STATE partition, everything is lost at power-off.
+    pub ephemeral: bool,
+    pub phases: Vec<Phase>,
+    pub services: Vec<ServiceStatus>,
+    /// Interface to addresses in CIDR form.
+    pub addresses: BTreeMap<String, Vec<String>>,
+    pub memory_total_kib: u64,
+    pub memory_available_kib: u64,
+    /// Resident memory of PID 1.
+    pub nulld_rss_kib: u64,
+    /// What is wrong with the configuration; the node runs without it.
+    pub problems: Vec<ConfigError>,
+}
+
+/// One boot phase.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Phase {
+    pub name: String,
+    /// Milliseconds after kernel start.
+    pub started_ms: u64,
+    pub took_ms: u64,
+    /// `ok`, `degraded: why` or `failed: why`.
+    pub outcome: String,
+}
+
+/// One supervised service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceStatus {
+    pub name: String,
+    /// `waiting`, `starting`, `ready`, `stopping`, `backoff`, `stopped` or `failed`.
+    pub state: String,
+    pub pid: Option<u32>,
+    pub restarts: u64,
+    pub ready_ms: Option<u64>,
+    pub memory_kib: u64,
+    /// Why it is not ready, or how it last ended.
+    pub detail: String,
+}
+
+/// Parameters of `system.logs`. Lines come as notifications `log` with [`LogLine`], the result is [`Nothing`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SystemLogs {
+    /// None: all.
+    #[serde(default)]
+    pub service: Option<String>,
+    /// Newest lines to begin with.
+    #[serde(default)]
+    pub lines: Option<u32>,
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// A line of a service's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogLine {
+    pub seq: u64,
+    pub unix_ms: u64,
+    pub service: String,
+    pub line: String,
+}
