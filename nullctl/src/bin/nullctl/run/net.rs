@@ -1,0 +1,97 @@
+//! `net`: what agents may reach, and what was refused.
+
+use abi::control::{Denial, Denials, Grants, NetDenials, Nothing};
+
+use super::{id, note};
+use crate::cli::Arguments;
+use crate::context::{Context, Silence, say};
+use crate::failure::Failure;
+use crate::link::typed;
+use crate::print::{Table, ago, moment, size, visible};
+
+pub fn grants(context: &Context, _: &Arguments) -> Result<u8, Failure> {
+    let Some(result) = context.call("net.grants", &Nothing {})? else {
+        return Ok(0);
+    };
+    let grants: Grants = typed(&result)?;
+    let mut table = Table::new(&["AGENT", "MAY REACH", "STANDS FOR", "OPEN", "TOTAL", "OUT", "IN", "DENIED"]);
+    for agent in &grants.agents {
+        let mut first = true;
+        for destination in &agent.allow {
+            let synthetic = agent.synthetic.get(&destination.name).map_or("-", String::as_str);
+            let (name, to) = (agent.instance.to_string(), destination.to_string());
+            if first {
+                table.row(&[
+                    &name,
+                    &to,
+                    synthetic,
+                    &agent.connections.to_string(),
+                    &agent.connections_total.to_string(),
+                    &size(agent.bytes_out),
+                    &size(agent.bytes_in),
+                    &agent.denials.to_string(),
+                ]);
+            } else {
+                table.row(&["", &to, synthetic]);
+            }
+            first = false;
+        }
+    }
+    say(&table.render())?;
+    Ok(0)
+}
+
+pub fn denials(context: &Context, given: &Arguments) -> Result<u8, Failure> {
+    let follow = given.has("follow");
+    let params = NetDenials { agent: given.at(0).map(id).transpose()?, follow };
+    let silence = if follow { Silence::Unbounded } else { Silence::Ordinary };
+    let mut link = context.ask("net.denials", &params, silence)?;
+    let result = link.result(&mut |request| context.note(request))?;
+    if let Some(result) = context.result_or_json(result)? {
+        let page: Denials = typed(&result)?;
+        say(&in_words(&page))?;
+    }
+    if !follow {
+        return Ok(0);
+    }
+    link.follow(&mut |request| {
+        if context.json {
+            return context.note(request);
+        }
+        match note::<Denial>(request, "denial")? {
+            Some(denial) => say(&line(&denial)),
+            None => Ok(()),
+        }
+    })
+}
+
+fn in_words(page: &Denials) -> String {
+    let mut table = Table::new(&["WHEN", "AGENT", "REFUSED", "RULE", "TIMES", "TO GRANT IT"]);
+    for denial in &page.denials {
+        table.row(&[
+            &ago(denial.unix_ms),
+            &denial.instance.to_string(),
+            &denial.what,
+            &denial.rule,
+            &denial.count.to_string(),
+            &denial.remedy,
+        ]);
+    }
+    let mut text = table.render();
+    if page.dropped > 0 {
+        text.push_str(&format!("{} older ones are only in the ledger\n", page.dropped));
+    }
+    text
+}
+
+fn line(denial: &Denial) -> String {
+    format!(
+        "{} {}: {} refused by {} (x{}); {}\n",
+        moment(denial.unix_ms),
+        denial.instance,
+        visible(&denial.what),
+        visible(&denial.rule),
+        denial.count,
+        visible(&denial.remedy)
+    )
+}

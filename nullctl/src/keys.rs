@@ -1,0 +1,281 @@
+//! ed25519 keys in their three forms: PEM file, operators.toml text, fingerprint. The forms are in docs/nullgate.md.
+//!
+//! Must hold: a private key file is written once, whole, durable, mode 0600; it is never replaced.
+//! Must never: show a private key through `Debug`, an error or a log.
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use rustls::crypto::ring;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::{CertifiedKey, SigningKey};
+use sha2::{Digest as _, Sha256};
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// DER before the 32 bytes of an ed25519 public key (RFC 8410 section 4).
+const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+/// DER before the 32 bytes of an ed25519 seed (RFC 8410 section 7).
+const PKCS8_PREFIX: [u8; 16] =
+    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+const PEM_BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
+const PEM_END: &str = "-----END PRIVATE KEY-----";
+/// A key file is about 120 bytes; more than this is not one.
+const KEY_FILE_BYTES_MAX: u64 = 4096;
+
+/// Why a key cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    #[error("cannot {action} {path}: {error}")]
+    File { action: &'static str, path: PathBuf, error: io::Error },
+    #[error("{path} is not an ed25519 private key in PEM (PKCS#8): make one with nullctl key gen")]
+    NotAKey { path: PathBuf },
+    #[error("{path} can be read by others (mode {mode:o}): chmod 600 {path}")]
+    Exposed { path: PathBuf, mode: u32 },
+    #[error(
+        "`{0}` is not a public key: use ed25519: and base64 of its 32 bytes, as nullctl key show prints it"
+    )]
+    PublicText(String),
+    #[error("`{0}` is not a fingerprint: use SHA256: and 43 characters, as the node's console shows it")]
+    FingerprintText(String),
+    #[error("the system has no random numbers")]
+    Random,
+}
+
+/// An ed25519 public key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PublicKey([u8; 32]);
+
+impl PublicKey {
+    /// The key in a SubjectPublicKeyInfo, or none when it holds anything but ed25519 in its one DER form.
+    pub fn from_spki(der: &[u8]) -> Option<PublicKey> {
+        der.strip_prefix(SPKI_PREFIX.as_slice())?.try_into().ok().map(PublicKey)
+    }
+
+    /// The SubjectPublicKeyInfo.
+    pub fn spki(&self) -> Vec<u8> {
+        [SPKI_PREFIX.as_slice(), &self.0].concat()
+    }
+
+    /// What people compare.
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint(Sha256::digest(self.spki()).into())
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ed25519:{}", STANDARD.encode(self.0))
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = KeyError;
+    fn from_str(text: &str) -> Result<PublicKey, KeyError> {
+        let bytes = text.strip_prefix("ed25519:").and_then(|rest| STANDARD.decode(rest).ok());
+        bytes
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(PublicKey)
+            .ok_or_else(|| KeyError::PublicText(text.chars().take(80).collect()))
+    }
+}
+
+/// `SHA256:` and base64 without padding, over the SubjectPublicKeyInfo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint([u8; 32]);
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SHA256:{}", STANDARD_NO_PAD.encode(self.0))
+    }
+}
+
+impl FromStr for Fingerprint {
+    type Err = KeyError;
+    fn from_str(text: &str) -> Result<Fingerprint, KeyError> {
+        let bytes = text.strip_prefix("SHA256:").and_then(|rest| STANDARD_NO_PAD.decode(rest).ok());
+        bytes
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(Fingerprint)
+            .ok_or_else(|| KeyError::FingerprintText(text.chars().take(80).collect()))
+    }
+}
+
+/// An ed25519 private key, ready to sign.
+#[derive(Clone)]
+pub struct PrivateKey {
+    signing: Arc<dyn SigningKey>,
+    public: PublicKey,
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PrivateKey of {}", self.public)
+    }
+}
+
+impl PrivateKey {
+    /// The public half.
+    pub fn public(&self) -> PublicKey {
+        self.public
+    }
+
+    /// The key as rustls wants it for raw public keys: the "certificate" is the SubjectPublicKeyInfo.
+    pub(crate) fn certified(&self) -> Arc<CertifiedKey> {
+        Arc::new(CertifiedKey::new(vec![self.public.spki().into()], self.signing.clone()))
+    }
+
+    /// Reads a key file. It must be readable by its owner only.
+    pub fn read(path: &Path) -> Result<PrivateKey, KeyError> {
+        let failed = |action, error| KeyError::File { action, path: path.to_owned(), error };
+        let file = File::open(path).map_err(|error| failed("open", error))?;
+        let mode = rustix::fs::fstat(&file).map_err(|error| failed("stat", error.into()))?.st_mode;
+        if mode & 0o077 != 0 {
+            return Err(KeyError::Exposed { path: path.to_owned(), mode: mode & 0o777 });
+        }
+        let mut text = String::new();
+        file.take(KEY_FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| failed("read", error))?;
+        decode_pem(&text).and_then(from_pkcs8).ok_or_else(|| KeyError::NotAKey { path: path.to_owned() })
+    }
+
+    /// Makes a key and its file. The file must not exist; directories above it are made, mode 0700.
+    pub fn create(path: &Path) -> Result<PrivateKey, KeyError> {
+        let mut seed = [0u8; 32];
+        ring::default_provider().secure_random.fill(&mut seed).map_err(|_| KeyError::Random)?;
+        let der = [PKCS8_PREFIX.as_slice(), &seed].concat();
+        let pem = format!("{PEM_BEGIN}\n{}\n{PEM_END}\n", STANDARD.encode(&der));
+        let key = from_pkcs8(der).ok_or(KeyError::Random)?;
+        write_once(path, pem.as_bytes()).map_err(|error| KeyError::File {
+            action: "write",
+            path: path.to_owned(),
+            error,
+        })?;
+        Ok(key)
+    }
+}
+
+fn from_pkcs8(der: Vec<u8>) -> Option<PrivateKey> {
+    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der));
+    let signing = ring::sign::any_eddsa_type(match &der {
+        PrivateKeyDer::Pkcs8(pkcs8) => pkcs8,
+        _ => return None,
+    })
+    .ok()?;
+    let public = PublicKey::from_spki(signing.public_key()?.as_ref())?;
+    Some(PrivateKey { signing, public })
+}
+
+/// The DER inside the one PEM block of a text.
+fn decode_pem(text: &str) -> Option<Vec<u8>> {
+    let (_, rest) = text.split_once(PEM_BEGIN)?;
+    let (body, _) = rest.split_once(PEM_END)?;
+    let compact: String = body.split_ascii_whitespace().collect();
+    STANDARD.decode(compact).ok()
+}
+
+/// A file that appears whole and durable, or not at all, and never replaces another.
+fn write_once(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".new-{}", std::process::id()));
+    let beside = directory.join(name);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    // link(2), unlike rename(2), fails when the name is taken.
+    let linked = std::fs::hard_link(&beside, path);
+    std::fs::remove_file(&beside)?;
+    linked?;
+    File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn scratch(name: &str) -> PathBuf {
+        let directory = std::env::temp_dir().join(format!("nullbox-keys-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        directory
+    }
+
+    #[test]
+    fn a_key_round_trips_through_its_file_and_its_texts() {
+        let path = scratch("round").join("sub/op.key");
+        let made = PrivateKey::create(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let read = PrivateKey::read(&path).unwrap();
+        assert_eq!(read.public(), made.public());
+        let public: PublicKey = made.public().to_string().parse().unwrap();
+        assert_eq!(public, made.public());
+        let print = public.fingerprint();
+        assert_eq!(print.to_string().parse::<Fingerprint>().unwrap(), print);
+        assert_eq!(PublicKey::from_spki(&public.spki()), Some(public));
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing is left beside");
+    }
+
+    #[test]
+    fn the_published_test_vector_gives_its_public_key() {
+        // RFC 8032 section 7.1, test 1.
+        let seed = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60";
+        let seed: Vec<u8> =
+            (0..32).map(|i| u8::from_str_radix(&seed[2 * i..2 * i + 2], 16).unwrap()).collect();
+        let key = from_pkcs8([PKCS8_PREFIX.as_slice(), &seed].concat()).unwrap();
+        assert_eq!(key.public().to_string(), "ed25519:11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=");
+    }
+
+    #[test]
+    fn an_existing_key_is_never_replaced() {
+        let path = scratch("once").join("op.key");
+        let first = PrivateKey::create(&path).unwrap();
+        assert!(matches!(PrivateKey::create(&path), Err(KeyError::File { .. })));
+        assert_eq!(PrivateKey::read(&path).unwrap().public(), first.public());
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_refused_with_the_remedy() {
+        let path = scratch("mode").join("op.key");
+        PrivateKey::create(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let error = PrivateKey::read(&path).unwrap_err().to_string();
+        assert!(error.contains("chmod 600"), "{error}");
+    }
+
+    #[test]
+    fn wrong_texts_are_refused() {
+        for bad in [
+            "",
+            "ed25519:",
+            "ed25519:AAAA",
+            "rsa:AAAA",
+            "ed25519:11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+        ] {
+            assert!(bad.parse::<PublicKey>().is_err(), "{bad}");
+        }
+        for bad in ["", "SHA256:", "SHA256:AAAA", "sha256:AAAA", "MD5:00"] {
+            assert!(bad.parse::<Fingerprint>().is_err(), "{bad}");
+        }
+        assert!(PublicKey::from_spki(&[0; 44]).is_none());
+        let mut long = PublicKey([7; 32]).spki();
+        long.push(0);
+        assert!(PublicKey::from_spki(&long).is_none());
+    }
+
+    #[test]
+    fn debug_shows_no_private_key() {
+        let path = scratch("debug").join("op.key");
+        let key = PrivateKey::create(&path).unwrap();
+        let pem = std::fs::read_to_string(&path).unwrap();
+        let body = pem.lines().nth(1).unwrap();
+        assert!(!format!("{key:?}").contains(&body[20..40]));
+    }
+}

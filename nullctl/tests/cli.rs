@@ -1,0 +1,342 @@
+//! nullctl as scripts and people use it: exit statuses, JSON, messages, streams.
+
+mod fixture;
+
+use fixture::*;
+use serde_json::Value;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+struct Ran {
+    status: i32,
+    out: String,
+    err: String,
+}
+
+fn run(command: &mut Command) -> Ran {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    Ran {
+        status: status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&stdout).into_owned(),
+        err: String::from_utf8_lossy(&stderr).into_owned(),
+    }
+}
+
+fn with_input(command: &mut Command, input: &[u8]) -> Ran {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut stdin, input) = (child.stdin.take().unwrap(), input.to_vec());
+    let writer = std::thread::spawn(move || stdin.write_all(&input));
+    let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    Ran {
+        status: status.code().unwrap_or(-1),
+        out: String::from_utf8(stdout).unwrap(),
+        err: String::from_utf8(stderr).unwrap(),
+    }
+}
+
+fn objects(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn help_lists_every_command_and_is_as_recorded() {
+    let ran = run(nullctl().arg("help"));
+    assert_eq!((ran.status, ran.err.as_str()), (0, ""));
+    let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/help.txt");
+    if std::env::var_os("NULLBOX_RECORD").is_some() {
+        std::fs::write(&recorded, &ran.out).unwrap();
+    }
+    assert_eq!(ran.out, std::fs::read_to_string(recorded).unwrap(), "NULLBOX_RECORD=1 records it anew");
+    assert!(ran.out.lines().all(|line| line.chars().count() <= 120));
+    let one = run(nullctl().args(["help", "agent", "exec"]));
+    assert!(one.out.starts_with("nullctl agent exec NAME [OPTIONS] -- PROGRAM"), "{}", one.out);
+}
+
+#[test]
+fn each_failure_has_its_status_rule_and_remedy() {
+    let gate = Gate::start();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let cases: Vec<(&str, Command, i32, &str)> = vec![
+        (
+            "refused by role",
+            with(&gate, "rita", &["agent", "start", "researcher"]),
+            4,
+            "needs the role operator",
+        ),
+        ("unknown key", with(&gate, "eve", &["agent", "list"]), 4, "operators.toml"),
+        ("not found", with(&gate, "olga", &["agent", "stop", "nobody"]), 5, "nullctl agent list"),
+        ("failed", with(&gate, "rita", &["net", "grants"]), 1, "the fixture has no net.grants"),
+        ("timeout", with(&gate, "olga", &["agent", "start", "slow", "--timeout", "1"]), 6, "--timeout"),
+        ("usage", with(&gate, "rita", &["agent", "fly"]), 2, "agent start"),
+        ("bad name", with(&gate, "rita", &["agent", "status", "a b"]), 2, "agent name"),
+        (
+            "wrong pin",
+            {
+                let mut command = with(&gate, "rita", &["agent", "list"]);
+                command.args(["--pin", "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"]);
+                command
+            },
+            3,
+            "not the pinned",
+        ),
+        (
+            "unreachable",
+            {
+                let mut command = with(&gate, "rita", &["agent", "list"]);
+                command.args(["--node", &closed.to_string()]);
+                command
+            },
+            3,
+            "cannot reach",
+        ),
+        (
+            "no key",
+            {
+                let mut command = with(&gate, "rita", &["agent", "list"]);
+                command.args(["--key", "/nonexistent/key"]);
+                command
+            },
+            2,
+            "nullctl key gen",
+        ),
+        (
+            "exec refused",
+            with(&gate, "olga", &["agent", "exec", "researcher", "--", "/bin/sh"]),
+            125,
+            "capabilities.exec",
+        ),
+        ("broken ledger", with(&gate, "rita", &["ledger", "verify"]), 1, "event 4, byte 412"),
+    ];
+    for (case, mut command, status, text) in cases {
+        let ran = run(&mut command);
+        assert_eq!(ran.status, status, "{case}: {}", ran.err);
+        assert!(ran.err.contains(text), "{case}: {}", ran.err);
+        let json = run(command.arg_before_dashes("--json"));
+        assert_eq!(json.status, status, "{case} with --json");
+        let error: Value =
+            serde_json::from_str(json.err.trim()).unwrap_or_else(|_| panic!("{case}: {}", json.err));
+        assert!(error["error"]["code"].is_i64(), "{case}: {error}");
+    }
+}
+
+/// A command with an option put right after the program's name.
+trait ArgBefore {
+    fn arg_before_dashes(&mut self, option: &str) -> &mut Command;
+}
+
+impl ArgBefore for Command {
+    fn arg_before_dashes(&mut self, option: &str) -> &mut Command {
+        let args: Vec<_> = self.get_args().map(ToOwned::to_owned).collect();
+        let envs: Vec<_> = self.get_envs().map(|(k, v)| (k.to_owned(), v.map(ToOwned::to_owned))).collect();
+        *self = Command::new(env!("CARGO_BIN_EXE_nullctl"));
+        for (name, value) in envs {
+            match value {
+                Some(value) => self.env(name, value),
+                None => self.env_remove(name),
+            };
+        }
+        self.stdin(Stdio::null()).arg(option).args(args)
+    }
+}
+
+fn with(gate: &Gate, name: &str, args: &[&str]) -> Command {
+    let mut command = gate.nullctl(name);
+    command.args(args);
+    command
+}
+
+#[test]
+fn results_are_tables_for_people_and_the_nodes_object_for_scripts() {
+    let gate = Gate::start();
+    let ran = run(&mut with(&gate, "rita", &["agent", "list"]));
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    let line = ran.out.lines().find(|line| line.starts_with("researcher")).unwrap();
+    assert!(
+        line.contains("running") && line.contains("researcher.3") && line.contains("1 min 1 s"),
+        "{line}"
+    );
+    assert!(ran.out.contains("agents/x.toml:3"), "{}", ran.out);
+    let json = objects(&run(&mut with(&gate, "rita", &["agent", "list", "--json"])).out);
+    assert_eq!((json.len(), &json[0]["agents"][0]["uptime_ms"]), (1, &Value::from(61000)));
+}
+
+#[test]
+fn progress_goes_to_standard_error_and_into_json() {
+    let gate = Gate::start();
+    let ran = run(&mut with(&gate, "olga", &["agent", "start", "researcher"]));
+    assert_eq!(ran.out, "researcher.7 runs, 1.2 s after the request\n");
+    assert_eq!(ran.err, "starting researcher: network\nstarting researcher: vm\n");
+    let json = objects(&run(&mut with(&gate, "olga", &["agent", "start", "researcher", "--json"])).out);
+    assert_eq!(json[0]["progress"]["stage"], "network");
+    assert_eq!(json.last().unwrap()["instance"], "researcher.7");
+}
+
+#[test]
+fn streams_of_an_agent_stay_apart_and_unchanged_in_a_pipe() {
+    let gate = Gate::start();
+    let ran = run(&mut with(&gate, "rita", &["agent", "logs", "researcher"]));
+    assert_eq!((ran.out.as_str(), ran.err.as_str()), ("line \x1b[1mone\n", "oops\n"));
+}
+
+#[test]
+fn exec_passes_input_output_and_status() {
+    let gate = Gate::start();
+    let input: Vec<u8> = (0..300_000u32).map(|n| b'a' + (n % 26) as u8).collect();
+    let ran = with_input(&mut with(&gate, "olga", &["agent", "exec", "researcher", "--", "/echo"]), &input);
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    assert_eq!(ran.out.as_bytes(), input);
+    for (args, status) in [(["/status", "0"], 0), (["/status", "7"], 7), (["/signal", "9"], 137)] {
+        let mut command = with(&gate, "olga", &["agent", "exec", "researcher", "--"]);
+        assert_eq!(run(command.args(args)).status, status, "{args:?}");
+    }
+    let none = run(&mut with(&gate, "olga", &["agent", "exec", "researcher", "-n", "--", "/echo"]));
+    assert_eq!((none.status, none.out.as_str()), (0, ""));
+}
+
+#[test]
+fn import_sends_the_whole_file_and_shows_progress() {
+    let gate = Gate::start();
+    let path = gate.scratch.path("rootfs.tar");
+    let bytes: Vec<u8> = (0..3u32 << 20).map(|n| (n >> 3) as u8).collect();
+    std::fs::write(&path, &bytes).unwrap();
+    let file = path.to_str().unwrap();
+    let ran = run(&mut with(&gate, "olga", &["image", "import", file, "--name", "python"]));
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    assert_eq!(ran.out, format!("python is {}, 3.0 MiB\n", sum_of(&bytes)));
+    assert!(ran.err.contains("importing: reading 30 %"), "{}", ran.err);
+    eventually("the session ends, and is not cut", || {
+        (gate.log().contains("info disconnected operator=olga") && !gate.log().contains("info cut"))
+            .then_some(())
+    });
+    let piped = with_input(&mut with(&gate, "olga", &["image", "import", "-", "--name", "python"]), &bytes);
+    assert_eq!(piped.out, ran.out);
+    let refused = run(&mut with(&gate, "rita", &["image", "import", file, "--name", "python"]));
+    assert_eq!(refused.status, 4, "{}", refused.err);
+}
+
+#[test]
+fn following_shows_what_comes_later() {
+    let gate = Gate::start();
+    let ran = run(&mut with(&gate, "rita", &["net", "denials", "-f"]));
+    assert!(
+        ran.out.contains("dns A evil.example") && ran.out.contains("1970-01-01 00:00:01 researcher.3"),
+        "{}",
+        ran.out
+    );
+    assert_eq!(ran.status, 1, "the fixture closes the connection");
+    let json = objects(&run(&mut with(&gate, "rita", &["net", "denials", "-f", "--json"])).out);
+    assert!(json[0]["denials"].is_array() && json[1]["denial"]["rule"] == "name-not-granted");
+}
+
+#[test]
+fn a_unix_socket_does_without_keys() {
+    let scratch = Scratch::new();
+    let socket = scratch.path("nulld.sock");
+    let _upstream = Upstream::start(&socket, false);
+    let ran = run(nullctl().env_remove("HOME").arg("--socket").arg(&socket).args(["agent", "list"]));
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    assert!(ran.out.contains("researcher.3"));
+}
+
+#[test]
+fn nothing_is_trusted_because_it_was_seen_first() {
+    let gate = Gate::start();
+    let address = format!("127.0.0.1:{}", gate.port);
+    let print = gate.fingerprint().to_string();
+    let config = gate.scratch.path("xdg");
+    let key = gate.scratch.path("rita.key");
+    let nullctl = |args: &[&str]| {
+        let mut command = nullctl();
+        run(command.env("XDG_CONFIG_HOME", &config).arg("--key").arg(&key).args(args))
+    };
+    // Without a pin: refused, and the message holds what is needed to go on.
+    for args in [&["agent", "list", "--node", address.as_str()][..], &["node", "trust", address.as_str()]] {
+        let ran = nullctl(args);
+        assert_eq!(ran.status, 3, "{}", ran.err);
+        assert!(ran.err.contains(&print) && ran.err.contains("console"), "{}", ran.err);
+    }
+    assert!(gate.upstream.callers.lock().unwrap().is_empty(), "a request left before the key was compared");
+    // A wrong pin is not stored.
+    let wrong = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    assert_eq!(nullctl(&["node", "trust", &address, "--pin", wrong]).status, 3);
+    assert!(!config.join("nullbox/nodes.toml").exists());
+    // The right one is, and is then enough.
+    let ran = nullctl(&["node", "trust", &address, "--pin", &print, "--name", "lab"]);
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    for args in
+        [&["agent", "list"][..], &["agent", "list", "--node", "lab"], &["agent", "list", "--node", &address]]
+    {
+        let ran = nullctl(args);
+        assert_eq!(ran.status, 0, "{args:?}: {}", ran.err);
+    }
+    assert!(nullctl(&["node", "list"]).out.contains(&print));
+    assert_eq!(nullctl(&["node", "forget", "lab"]).status, 0);
+    assert_eq!(nullctl(&["node", "forget", "lab"]).status, 5);
+    assert_eq!(nullctl(&["agent", "list"]).status, 2);
+}
+
+#[test]
+fn keys_are_made_once_and_shown_as_operators_toml_wants_them() {
+    let scratch = Scratch::new();
+    let nullctl = |args: &[&str]| run(nullctl().env("XDG_CONFIG_HOME", &scratch.0).args(args));
+    let made = nullctl(&["key", "gen"]);
+    assert_eq!(made.status, 0, "{}", made.err);
+    let start = made.out.find("[[operator]]").unwrap();
+    let source = abi::config_error::Source { file: "o", text: &made.out[start..] };
+    let operators = abi::node::parse_operators(source).unwrap();
+    let shown = objects(&nullctl(&["key", "show", "--json"]).out);
+    assert_eq!(shown[0]["public"], operators.operator[0].key.as_str());
+    let again = nullctl(&["key", "gen"]);
+    assert_eq!(again.status, 2);
+    assert!(again.err.contains("never replaced"));
+    // openssl reads the same key.
+    let file = scratch.path("nullbox/operator.key");
+    let text = Command::new("openssl").args(["pkey", "-noout", "-text", "-in"]).arg(&file).output().unwrap();
+    assert!(String::from_utf8_lossy(&text.stdout).contains("ED25519 Private-Key"));
+}
+
+#[test]
+fn a_key_of_openssl_is_accepted() {
+    let scratch = Scratch::new();
+    let file = scratch.path("op.key");
+    let made = Command::new("openssl")
+        .args(["genpkey", "-algorithm", "ed25519", "-out"])
+        .arg(&file)
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let ran = run(nullctl().args(["key", "show"]).arg(&file));
+    assert_eq!(ran.status, 0, "{}", ran.err);
+}
+
+#[test]
+fn a_wrong_manifest_is_told_with_line_field_and_remedy() {
+    let scratch = Scratch::new();
+    let file = scratch.path("AGENT.toml");
+    let good = "[agent]\nname = \"a\"\nversion = \"1\"\nrootfs = \"python\"\ncommand = [\"/bin/x\"]\n";
+    std::fs::write(&file, good).unwrap();
+    let right = run(nullctl().args(["manifest", "check"]).arg(&file));
+    assert_eq!(right.status, 0, "{}", right.err);
+    std::fs::write(&file, format!("{good}[capabilities]\nmax_memory_mb = 1\n")).unwrap();
+    let wrong = run(nullctl().args(["manifest", "check"]).arg(&file));
+    assert_eq!(wrong.status, 1);
+    for part in ["line 7", "capabilities.max_memory_mb", "must be 32 to", "remedy:"] {
+        assert!(wrong.err.contains(part), "{part}: {}", wrong.err);
+    }
+    let json = run(nullctl().args(["manifest", "check", "--json"]).arg(&file));
+    assert_eq!((json.status, &objects(&json.out)[0]["wrong"]["line"]), (1, &Value::from(7)));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error_message() {
+    let mut child = nullctl().arg("help").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let begun = Instant::now();
+    let output = child.wait_with_output().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
