@@ -106,9 +106,13 @@ pub fn double_text(double: f64) -> Option<String> {
     if double == 0.0 {
         return Some("0".into()); // minus zero too
     }
-    // `{:e}` gives the shortest digits that read back as the same double, the closest of them: d.ddde-x.
+    // `{:e}` gives the shortest digits that read back as the same double: d.ddde-x. Where two are as short and as close,
+    // ECMAScript wants the even one, which is what rounding to that many digits gives.
     let shortest = format!("{:e}", double.abs());
-    let (mantissa, exponent) = shortest.split_once('e')?;
+    let fraction = shortest.find('e')?.saturating_sub(2);
+    let even = format!("{:.fraction$e}", double.abs());
+    let chosen = if even.parse() == Ok(double.abs()) { &even } else { &shortest };
+    let (mantissa, exponent) = chosen.split_once('e')?;
     let digits: String = mantissa.chars().filter(|c| *c != '.').collect();
     // The value is 0.DIGITS times 10 to the n.
     let n = exponent.parse::<i32>().ok()? + 1;
@@ -128,11 +132,7 @@ pub fn double_text(double: f64) -> Option<String> {
         let sign = if n > 0 { '+' } else { '-' };
         format!("{first}{point}{rest}e{sign}{}", (n - 1).abs())
     };
-    Some(if double < 0.0 {
-        format!("-{unsigned}")
-    } else {
-        unsigned
-    })
+    Some(if double < 0.0 { format!("-{unsigned}") } else { unsigned })
 }
 
 /// A JSON value in which no object has a key twice; serde_json alone would keep the last.
@@ -166,9 +166,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
         Ok(Value::Number(value.into()))
     }
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("a number is not finite"))
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("a number is not finite"))
     }
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
         Ok(Value::String(value.to_owned()))
@@ -229,11 +227,7 @@ mod tests {
             (0xbecb_f647_612f_3696, "-0.0000033333333333333333"),
             (0x4314_3ff3_c1cb_0959, "1424953923781206.2"),
         ] {
-            assert_eq!(
-                double_text(f64::from_bits(bits)).as_deref(),
-                Some(expected),
-                "{bits:016x}"
-            );
+            assert_eq!(double_text(f64::from_bits(bits)).as_deref(), Some(expected), "{bits:016x}");
         }
         assert_eq!(double_text(f64::NAN), None);
         assert_eq!(double_text(f64::INFINITY), None);
@@ -273,10 +267,7 @@ mod tests {
         }
         for changed in ["9007199254740993", "1152921504606846976", "-9223372036854775807"] {
             let value: Value = serde_json::from_str(changed).unwrap();
-            assert!(
-                matches!(text(&value), Err(CanonicalError::Inexact(..))),
-                "{changed}"
-            );
+            assert!(matches!(text(&value), Err(CanonicalError::Inexact(..))), "{changed}");
         }
     }
 
@@ -290,10 +281,7 @@ mod tests {
             value
         };
         assert!(text(&nested(limits::MEMORY_VALUE_DEPTH_MAX)).is_ok());
-        assert_eq!(
-            text(&nested(limits::MEMORY_VALUE_DEPTH_MAX + 1)),
-            Err(CanonicalError::Depth)
-        );
+        assert_eq!(text(&nested(limits::MEMORY_VALUE_DEPTH_MAX + 1)), Err(CanonicalError::Depth));
     }
 
     #[test]

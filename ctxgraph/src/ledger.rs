@@ -165,12 +165,19 @@ impl Ledger {
     }
 
     /// Chains events, in order and without others between them; with `durable` returns after they are synced.
-    pub fn append(&self, source: Source, events: &[Event], durable: bool) -> Result<Vec<Receipt>, AppendError> {
+    pub fn append(
+        &self,
+        source: Source,
+        events: &[Event],
+        durable: bool,
+    ) -> Result<Vec<Receipt>, AppendError> {
         let bodies: Vec<String> = events.iter().map(body_of).collect::<Result<_, _>>()?;
         let deadline = Instant::now() + Duration::from_millis(limits::PEER_CALL_MS_MAX);
         let mut chain = self.shared.lock();
-        let needed: usize = bodies.iter().map(|body| frame::HEAD_BYTES + body.len() + frame::DIGEST_BYTES).sum();
-        let room = limits::LEDGER_UNSYNCED_BYTES_MAX.checked_sub(needed).ok_or(AppendError::TooLarge(needed))?;
+        let needed: usize =
+            bodies.iter().map(|body| frame::HEAD_BYTES + body.len() + frame::DIGEST_BYTES).sum();
+        let room =
+            limits::LEDGER_UNSYNCED_BYTES_MAX.checked_sub(needed).ok_or(AppendError::TooLarge(needed))?;
         loop {
             chain.refusal()?;
             if chain.pending.len() <= room {
@@ -186,7 +193,10 @@ impl Ledger {
             let end = chain.next.seq;
             while chain.durable.seq < end || chain.failures != failures {
                 if chain.failures != failures {
-                    return Err(chain.refusal().err().unwrap_or_else(|| AppendError::Disk("the batch was lost".into())));
+                    return Err(chain
+                        .refusal()
+                        .err()
+                        .unwrap_or_else(|| AppendError::Disk("the batch was lost".into())));
                 }
                 chain = self.shared.wait_synced(chain, deadline)?;
             }
@@ -348,7 +358,8 @@ fn body_of(event: &Event) -> Result<String, AppendError> {
 
 /// The event at an offset; none if its kind is of a later version of NullBox.
 fn read_event(window: &mut Window<'_>, offset: u64) -> Result<Option<(Recorded, u64)>, ReadError> {
-    let frame = scan::frame_at(window, offset)?.map_err(|error| ReadError::Wrong(offset, error.to_string()))?;
+    let frame =
+        scan::frame_at(window, offset)?.map_err(|error| ReadError::Wrong(offset, error.to_string()))?;
     Ok(recorded(&frame).map(|recorded| (recorded, offset)))
 }
 
@@ -392,10 +403,7 @@ impl Chain {
             body,
         }
         .encode(&mut self.pending);
-        let receipt = Receipt {
-            seq: self.next.seq,
-            digest,
-        };
+        let receipt = Receipt { seq: self.next.seq, digest };
         self.pending_offsets.push(self.next.offset);
         self.next = Point {
             seq: self.next.seq + 1,
@@ -421,7 +429,11 @@ impl Shared {
         self.chain.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait_synced<'a>(&self, chain: MutexGuard<'a, Chain>, deadline: Instant) -> Result<MutexGuard<'a, Chain>, AppendError> {
+    fn wait_synced<'a>(
+        &self,
+        chain: MutexGuard<'a, Chain>,
+        deadline: Instant,
+    ) -> Result<MutexGuard<'a, Chain>, AppendError> {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(AppendError::Slow);
@@ -473,7 +485,11 @@ impl Shared {
         chain
     }
 
-    fn sync_batch<'a>(&'a self, mut chain: MutexGuard<'a, Chain>, spare: &mut Vec<u8>) -> MutexGuard<'a, Chain> {
+    fn sync_batch<'a>(
+        &'a self,
+        mut chain: MutexGuard<'a, Chain>,
+        spare: &mut Vec<u8>,
+    ) -> MutexGuard<'a, Chain> {
         let start = chain.durable.offset;
         let end = chain.next;
         let failures = chain.failures;

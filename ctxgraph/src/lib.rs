@@ -11,8 +11,13 @@
     )
 )]
 
+pub mod calls;
 pub mod canonical;
 pub mod entry;
+pub mod lease;
 pub mod ledger;
+pub mod memory;
+pub mod service;
+pub mod store;
 #[cfg(test)]
 mod testing;

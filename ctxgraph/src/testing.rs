@@ -6,10 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The seed of this run.
 pub fn seed() -> u64 {
-    let seed = std::env::var("NULLBOX_TEST_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or_else(|| {
+    let seed =
+        std::env::var("NULLBOX_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
             now.as_nanos() as u64
         });
@@ -22,11 +20,7 @@ pub fn property<S: Strategy>(cases: u32, strategy: S, check: impl Fn(S::Value)) 
     let mut bytes = [0u8; 32];
     bytes[..8].copy_from_slice(&seed().to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    let config = Config {
-        cases,
-        failure_persistence: None,
-        ..Config::default()
-    };
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
     TestRunner::new_with_rng(config, rng)
         .run(&strategy, |value| {
             check(value);

@@ -140,11 +140,7 @@ impl SegmentHeader {
         let (id, previous) = (fields.take::<32>(), fields.take::<32>());
         match (magic, version, length, first_seq, zero, id, previous) {
             (Some(SEGMENT_MAGIC), Some(1), Some(96), Some(first_seq), Some(0), Some(id), Some(previous)) => {
-                Ok(SegmentHeader {
-                    first_seq,
-                    ledger_id: id,
-                    previous: Digest(previous),
-                })
+                Ok(SegmentHeader { first_seq, ledger_id: id, previous: Digest(previous) })
             }
             _ if !whole => Err(FrameError::HeaderCut),
             _ => Err(FrameError::Header),
@@ -220,9 +216,7 @@ pub fn frame_length(bytes: &[u8]) -> Result<usize, FrameError> {
 pub fn decode(bytes: &[u8]) -> Result<Frame, FrameError> {
     let length = frame_length(bytes)?;
     let frame = bytes.get(..length).ok_or(FrameError::Cut)?;
-    let (covered, digest) = frame
-        .split_at_checked(length - DIGEST_BYTES)
-        .ok_or(FrameError::Cut)?;
+    let (covered, digest) = frame.split_at_checked(length - DIGEST_BYTES).ok_or(FrameError::Cut)?;
     let actual: [u8; 32] = Sha256::digest(covered).into();
     if actual.as_slice() != digest {
         return Err(FrameError::Digest);
@@ -232,15 +226,17 @@ pub fn decode(bytes: &[u8]) -> Result<Frame, FrameError> {
     let (seq, batch, unix_ms) = (fields.u64(), fields.u64(), fields.u64());
     let (tail, previous) = (fields.take::<4>(), fields.take::<32>());
     match (seq, batch, unix_ms, tail, previous) {
-        (Some(seq), Some(batch), Some(unix_ms), Some([source, KIND_EVENT, 0, 0]), Some(previous)) => Ok(Frame {
-            seq,
-            batch,
-            unix_ms,
-            source: Source::from_code(source).ok_or(FrameError::Unknown)?,
-            previous: Digest(previous),
-            body: fields.0.to_vec(),
-            digest: Digest(actual),
-        }),
+        (Some(seq), Some(batch), Some(unix_ms), Some([source, KIND_EVENT, 0, 0]), Some(previous)) => {
+            Ok(Frame {
+                seq,
+                batch,
+                unix_ms,
+                source: Source::from_code(source).ok_or(FrameError::Unknown)?,
+                previous: Digest(previous),
+                body: fields.0.to_vec(),
+                digest: Digest(actual),
+            })
+        }
         _ => Err(FrameError::Unknown),
     }
 }
@@ -307,11 +303,7 @@ mod tests {
 
     #[test]
     fn a_segment_header_reads_back_and_no_byte_of_it_is_free() {
-        let header = SegmentHeader {
-            first_seq: 3,
-            ledger_id: [1; 32],
-            previous: Digest([2; 32]),
-        };
+        let header = SegmentHeader { first_seq: 3, ledger_id: [1; 32], previous: Digest([2; 32]) };
         let bytes = header.encode();
         assert_eq!(bytes.len(), SEGMENT_HEADER_BYTES);
         assert_eq!(SegmentHeader::decode(&bytes), Ok(header.clone()));

@@ -33,11 +33,7 @@ pub struct Scanned {
 /// the bytes is in the result.
 pub fn scan(storage: &dyn Storage, length: u64, mut sink: impl FnMut(&Frame, u64)) -> io::Result<Scanned> {
     let mut window = Window::new(storage, length);
-    let mut end = Point {
-        seq: 0,
-        head: Digest([0; 32]),
-        offset: 0,
-    };
+    let mut end = Point { seq: 0, head: Digest([0; 32]), offset: 0 };
     let header = match SegmentHeader::decode(window.at(0, SEGMENT_HEADER_BYTES)?) {
         Ok(header) if header.first_seq == 0 && header.previous == Digest([0; 32]) => header,
         Ok(_) => return Ok(broken_at(end, &FrameError::Header)),
@@ -61,24 +57,14 @@ pub fn scan(storage: &dyn Storage, length: u64, mut sink: impl FnMut(&Frame, u64
 }
 
 fn broken_at(end: Point, error: &FrameError) -> Scanned {
-    let broken = Broken {
-        seq: end.seq,
-        offset: end.offset,
-        why: error.to_string(),
-    };
-    Scanned {
-        end,
-        broken: Some(broken),
-    }
+    let broken = Broken { seq: end.seq, offset: end.offset, why: error.to_string() };
+    Scanned { end, broken: Some(broken) }
 }
 
 /// Whether a frame may stand at `end`, after one with `batch`.
 fn follows(end: &Point, batch: u64, frame: Frame) -> Result<Frame, FrameError> {
     if frame.seq != end.seq {
-        return Err(FrameError::Seq {
-            found: frame.seq,
-            expected: end.seq,
-        });
+        return Err(FrameError::Seq { found: frame.seq, expected: end.seq });
     }
     if frame.previous != end.head {
         return Err(FrameError::Previous);
@@ -129,22 +115,23 @@ pub fn judge(
     witness: Option<Witness>,
     witnessed: Option<Digest>,
 ) -> io::Result<Tail> {
-    let damaged = |why: String| {
-        Ok(Tail::Damaged(Broken {
-            seq: scanned.end.seq,
-            offset: scanned.end.offset,
-            why,
-        }))
-    };
+    let damaged =
+        |why: String| Ok(Tail::Damaged(Broken { seq: scanned.end.seq, offset: scanned.end.offset, why }));
     if let Some((seq, digest)) = witness {
         let found = scanned.broken.as_ref().map_or("the file ends here", |b| b.why.as_str());
         match witnessed {
             Some(found) if found == digest => {}
             Some(found) => {
-                let why = format!("event {seq} is {found}, and memory.db has seen {digest}: another or a rewritten ledger");
+                let why = format!(
+                    "event {seq} is {found}, and memory.db has seen {digest}: another or a rewritten ledger"
+                );
                 return damaged(why);
             }
-            None => return damaged(format!("{found}, and memory.db has seen event {seq}: durable events are lost")),
+            None => {
+                return damaged(format!(
+                    "{found}, and memory.db has seen event {seq}: durable events are lost"
+                ));
+            }
         }
     }
     let Some(broken) = &scanned.broken else {
@@ -170,10 +157,7 @@ pub fn judge(
             ));
         }
     }
-    Ok(Tail::Torn {
-        bytes,
-        why: broken.why.clone(),
-    })
+    Ok(Tail::Torn { bytes, why: broken.why.clone() })
 }
 
 fn read_full(storage: &dyn Storage, out: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -190,6 +174,7 @@ fn read_full(storage: &dyn Storage, out: &mut [u8], offset: u64) -> io::Result<u
 }
 
 /// A moving window over a segment, so that reading forward costs one read for many frames.
+#[allow(missing_debug_implementations, reason = "storage is not Debug, and bytes tell nobody anything")]
 pub struct Window<'a> {
     storage: &'a dyn Storage,
     length: u64,
@@ -204,12 +189,7 @@ const _: () = assert!(frame::FRAME_BYTES_MAX <= WINDOW_BYTES);
 impl<'a> Window<'a> {
     /// A window over the first `length` bytes.
     pub fn new(storage: &'a dyn Storage, length: u64) -> Window<'a> {
-        Window {
-            storage,
-            length,
-            buffer: Vec::new(),
-            start: 0,
-        }
+        Window { storage, length, buffer: Vec::new(), start: 0 }
     }
 
     /// Bytes at an offset: `count` of them (at most [`WINDOW_BYTES`]), or fewer where the segment ends.

@@ -38,7 +38,8 @@ impl Handle {
         // Seen is locked first, as in sync: the two belong together.
         let seen = self.0.seen.lock().unwrap();
         let durable = self.0.durable.lock().unwrap();
-        let length = durable.len() + random.below(1 + seen.len().saturating_sub(durable.len()) as u64) as usize;
+        let length =
+            durable.len() + random.below(1 + seen.len().saturating_sub(durable.len()) as u64) as usize;
         let mut left = durable.clone();
         left.resize(length, 0);
         for block in durable.len() / 512..length.div_ceil(512) {
@@ -90,19 +91,11 @@ impl Storage for Handle {
 }
 
 fn header() -> Vec<u8> {
-    frame::SegmentHeader {
-        first_seq: 0,
-        ledger_id: [7; 32],
-        previous: Digest([0; 32]),
-    }
-    .encode()
+    frame::SegmentHeader { first_seq: 0, ledger_id: [7; 32], previous: Digest([0; 32]) }.encode()
 }
 
 fn event(n: u64) -> Event {
-    Event::CallMade {
-        by: format!("admin number {n}"),
-        method: "x".repeat(1 + (n as usize * 37) % 300),
-    }
+    Event::CallMade { by: format!("admin number {n}"), method: "x".repeat(1 + (n as usize * 37) % 300) }
 }
 
 fn open(handle: &Handle) -> Ledger {
@@ -117,9 +110,8 @@ fn written(count: u64) -> (Vec<u8>, Vec<Receipt>) {
 fn written_from(first: u64, count: u64) -> (Vec<u8>, Vec<Receipt>) {
     let handle = Handle::empty();
     let ledger = open(&handle);
-    let receipts = (first..first + count)
-        .map(|n| ledger.append(Source::Root, &[event(n)], true).unwrap()[0])
-        .collect();
+    let receipts =
+        (first..first + count).map(|n| ledger.append(Source::Root, &[event(n)], true).unwrap()[0]).collect();
     (handle.bytes(), receipts)
 }
 
@@ -192,7 +184,8 @@ fn a_power_cut_loses_nothing_acknowledged_and_damages_nothing() {
                             break;
                         }
                         let durable = n % 4 == 0;
-                        let receipts = ledger.append(Source::Root, &[event(writer * 1000 + n)], durable).unwrap();
+                        let receipts =
+                            ledger.append(Source::Root, &[event(writer * 1000 + n)], durable).unwrap();
                         if durable && !cut.load(Ordering::SeqCst) {
                             acknowledged.lock().unwrap().push(receipts[0]);
                         }
@@ -286,7 +279,8 @@ fn a_torn_tail_is_cut_at_every_length_and_recorded() {
 fn a_witness_tells_lost_events_from_a_torn_tail() {
     let (bytes, receipts) = written(4);
     let witness = (receipts[3].seq, receipts[3].digest);
-    let opened = |bytes: Vec<u8>, witness| Ledger::open(Box::new(Handle::new(bytes, 0)), Some(witness)).unwrap();
+    let opened =
+        |bytes: Vec<u8>, witness| Ledger::open(Box::new(Handle::new(bytes, 0)), Some(witness)).unwrap();
     assert_eq!(opened(bytes.clone(), witness).health(), Ok(()));
     let cut = bytes[..bytes.len() - 1].to_vec();
     assert!(matches!(opened(cut, witness).health(), Err(AppendError::Damaged(_))));
@@ -352,10 +346,7 @@ fn a_failing_disk_refuses_and_works_again_when_it_heals() {
 #[test]
 fn an_event_above_the_limit_is_refused() {
     let ledger = open(&Handle::empty());
-    let large = Event::CallMade {
-        by: "x".repeat(limits::LEDGER_EVENT_BYTES_MAX),
-        method: String::new(),
-    };
+    let large = Event::CallMade { by: "x".repeat(limits::LEDGER_EVENT_BYTES_MAX), method: String::new() };
     assert!(matches!(ledger.append(Source::Root, &[large], true), Err(AppendError::TooLarge(_))));
 }
 

@@ -1,0 +1,210 @@
+//! The ledger as other services and operators meet it.
+
+mod node;
+
+use abi::identity::Service;
+use abi::ledger::{Client, Event};
+use abi::limits;
+use abi::rpc::{Code, Incoming, Request};
+use node::{Node, append, call};
+use serde_json::{Value, json};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+fn segment(directory: &Path) -> std::path::PathBuf {
+    directory.join("state/ledger/00000000000000000000.log")
+}
+
+fn notification(connection: &mut abi::wire::Connection) -> Option<Request> {
+    let line = connection.read_line().ok()??;
+    match serde_json::from_str(&line).unwrap() {
+        Incoming::Notification(note) => Some(note),
+        Incoming::Response(response) => panic!("{response:?}"),
+    }
+}
+
+#[test]
+fn receipts_are_in_order_and_say_who_wrote() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = Node::start(directory.path());
+    let mut egress = node.service(Service::Egress);
+    let first = call(&mut egress, "ledger.append", append(1, true)).unwrap();
+    let second = call(&mut egress, "ledger.append", append(2, true)).unwrap();
+    assert_eq!((first["seq"].as_u64(), second["seq"].as_u64()), (Some(0), Some(1)));
+    let mut root = node.connect(abi::identity::Caller::Local { uid: 0 });
+    call(&mut root, "ledger.append", append(3, true)).unwrap();
+    let started =
+        json!({ "event": { "event": "agent_stopping", "instance": "a.1", "by": "x" }, "durable": true });
+    call(&mut root, "ledger.append", started).unwrap();
+    let page = call(&mut node.operator(), "ledger.tail", json!({ "limit": 3 })).unwrap();
+    let sources: Vec<_> = page["events"].as_array().unwrap().iter().map(|e| e["source"].clone()).collect();
+    assert_eq!(sources, ["egress", "nulld", "cage"]);
+    assert_eq!(page["events"][0]["digest"], second["digest"]);
+    assert_eq!(call(&mut node.operator(), "ledger.append", append(1, true)).unwrap_err().code, Code::DENIED);
+}
+
+#[test]
+fn the_client_of_abi_gets_receipts_across_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = Node::start(directory.path());
+    if !rustix::process::geteuid().is_root() {
+        return; // the peers socket takes services and root, by uid
+    }
+    let client = Client::at(node.peers().to_str().unwrap());
+    let event = |n: u64| Event::CallMade { by: n.to_string(), method: "m".into() };
+    assert_eq!(client.append(event(0)).unwrap().seq, 0);
+    assert_eq!(client.note(event(1)).unwrap().seq, 1);
+    node.stop();
+    assert!(client.append(event(9)).is_err(), "fail closed");
+    let node = Node::start(directory.path());
+    assert_eq!(client.append(event(2)).unwrap().seq, 2);
+    node.stop();
+}
+
+#[test]
+fn an_orderly_stop_keeps_notes() {
+    let directory = tempfile::tempdir().unwrap();
+    for (round, by_signal) in [true, false].into_iter().enumerate() {
+        let mut node = Node::start(directory.path());
+        let noted = call(&mut node.service(Service::Cage), "ledger.append", append(1, false)).unwrap();
+        assert_eq!(noted["seq"].as_u64(), Some(round as u64));
+        if by_signal {
+            let pid = rustix::process::Pid::from_child(&node.child);
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+            assert!(node.child.wait().unwrap().success());
+        } else {
+            node.stop();
+        }
+    }
+    let node = Node::start(directory.path());
+    let verified = call(&mut node.operator(), "ledger.verify", json!({})).unwrap();
+    assert_eq!((verified["events"].as_u64(), &verified["broken"]), (Some(2), &Value::Null));
+}
+
+#[test]
+fn a_follower_sees_each_event_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = Node::start(directory.path());
+    let mut cage = node.service(Service::Cage);
+    call(&mut cage, "ledger.append", append(0, true)).unwrap();
+    let mut follower = node.operator();
+    let page = call(&mut follower, "ledger.tail", json!({ "follow": true, "limit": 5 })).unwrap();
+    assert_eq!(page["events"].as_array().unwrap().len(), 1);
+    for n in 1..50 {
+        call(&mut cage, "ledger.append", append(n, n % 2 == 0)).unwrap();
+    }
+    for n in 1..50 {
+        let note = notification(&mut follower).unwrap();
+        assert_eq!((note.method.as_str(), note.params["seq"].as_u64()), ("event", Some(n)));
+    }
+    drop(follower);
+}
+
+#[test]
+fn followers_are_bounded() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = Node::start(directory.path());
+    let mut followers: Vec<_> = (0..limits::LEDGER_FOLLOWERS_MAX).map(|_| node.operator()).collect();
+    for follower in &mut followers {
+        call(follower, "ledger.tail", json!({ "follow": true })).unwrap();
+    }
+    let error = call(&mut node.operator(), "ledger.tail", json!({ "follow": true })).unwrap_err();
+    assert_eq!(error.code, Code::LIMIT);
+    drop(followers); // a place is free again within a second or so
+    let started = Instant::now();
+    while call(&mut node.operator(), "ledger.tail", json!({ "follow": true })).is_err() {
+        assert!(started.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_slow_follower_is_told_and_dropped_and_nobody_waits_for_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = Node::start(directory.path());
+    let mut slow = node.operator();
+    call(&mut slow, "ledger.tail", json!({ "follow": true })).unwrap();
+    let mut cage = node.service(Service::Cage);
+    let large =
+        json!({ "event": { "event": "call_made", "by": "x".repeat(8000), "method": "m" }, "durable": true });
+    let started = Instant::now();
+    for _ in 0..200 {
+        call(&mut cage, "ledger.append", large.clone()).unwrap();
+    }
+    assert!(started.elapsed() < Duration::from_secs(8), "appends waited for the follower");
+    std::thread::sleep(Duration::from_millis(limits::LEDGER_FOLLOWER_STALL_MS_MAX + 1000));
+    let mut last = None;
+    while let Some(note) = notification(&mut slow) {
+        last = Some(note);
+    }
+    assert_eq!(last.expect("notifications").method, "dropped");
+}
+
+#[test]
+fn only_one_service_works_on_a_state() {
+    let directory = tempfile::tempdir().unwrap();
+    let _node = Node::start(directory.path());
+    assert!(Node::try_start(directory.path()).is_none());
+}
+
+#[test]
+fn a_damaged_ledger_stops_writes_names_the_place_and_memory_is_still_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = Node::start(directory.path());
+    let mut operator = node.operator();
+    for n in 0..5 {
+        call(&mut operator, "memory.write", json!({ "agent": "a", "key": "k", "value": n })).unwrap();
+    }
+    node.kill();
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(segment(directory.path())).unwrap();
+    let mut byte = [0];
+    file.read_at(&mut byte, 150).unwrap();
+    file.write_at(&[byte[0] ^ 4], 150).unwrap();
+    let node = Node::start(directory.path());
+    let mut operator = node.operator();
+    let verified = call(&mut operator, "ledger.verify", json!({})).unwrap();
+    assert_eq!(
+        (verified["broken"]["seq"].as_u64(), verified["broken"]["offset"].as_u64()),
+        (Some(0), Some(96))
+    );
+    let refused =
+        call(&mut operator, "memory.write", json!({ "agent": "a", "key": "k", "value": 9 })).unwrap_err();
+    assert!(
+        refused.message.contains("no receipt, so no write") && refused.message.contains("offset 96"),
+        "{refused}"
+    );
+    let refused = call(&mut node.service(Service::Egress), "ledger.append", append(1, true)).unwrap_err();
+    assert_eq!(refused.code, Code::FAILED);
+    let read = call(&mut operator, "memory.read", json!({ "agent": "a", "key": "k" })).unwrap();
+    assert_eq!(read["value"], 4);
+}
+
+#[test]
+fn a_torn_tail_is_cut_recorded_and_the_service_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = Node::start(directory.path());
+    call(&mut node.service(Service::Egress), "ledger.append", append(1, true)).unwrap();
+    node.kill();
+    let path = segment(directory.path());
+    let whole = std::fs::read(&path).unwrap();
+    let mut torn = whole.clone();
+    torn.extend(&whole[96..150]);
+    std::fs::write(&path, torn).unwrap();
+    let node = Node::start(directory.path());
+    let page = call(&mut node.operator(), "ledger.tail", json!({})).unwrap();
+    assert_eq!(page["events"][1]["event"]["event"], "ledger_cut");
+    assert_eq!(page["events"][1]["event"]["bytes"], 54);
+    assert_eq!(call(&mut node.operator(), "ledger.verify", json!({})).unwrap()["broken"], Value::Null);
+}
+
+#[test]
+fn an_unusable_memory_leaves_the_ledger_served() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(directory.path().join("state")).unwrap();
+    std::fs::write(directory.path().join("state/memory.db"), "x".repeat(5000)).unwrap();
+    let node = Node::start(directory.path());
+    let error = call(&mut node.operator(), "memory.list", json!({})).unwrap_err();
+    assert!(error.message.contains("memory cannot be used"), "{error}");
+    call(&mut node.service(Service::Egress), "ledger.append", append(1, true)).unwrap();
+}
