@@ -104,6 +104,12 @@ fn each_failure_has_its_status_rule_and_remedy() {
             "nullctl key gen",
         ),
         (
+            "internal method",
+            with(&gate, "alice", &["call", "ledger.append", "{}"]),
+            4,
+            "for services of the node",
+        ),
+        (
             "exec refused",
             with(&gate, "olga", &["agent", "exec", "researcher", "--", "/bin/sh"]),
             125,
@@ -289,10 +295,13 @@ fn keys_are_made_once_and_shown_as_operators_toml_wants_them() {
     let source = abi::config_error::Source { file: "o", text: &made.out[start..] };
     let operators = abi::node::parse_operators(source).unwrap();
     let shown = objects(&nullctl(&["key", "show", "--json"]).out);
-    assert_eq!(shown[0]["public"], operators.operator[0].key.as_str());
+    assert_eq!(shown[0]["key"], operators.operator[0].key.as_str());
     let again = nullctl(&["key", "gen"]);
     assert_eq!(again.status, 2);
     assert!(again.err.contains("never replaced"));
+    let named = scratch.path("lab.key");
+    let other = nullctl(&["--json", "key", "gen", "--out", named.to_str().unwrap()]);
+    assert!(objects(&other.out)[0]["key"].as_str().unwrap().starts_with("ed25519:"));
     // openssl reads the same key.
     let file = scratch.path("nullbox/operator.key");
     let text = Command::new("openssl").args(["pkey", "-noout", "-text", "-in"]).arg(&file).output().unwrap();

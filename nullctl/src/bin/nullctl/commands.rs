@@ -5,6 +5,12 @@ use crate::run::{agent, image, ledger, local, memory, net, system};
 
 const FOLLOW: Opt = switch("follow", Some('f'), "go on as more comes");
 const LINES: Opt = valued("lines", "N", "begin with the newest N");
+const AGENT: Opt = valued("agent", "NAME", "of this agent");
+const PAGE: [Opt; 3] = [
+    AGENT,
+    valued("limit", "N", "at most N entries"),
+    valued("cursor", "TEXT", "go on where an earlier answer ended"),
+];
 const RAW: Opt = switch("raw", None, "control characters as they are, to a terminal too");
 
 /// All commands, in the order of the help.
@@ -161,14 +167,14 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         path: "net denials",
-        arguments: &["[AGENT]"],
+        arguments: &[],
         rest: "",
         about: "what was refused, by which rule, and how to grant it",
         details: "",
-        options: &[FOLLOW],
+        options: &[AGENT, FOLLOW],
         examples: &[
             ("nullctl net denials", "of all agents"),
-            ("nullctl net denials researcher -f", "watch one"),
+            ("nullctl net denials --agent researcher -f", "watch one"),
         ],
         run: net::denials,
     },
@@ -184,26 +190,26 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         path: "memory write",
-        arguments: &["AGENT", "KEY", "VALUE"],
+        arguments: &["KEY", "VALUE"],
         rest: "",
         about: "write an entry into an agent's memory",
         details: "VALUE is JSON; with --text it is taken as a string. VALUE - reads standard input.",
-        options: &[switch("text", None, "VALUE is plain text")],
+        options: &[AGENT, switch("text", None, "VALUE is plain text")],
         examples: &[
-            ("nullctl memory write researcher topics/1 {\"q\":\"tcg\"}", ""),
-            ("nullctl memory write researcher hint hello --text", ""),
+            ("nullctl memory write --agent researcher topics/1 {\"q\":\"tcg\"}", ""),
+            ("nullctl memory write --agent researcher hint hello --text", ""),
         ],
         run: memory::write,
     },
     Command {
         path: "memory read",
-        arguments: &["[AGENT]", "[KEY]"],
+        arguments: &["[KEY]"],
         rest: "",
         about: "one entry: the newest of a key, or by hash",
         details: "",
-        options: &[valued("hash", "sha256:...", "the entry with this hash")],
+        options: &[AGENT, valued("hash", "sha256:...", "the entry with this hash")],
         examples: &[
-            ("nullctl memory read researcher notes/first", ""),
+            ("nullctl memory read --agent researcher notes/first", ""),
             (
                 "nullctl memory read --hash sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
                 "",
@@ -213,28 +219,22 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         path: "memory query",
-        arguments: &["AGENT", "[PREFIX]"],
+        arguments: &["[PREFIX]"],
         rest: "",
         about: "newest entry of each key with a prefix",
         details: "",
-        options: &[
-            valued("limit", "N", "at most N entries"),
-            valued("cursor", "TEXT", "go on where an earlier answer ended"),
-        ],
-        examples: &[("nullctl memory query researcher notes/", "")],
+        options: &PAGE,
+        examples: &[("nullctl memory query --agent researcher notes/", "")],
         run: memory::query,
     },
     Command {
         path: "memory history",
-        arguments: &["AGENT", "KEY"],
+        arguments: &["KEY"],
         rest: "",
         about: "all entries of a key, newest first",
         details: "",
-        options: &[
-            valued("limit", "N", "at most N entries"),
-            valued("cursor", "TEXT", "go on where an earlier answer ended"),
-        ],
-        examples: &[("nullctl memory history researcher notes/first", "")],
+        options: &PAGE,
+        examples: &[("nullctl memory history --agent researcher notes/first", "")],
         run: memory::history,
     },
     Command {
@@ -243,8 +243,8 @@ pub const COMMANDS: &[Command] = &[
         rest: "",
         about: "newest events of the node's ledger",
         details: "",
-        options: &[FOLLOW, LINES],
-        examples: &[("nullctl ledger tail --lines 20 -f", "")],
+        options: &[FOLLOW, valued("limit", "N", "begin with the newest N (100)")],
+        examples: &[("nullctl ledger tail --limit 20 -f", "")],
         run: ledger::tail,
     },
     Command {
@@ -259,12 +259,12 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         path: "key gen",
-        arguments: &["[FILE]"],
+        arguments: &[],
         rest: "",
         about: "make a private key; prints what goes into operators.toml",
-        details: "The file must not exist: a key is never replaced. Without FILE: ~/.config/nullbox/operator.key.",
-        options: &[],
-        examples: &[("nullctl key gen", ""), ("nullctl key gen lab.key", "")],
+        details: "The file must not exist: a key is never replaced. Without --out: ~/.config/nullbox/operator.key.",
+        options: &[valued("out", "FILE", "where the private key goes")],
+        examples: &[("nullctl key gen", ""), ("nullctl key gen --out lab.key", "")],
         run: local::key_gen,
     },
     Command {
@@ -322,6 +322,19 @@ pub const COMMANDS: &[Command] = &[
         options: &[],
         examples: &[("nullctl manifest check AGENT.toml", "")],
         run: local::manifest_check,
+    },
+    Command {
+        path: "call",
+        arguments: &["METHOD", "[PARAMS]"],
+        rest: "",
+        about: "any method of the control protocol; parameters and answer are JSON",
+        details: "",
+        options: &[],
+        examples: &[
+            ("nullctl call system.status", ""),
+            ("nullctl call agent.status {\"name\":\"researcher\"}", ""),
+        ],
+        run: local::call,
     },
     Command {
         path: "version",

@@ -16,7 +16,7 @@ const VERIFY_SILENCE: Duration = Duration::from_secs(300);
 
 pub fn tail(context: &Context, given: &Arguments) -> Result<u8, Failure> {
     let follow = given.has("follow");
-    let params = LedgerTail { limit: given.number("lines")?, follow };
+    let params = LedgerTail { limit: given.number("limit")?, follow };
     let silence = if follow { Silence::Unbounded } else { Silence::Ordinary };
     let mut link = context.ask("ledger.tail", &params, silence)?;
     let result = link.result(&mut |request| context.note(request))?;

@@ -1,25 +1,21 @@
 //! Commands that need no node, or only its fingerprint: keys, known nodes, manifests, the version.
 
 use nullctl::keys::{PrivateKey, PublicKey};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 use crate::cli::Arguments;
-use crate::context::{Context, say};
+use crate::context::{Context, Silence, say};
 use crate::failure::{Failure, status};
 use crate::link::{Link, read_key};
 use crate::nodes::{Node, Nodes, Target, with_port};
 use crate::print::{Table, facts, visible};
 
-fn key_file(context: &Context, given: &Arguments) -> Result<PathBuf, Failure> {
-    match given.at(0) {
-        Some(path) => Ok(path.into()),
-        None => context.key_path(),
-    }
-}
-
 pub fn key_gen(context: &Context, given: &Arguments) -> Result<u8, Failure> {
-    let path = key_file(context, given)?;
+    let path = match given.value("out") {
+        Some(path) => path.into(),
+        None => context.key_path()?,
+    };
     let key = PrivateKey::create(&path).map_err(|error| {
         Failure::local(
             status::USAGE,
@@ -32,7 +28,10 @@ pub fn key_gen(context: &Context, given: &Arguments) -> Result<u8, Failure> {
 }
 
 pub fn key_show(context: &Context, given: &Arguments) -> Result<u8, Failure> {
-    let path = key_file(context, given)?;
+    let path: PathBuf = match given.at(0) {
+        Some(path) => path.into(),
+        None => context.key_path()?,
+    };
     show_key(context, &path, read_key(&path)?.public())
 }
 
@@ -40,7 +39,7 @@ fn show_key(context: &Context, path: &Path, public: PublicKey) -> Result<u8, Fai
     let fingerprint = public.fingerprint().to_string();
     if context.json {
         let file = path.display().to_string();
-        let object = json!({ "file": file, "public": public.to_string(), "fingerprint": fingerprint });
+        let object = json!({ "file": file, "key": public.to_string(), "fingerprint": fingerprint });
         return say(&format!("{object}\n")).map(|()| 0);
     }
     say(&facts(&[
@@ -157,6 +156,19 @@ pub fn manifest_check(context: &Context, given: &Arguments) -> Result<u8, Failur
             ))
         }
     }
+}
+
+pub fn call(context: &Context, given: &Arguments) -> Result<u8, Failure> {
+    let params: Value = match given.at(1) {
+        None => Value::Null,
+        Some(text) => serde_json::from_str(text).map_err(|error| {
+            Failure::usage(format!("PARAMS is not JSON: {error}"), "write them as one JSON object, quoted")
+        })?,
+    };
+    let result = context
+        .ask(given.required(0), &params, Silence::Ordinary)?
+        .result(&mut |note| say(&format!("{}\n", json!({ note.method.as_str(): note.params }))))?;
+    say(&format!("{result}\n")).map(|()| 0)
 }
 
 pub fn version(context: &Context, _: &Arguments) -> Result<u8, Failure> {

@@ -1,6 +1,7 @@
 //! `memory`: what agents remember.
 
 use abi::control::{Entries, Entry, MemoryList, MemoryQuery, MemoryRead, MemoryWrite, Nothing};
+use abi::ids::AgentName;
 use serde_json::Value;
 use std::io::Read;
 
@@ -29,8 +30,16 @@ pub fn list(context: &Context, _: &Arguments) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// Whose memory is meant.
+fn owner(given: &Arguments) -> Result<AgentName, Failure> {
+    match given.value("agent") {
+        Some(name) => id(name),
+        None => Err(Failure::usage("--agent is missing", "nullctl memory list shows whose memory there is")),
+    }
+}
+
 pub fn write(context: &Context, given: &Arguments) -> Result<u8, Failure> {
-    let mut text = given.required(2).to_owned();
+    let mut text = given.required(1).to_owned();
     if text == "-" {
         text.clear();
         std::io::stdin()
@@ -46,30 +55,33 @@ pub fn write(context: &Context, given: &Arguments) -> Result<u8, Failure> {
             Failure::usage(format!("VALUE is not JSON: {error}"), "quote it as JSON, or add --text")
         })?
     };
-    let params =
-        MemoryWrite { agent: Some(id(given.required(0))?), key: given.required(1).to_owned(), value };
-    show_entry(context, context.call("memory.write", &params)?)
+    let params = MemoryWrite { agent: Some(owner(given)?), key: given.required(1).to_owned(), value };
+    show_entry(context.call("memory.write", &params)?)
 }
 
 pub fn read(context: &Context, given: &Arguments) -> Result<u8, Failure> {
     let params = MemoryRead {
-        agent: given.at(0).map(id).transpose()?,
+        agent: given.value("agent").map(id).transpose()?,
         hash: given.value("hash").map(id).transpose()?,
-        key: given.at(1).map(str::to_owned),
+        key: given.at(0).map(str::to_owned),
     };
     match (&params.hash, &params.key) {
         (None, None) => Err(Failure::usage(
             "memory read: neither a key nor --hash is given",
-            "write nullctl memory read AGENT KEY, or --hash sha256:...",
+            "write nullctl memory read --agent NAME KEY, or --hash sha256:...",
         )),
         (Some(_), Some(_)) => {
             Err(Failure::usage("memory read: both a key and --hash are given", "give one of the two"))
         }
-        _ => show_entry(context, context.call("memory.read", &params)?),
+        (None, Some(_)) => {
+            owner(given)?;
+            show_entry(context.call("memory.read", &params)?)
+        }
+        (Some(_), None) => show_entry(context.call("memory.read", &params)?),
     }
 }
 
-fn show_entry(_: &Context, result: Option<Value>) -> Result<u8, Failure> {
+fn show_entry(result: Option<Value>) -> Result<u8, Failure> {
     if let Some(result) = result {
         let entry: Entry = typed(&result)?;
         say(&facts(&[
@@ -88,16 +100,16 @@ fn show_entry(_: &Context, result: Option<Value>) -> Result<u8, Failure> {
 }
 
 pub fn query(context: &Context, given: &Arguments) -> Result<u8, Failure> {
-    page(context, given, "memory.query", given.at(1).unwrap_or_default())
+    page(context, given, "memory.query", given.at(0).unwrap_or_default())
 }
 
 pub fn history(context: &Context, given: &Arguments) -> Result<u8, Failure> {
-    page(context, given, "memory.history", given.required(1))
+    page(context, given, "memory.history", given.required(0))
 }
 
 fn page(context: &Context, given: &Arguments, method: &str, prefix: &str) -> Result<u8, Failure> {
     let params = MemoryQuery {
-        agent: Some(id(given.required(0))?),
+        agent: Some(owner(given)?),
         prefix: prefix.to_owned(),
         limit: given.number("limit")?,
         cursor: given.value("cursor").map(str::to_owned),

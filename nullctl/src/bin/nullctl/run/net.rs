@@ -43,7 +43,7 @@ pub fn grants(context: &Context, _: &Arguments) -> Result<u8, Failure> {
 
 pub fn denials(context: &Context, given: &Arguments) -> Result<u8, Failure> {
     let follow = given.has("follow");
-    let params = NetDenials { agent: given.at(0).map(id).transpose()?, follow };
+    let params = NetDenials { agent: given.value("agent").map(id).transpose()?, follow };
     let silence = if follow { Silence::Unbounded } else { Silence::Ordinary };
     let mut link = context.ask("net.denials", &params, silence)?;
     let result = link.result(&mut |request| context.note(request))?;
