@@ -1,1 +1,55 @@
-fn main() {}
+//! nulld: PID 1 of a node. Mounts, supervision, the one control socket, power.
+//!
+//! Three programs in one binary, by who runs it: the first process is the node's [`daemon`]; `nulld launch` turns a new
+//! process into a service ([`launch`]); `nulld uplink` is the service that keeps the node's address ([`uplink`]).
+//!
+//! Must hold: PID 1 never waits without a bound, never panics, and parses nothing from a network.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unreachable
+    )
+)]
+
+mod boot;
+mod callers;
+mod cgroup;
+mod clock;
+mod config;
+mod console;
+mod daemon;
+mod door;
+mod journal;
+mod launch;
+mod ledger;
+mod logs;
+mod mounts;
+mod phases;
+mod poll;
+mod power;
+mod service;
+mod supervisor;
+mod system;
+mod table;
+mod uplink;
+mod volume;
+
+fn main() {
+    let command = std::env::args().nth(1).unwrap_or_default();
+    let code = match (std::process::id(), command.as_str()) {
+        (1, _) => daemon::main(),
+        (_, "launch") => launch::main(),
+        (_, "uplink") => uplink::main(),
+        _ => {
+            eprintln!("nulld is the first process of a NullBox node and does nothing anywhere else");
+            2
+        }
+    };
+    std::process::exit(code);
+}

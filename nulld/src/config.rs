@@ -1,0 +1,138 @@
+//! The node's configuration on its way from two files to the services.
+//!
+//! Must hold: a wrong file on the volume is reported, with its place, and the node runs with the image's; a wrong file in
+//! the image stops the boot. What the services read is the checked result.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use abi::config_error::{ConfigError, Source};
+use abi::limits;
+use abi::node::{self, CONFIG_DIR, NODE_CONFIG_PATH, NodeConfig};
+
+use crate::launch;
+use crate::mounts::CONFIG_VOLUME_DIR;
+
+/// What a volume's file is called in messages.
+const VOLUME_FILE: &str = "nulld.toml (configuration volume)";
+const IMAGE_FILE: &str = "nulld.toml (image)";
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("cannot read {path}: {error}")]
+    Read { path: String, error: io::Error },
+    #[error("the image's own configuration is wrong: {0}")]
+    Image(Box<ConfigError>),
+    #[error("cannot write {NODE_CONFIG_PATH}: {0}")]
+    Write(io::Error),
+}
+
+/// A configuration, and what is wrong with the volume's file.
+#[derive(Debug)]
+pub struct Loaded {
+    pub config: NodeConfig,
+    pub problems: Vec<ConfigError>,
+}
+
+/// Reads the image's file and the volume's over it, while both are still apart.
+pub fn load() -> Result<Loaded, LoadError> {
+    let image = read(&format!("{CONFIG_DIR}/nulld.toml"))?;
+    let volume_path = format!("{CONFIG_VOLUME_DIR}/nulld.toml");
+    let volume = match Path::new(&volume_path).exists() {
+        true => Some(read(&volume_path)?),
+        false => None,
+    };
+    merge(&image, volume.as_deref())
+}
+
+/// Reads at most one byte more than a file may have; the parser refuses it then.
+fn read(path: &str) -> Result<String, LoadError> {
+    let fail = |error| LoadError::Read { path: path.to_owned(), error };
+    let file = File::open(path).map_err(fail)?;
+    let mut bytes = Vec::new();
+    file.take(limits::CONFIG_FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(fail)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Pure: what holds, given the two texts.
+pub fn merge(image: &str, volume: Option<&str>) -> Result<Loaded, LoadError> {
+    let image = Source { file: IMAGE_FILE, text: image };
+    let base = parse(&[image]).map_err(LoadError::Image)?;
+    let Some(text) = volume else {
+        return Ok(Loaded { config: base, problems: Vec::new() });
+    };
+    let volume = Source { file: VOLUME_FILE, text };
+    Ok(match parse(&[image, volume]) {
+        Ok(config) => Loaded { config, problems: Vec::new() },
+        Err(problem) => Loaded { config: base, problems: vec![*problem] },
+    })
+}
+
+fn parse(files: &[Source<'_>]) -> Result<NodeConfig, Box<ConfigError>> {
+    let config = node::parse(files)?;
+    for (name, service) in &config.services {
+        if let Err(error) = launch::parse_capabilities(&service.capabilities) {
+            let last = files.last().map_or(IMAGE_FILE, |source| source.file);
+            return Err(Box::new(ConfigError {
+                file: last.to_owned(),
+                line: 0,
+                field: format!("services.{name}.capabilities"),
+                value: String::new(),
+                rule: error.to_string(),
+                remedy: "write for example capabilities = [\"net_admin\"]".to_owned(),
+            }));
+        }
+    }
+    Ok(config)
+}
+
+/// Writes the configuration for the services.
+pub fn publish(config: &NodeConfig) -> Result<(), LoadError> {
+    let text = serde_json::to_vec(config).map_err(|error| LoadError::Write(error.into()))?;
+    write_whole(NODE_CONFIG_PATH, &text).map_err(LoadError::Write)
+}
+
+/// Writes a world-readable file so that a reader sees the old or the new one, whole.
+pub fn write_whole(path: &str, bytes: &[u8]) -> io::Result<()> {
+    let fresh = format!("{path}.new");
+    let mut file = File::create(&fresh)?;
+    file.write_all(bytes)?;
+    file.set_permissions(Permissions::from_mode(0o644))?;
+    fs::rename(&fresh, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IMAGE: &str = "[services.cage]\npath = \"/system/bin/cage\"\ncapabilities = [\"sys_admin\"]\n";
+
+    #[test]
+    fn a_wrong_volume_is_reported_and_the_image_holds() {
+        for text in [
+            "[node]\nname = 5\n",
+            "not toml",
+            "[services.cage]\ncapabilities = [\"root\"]\n",
+            "[services.cage]\npath = \"/state/evil\"\n",
+        ] {
+            let loaded = merge(IMAGE, Some(text)).unwrap();
+            assert_eq!(loaded.config, merge(IMAGE, None).unwrap().config, "{text}");
+            assert_eq!(loaded.problems.len(), 1);
+            assert_eq!(loaded.problems[0].file, VOLUME_FILE);
+        }
+    }
+
+    #[test]
+    fn a_right_volume_is_laid_over_the_image() {
+        let loaded = merge(IMAGE, Some("[node]\nname = \"n7\"\n")).unwrap();
+        assert_eq!((loaded.config.node.name.as_str(), loaded.problems.len()), ("n7", 0));
+    }
+
+    #[test]
+    fn a_wrong_image_is_an_error() {
+        assert!(matches!(merge("[services.x]\n", None), Err(LoadError::Image(_))));
+    }
+}

@@ -1,0 +1,388 @@
+//! The first process: boot, then one loop over everything that can happen.
+//!
+//! Must hold: the loop never blocks but in epoll, whose timeout is the next deadline; every child that ends is reaped here
+//! and nowhere else. Must never: end.
+
+mod calls;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use abi::ledger::{Client, Event as LedgerEvent};
+use abi::limits;
+use abi::log::Level;
+use abi::node::CONTROL_SOCKET;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use rustix::event::epoll::{self, EventFlags};
+
+use crate::boot::{self, Record, UPLINK};
+use crate::callers::Callers;
+use crate::console::Console;
+use crate::journal::Journal;
+use crate::ledger::Queue;
+use crate::phases::{INITRAMFS_VARIABLE, Outcome, Phases};
+use crate::poll::{self, Token};
+use crate::power::{self, GoingDown, Order, Step};
+use crate::service::Around;
+use crate::supervisor::Supervisor;
+use crate::system::Facts;
+use crate::table::State;
+use crate::{cgroup, clock, mounts, uplink};
+
+/// The initramfs passes the root hash it checked the image against.
+const ROOT_HASH_VARIABLE: &str = "NULLBOX_ROOT_HASH";
+/// Longest sleep of the loop: a deadline that was missed would be seen then.
+const SLEEP_MS_MAX: u64 = 60_000;
+/// How soon the loop comes back to a console that was full.
+const CONSOLE_RETRY_MS: u64 = 50;
+/// Pause between reports of dropped ledger events.
+const DROP_REPORT_MS: u64 = 10_000;
+
+/// PID 1.
+#[derive(Debug)]
+struct Daemon {
+    epoll: OwnedFd,
+    signals: SignalFd,
+    journal: Journal,
+    ledger: Queue,
+    phases: Phases,
+    facts: Facts,
+    supervisor: Supervisor,
+    callers: Option<Callers>,
+    going_down: Option<GoingDown>,
+    /// Connections with more to do than one turn.
+    again: Vec<u32>,
+    seen_seq: u64,
+    noted: (u64, u32),
+    drops_reported_ms: u64,
+}
+
+/// Entry. Returns only if not even the loop's own descriptors could be made; the kernel panics then, which reboots.
+pub fn main() -> i32 {
+    std::panic::set_hook(Box::new(|panic| {
+        // Standard error of the first process is the kernel's console.
+        eprintln!("\r\nnullbox: nulld panicked, the kernel restarts the node: {panic}");
+    }));
+    match Daemon::new() {
+        Ok(mut daemon) => {
+            daemon.boot();
+            daemon.run()
+        }
+        Err(error) => {
+            eprintln!("nullbox: nulld cannot begin: {error}");
+            1
+        }
+    }
+}
+
+impl Daemon {
+    fn new() -> io::Result<Daemon> {
+        let mut set = SigSet::empty();
+        for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
+            set.add(signal);
+        }
+        set.thread_block()?;
+        let signals = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        poll::watch(&epoll, signals.as_fd(), Token::Signals, EventFlags::IN)?;
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+        let initramfs = std::env::var(INITRAMFS_VARIABLE).unwrap_or_default();
+        let root_hash = std::env::var(ROOT_HASH_VARIABLE).unwrap_or_default();
+        let is_hash = root_hash.len() == 64 && root_hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+        Ok(Daemon {
+            epoll,
+            signals,
+            journal: Journal { console: Console::open(), ..Journal::default() },
+            ledger: Queue::default(),
+            phases: Phases::new(&initramfs, clock::now_ms()),
+            facts: Facts { root_hash: if is_hash { root_hash } else { String::new() }, ..Facts::default() },
+            supervisor: Supervisor::default(),
+            callers: None,
+            going_down: None,
+            again: Vec::new(),
+            seen_seq: 0,
+            noted: (0, 0),
+            drops_reported_ms: 0,
+        })
+    }
+
+    fn boot(&mut self) {
+        // SIGINT instead of a reboot by the kernel; not to be had in a PID namespace, where there is no such key either.
+        if let Err(error) = rustix::system::reboot(rustix::system::RebootCommand::CadOff) {
+            self.journal.quiet(Level::Info, "ctrl_alt_del_unchanged", &[("error", &error)]);
+        }
+        let mut record = Record { phases: &mut self.phases, journal: &mut self.journal };
+        let booted = boot::run(&mut record, &mut self.facts);
+        self.open_door();
+        let booted = match booted {
+            Ok(booted) => booted,
+            Err(halted) => {
+                let (phase, why) = (halted.phase, halted.why);
+                self.journal.console.raw(&format!("nullbox: halted in phase {phase}: {why}"));
+                return;
+            }
+        };
+        self.ledger.note(LedgerEvent::NodeBooted {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            root_hash: self.facts.root_hash.clone(),
+            boot_id: self.facts.boot_id.clone(),
+        });
+        self.phases.begin("services");
+        match Supervisor::new(&booted.config, &booted.builtin, &self.epoll, mounts::RUN_DIR) {
+            Ok(supervisor) => self.supervisor = supervisor,
+            Err(error) => {
+                let outcome = Outcome::Failed(error.to_string());
+                self.phases.end("services", &outcome, &mut self.journal);
+                let text = format!("nullbox: halted in phase services: {error}");
+                self.journal.console.raw(&text);
+            }
+        }
+    }
+
+    fn open_door(&mut self) {
+        match Callers::bind(CONTROL_SOCKET, &self.epoll) {
+            Ok(callers) => self.callers = Some(callers),
+            Err(error) => self.journal.own(
+                Level::Error,
+                "door_closed",
+                &[("socket", &CONTROL_SOCKET), ("error", &error)],
+            ),
+        }
+    }
+
+    fn run(&mut self) -> ! {
+        let mut events: Vec<epoll::Event> = Vec::with_capacity(64);
+        loop {
+            self.tick();
+            events.clear();
+            let sleep = Duration::from_millis(self.sleep_ms());
+            let timeout = rustix::time::Timespec::try_from(sleep).ok();
+            let waited =
+                epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref());
+            if waited.is_err() {
+                continue; // EINTR; anything else would come back and show as load, not as a hang
+            }
+            for event in &events {
+                let (flags, data) = (event.flags, event.data.u64());
+                self.handle(Token::decode(data), flags);
+            }
+        }
+    }
+
+    fn sleep_ms(&self) -> u64 {
+        let now = clock::now_ms();
+        let mut next = now + SLEEP_MS_MAX;
+        let deadlines = [
+            self.supervisor.next_deadline(),
+            self.callers.as_ref().and_then(Callers::next_deadline),
+            self.journal.console.is_behind().then_some(now + CONSOLE_RETRY_MS),
+            (!self.again.is_empty()).then_some(now),
+            self.phases.is_running("network").then_some(now + 100),
+            self.phases.is_running("services").then_some(now + 1000),
+            self.going_down.as_ref().map(|_| now + 100),
+        ];
+        for deadline in deadlines.into_iter().flatten() {
+            next = next.min(deadline);
+        }
+        // One millisecond more than the difference: deadlines are compared after rounding down.
+        next.saturating_sub(now).saturating_add(u64::from(next > now))
+    }
+
+    fn handle(&mut self, token: Option<Token>, flags: EventFlags) {
+        match token {
+            Some(Token::Signals) => self.read_signals(),
+            Some(Token::Door) => {
+                let fresh = match &mut self.callers {
+                    Some(callers) => callers.accept(&self.epoll),
+                    None => Vec::new(),
+                };
+                for id in fresh {
+                    self.turns(id);
+                }
+            }
+            Some(Token::Log(index)) => {
+                if let Some(unit) = self.supervisor.units.get_mut(index as usize) {
+                    unit.read_log(&mut self.journal);
+                }
+            }
+            Some(Token::Notify(index)) => self.on_unit(index),
+            Some(Token::Connection(id)) => {
+                if let Some(callers) = &mut self.callers {
+                    callers.note_events(id, flags);
+                }
+                self.turns(id);
+            }
+            None => {}
+        }
+    }
+
+    fn on_unit(&mut self, index: u32) {
+        let mut around = Around { epoll: &self.epoll, journal: &mut self.journal, ledger: &mut self.ledger };
+        if let Some(unit) = self.supervisor.units.get_mut(index as usize) {
+            unit.read_notify(&mut around);
+        }
+    }
+
+    /// What is due, whatever woke the loop.
+    fn tick(&mut self) {
+        let now = clock::now_ms();
+        let mut around = Around { epoll: &self.epoll, journal: &mut self.journal, ledger: &mut self.ledger };
+        self.supervisor.time_out(now, &mut around);
+        match self.going_down {
+            None => self.supervisor.start_waiting(&mut around),
+            Some(_) => self.go_down(now),
+        }
+        self.conclude(now);
+        for id in std::mem::take(&mut self.again) {
+            self.turns(id);
+        }
+        self.serve_followers();
+        if let Some(callers) = &mut self.callers {
+            callers.expire(now);
+        }
+        self.report_drops(now);
+        self.journal.console.flush();
+    }
+
+    fn serve_followers(&mut self) {
+        let seq = self.journal.logs.next_seq();
+        if seq == self.seen_seq {
+            return;
+        }
+        self.seen_seq = seq;
+        let followers = self.callers.as_ref().map(Callers::followers).unwrap_or_default();
+        for id in followers {
+            self.turns(id);
+        }
+    }
+
+    fn report_drops(&mut self, now: u64) {
+        if now.saturating_sub(self.drops_reported_ms) < DROP_REPORT_MS {
+            return;
+        }
+        let ledger = self.ledger.take_dropped();
+        let door = self.callers.as_mut().map_or(0, |callers| std::mem::take(&mut callers.crowded_out));
+        if ledger + door > 0 {
+            self.drops_reported_ms = now;
+            self.journal.own(
+                Level::Warning,
+                "dropped",
+                &[("ledger_events", &ledger), ("door_connections", &door)],
+            );
+        }
+    }
+
+    /// Ends the phases `network` and `services` when their time has come, and says `ready` once.
+    fn conclude(&mut self, now: u64) {
+        let over = |phases: &Phases, name: &str, limit: u64| {
+            phases.started_ms(name).is_some_and(|since| now.saturating_sub(since) >= limit)
+        };
+        if self.phases.is_running("network") {
+            let is_ready = self.supervisor.unit(UPLINK).is_some_and(|unit| unit.state == State::Ready);
+            let late = over(&self.phases, "network", limits::UPLINK_WAIT_MS_MAX + 5_000);
+            if is_ready || late {
+                let outcome = match uplink::has_address() {
+                    true => Outcome::Ok,
+                    false => {
+                        Outcome::Degraded("no address yet, the uplink goes on trying; see its log".to_owned())
+                    }
+                };
+                self.phases.end("network", &outcome, &mut self.journal);
+            }
+        }
+        let unready = self.supervisor.unready();
+        let is_ready = unready.is_empty() && !self.supervisor.units.is_empty();
+        if self.phases.is_running("services") {
+            if is_ready {
+                self.phases.end("services", &Outcome::Ok, &mut self.journal);
+            } else if over(&self.phases, "services", limits::SERVICES_READY_MS_MAX) {
+                let outcome = Outcome::Degraded(unready.join(", "));
+                self.phases.end("services", &outcome, &mut self.journal);
+            }
+        }
+        let is_ledger_ready = self.supervisor.unit("ctxgraph").is_some_and(|unit| unit.state == State::Ready);
+        if is_ledger_ready && let Err(error) = self.ledger.open(Client::of_node()) {
+            self.journal.own(Level::Error, "ledger_thread_failed", &[("error", &error)]);
+        }
+        if self.facts.ready_ms.is_none() && is_ready && !self.phases.is_running("network") {
+            self.facts.ready_ms = Some(now);
+            self.journal.console.raw(&format!("nullbox: ready {now} ms after kernel start"));
+        }
+    }
+
+    fn read_signals(&mut self) {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            match Signal::try_from(signal.ssi_signo.cast_signed()) {
+                Ok(Signal::SIGTERM) => self.order(Order::poweroff("SIGTERM".to_owned())),
+                Ok(Signal::SIGINT) => self.order(Order::reboot("ctrl-alt-del".to_owned())),
+                _ => self.reap(),
+            }
+        }
+    }
+
+    /// Every child that has ended: services, and orphans that PID 1 inherited.
+    fn reap(&mut self) {
+        loop {
+            let status = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return,
+                Err(nix::errno::Errno::EINTR) => continue,
+                Err(_) => return,
+                Ok(status) => status,
+            };
+            let pid = status.pid().and_then(|pid| u32::try_from(pid.as_raw()).ok());
+            let mut around =
+                Around { epoll: &self.epoll, journal: &mut self.journal, ledger: &mut self.ledger };
+            if let Some(pid) = pid {
+                self.supervisor.exited(pid, &status, &mut around);
+            }
+        }
+    }
+
+    fn order(&mut self, order: Order) {
+        if self.going_down.is_some() {
+            return;
+        }
+        let text = format!("nullbox: {} ordered by {}", order.action.name(), order.by);
+        self.journal.console.raw(&text);
+        self.ledger
+            .note(LedgerEvent::NodeStopping { action: order.action.name().to_owned(), by: order.by.clone() });
+        self.going_down = Some(GoingDown { order, since_ms: clock::now_ms() });
+    }
+
+    fn go_down(&mut self, now: u64) {
+        let Some(going) = &self.going_down else { return };
+        let is_over = self.supervisor.is_over();
+        match power::step(going.since_ms, now, is_over, self.ledger.is_empty()) {
+            Step::Wait(_) => {}
+            Step::Stop { keep_ledger } => {
+                let mut around =
+                    Around { epoll: &self.epoll, journal: &mut self.journal, ledger: &mut self.ledger };
+                self.supervisor.stop_eligible(keep_ledger.then_some("ctxgraph"), &mut around);
+            }
+            Step::Finish { in_time } => {
+                let (action, took_ms) = (going.order.action, now.saturating_sub(going.since_ms));
+                self.finish(action, in_time, took_ms);
+            }
+        }
+    }
+
+    fn finish(&mut self, action: power::Action, in_time: bool, took_ms: u64) {
+        if !in_time {
+            let left = self.supervisor.unready().join(", ");
+            self.journal.own(Level::Error, "stop_late", &[("services", &left)]);
+        }
+        if let Err(error) = cgroup::kill_services() {
+            self.journal.own(Level::Error, "cgroup_kill_failed", &[("error", &error)]);
+        }
+        self.reap();
+        self.journal.console.raw(&format!("nullbox: services stopped in {took_ms} ms"));
+        let disks = power::release_disks();
+        self.journal.console.raw(&format!("nullbox: {disks}, {}", action.name()));
+        let refused = power::go(action);
+        self.journal.console.raw(&format!("nullbox: the kernel refused to {}: {refused}", action.name()));
+        self.going_down = None;
+    }
+}

@@ -1,0 +1,202 @@
+//! nulld's own methods, `system.*`.
+//!
+//! Must hold: nothing here waits; a call that takes time becomes a stream or an order for the loop.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use abi::config_error::ConfigError;
+use abi::control::{Nothing, SystemLogs, SystemStatus};
+use abi::identity::Caller;
+use abi::limits;
+use abi::rpc::{Code, Request, RpcError};
+use serde_json::Value;
+
+use crate::callers::LogStream;
+use crate::clock;
+use crate::journal::{Journal, OWN};
+use crate::phases::Phases;
+use crate::power::Order;
+use crate::supervisor::Supervisor;
+
+/// What nulld knows about itself.
+#[derive(Debug, Default)]
+pub struct Facts {
+    pub node: String,
+    pub root_hash: String,
+    pub boot_id: String,
+    pub ready_ms: Option<u64>,
+    pub ephemeral: bool,
+    pub problems: Vec<ConfigError>,
+}
+
+/// What `system.*` looks at.
+#[derive(Debug)]
+pub struct View<'a> {
+    pub facts: &'a Facts,
+    pub phases: &'a Phases,
+    pub supervisor: &'a Supervisor,
+    pub journal: &'a Journal,
+    pub is_going_down: bool,
+}
+
+/// What a call comes to.
+#[derive(Debug)]
+pub enum Reply {
+    Result(Value),
+    Logs(LogStream),
+    Power(Order),
+}
+
+/// Serves one call; who may call was checked at the door.
+pub fn call(request: &Request, caller: &Caller, view: &View<'_>) -> Result<Reply, RpcError> {
+    let internal = |error: serde_json::Error| RpcError::new(Code::INTERNAL, error.to_string());
+    match request.method.as_str() {
+        "system.status" => {
+            request.params::<Nothing>()?;
+            serde_json::to_value(status(view)).map(Reply::Result).map_err(internal)
+        }
+        "system.logs" => logs(request, view).map(Reply::Logs),
+        "system.reboot" | "system.poweroff" => {
+            request.params::<Nothing>()?;
+            if view.is_going_down {
+                return Err(RpcError::new(Code::CONFLICT, "the node is going down already")
+                    .explained("power is ordered once", "wait for it"));
+            }
+            let by = caller.to_string();
+            Ok(Reply::Power(match request.method.as_str() {
+                "system.reboot" => Order::reboot(by),
+                _ => Order::poweroff(by),
+            }))
+        }
+        other => Err(RpcError::new(Code::UNKNOWN_METHOD, format!("there is no method `{other}`"))),
+    }
+}
+
+fn logs(request: &Request, view: &View<'_>) -> Result<LogStream, RpcError> {
+    let params: SystemLogs = request.params()?;
+    if let Some(name) = &params.service {
+        let is_known = name == OWN || view.supervisor.unit(name).is_some() || view.journal.logs.knows(name);
+        if !is_known {
+            let names: Vec<&str> = view.supervisor.units.iter().map(|unit| unit.name.as_str()).collect();
+            let shown: String = name.chars().take(64).collect();
+            return Err(RpcError::new(Code::NOT_FOUND, format!("there is no service `{shown}`")).explained(
+                "logs are kept for each service of the node",
+                format!("name one of {OWN}, {}", names.join(", ")),
+            ));
+        }
+    }
+    let count = params.lines.map_or(limits::SERVICE_LOG_LINES_MAX, |lines| lines as usize);
+    let start = view.journal.logs.start_of_newest(params.service.as_deref(), count);
+    Ok(LogStream {
+        request_id: request.id,
+        service: params.service,
+        next_seq: start,
+        end_seq: (!params.follow).then(|| view.journal.logs.next_seq()),
+    })
+}
+
+fn status(view: &View<'_>) -> SystemStatus {
+    let facts = view.facts;
+    SystemStatus {
+        node: facts.node.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        root_hash: facts.root_hash.clone(),
+        boot_id: facts.boot_id.clone(),
+        uptime_ms: clock::now_ms(),
+        ready_ms: facts.ready_ms,
+        ephemeral: facts.ephemeral,
+        phases: view.phases.list(),
+        services: view.supervisor.units.iter().map(|unit| unit.status()).collect(),
+        addresses: addresses(),
+        memory_total_kib: kib_of("/proc/meminfo", "MemTotal:"),
+        memory_available_kib: kib_of("/proc/meminfo", "MemAvailable:"),
+        nulld_rss_kib: kib_of("/proc/self/status", "VmRSS:"),
+        problems: facts.problems.clone(),
+    }
+}
+
+fn kib_of(path: &str, field: &str) -> u64 {
+    fs::read_to_string(path)
+        .unwrap_or_default()
+        .lines()
+        .find_map(|line| line.strip_prefix(field))
+        .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
+        .unwrap_or(0)
+}
+
+/// Interfaces and their IPv4 addresses in CIDR form, as the kernel lists them.
+fn addresses() -> BTreeMap<String, Vec<String>> {
+    let mut out: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for interface in nix::ifaddrs::getifaddrs().into_iter().flatten() {
+        let list = out.entry(interface.interface_name.clone()).or_default();
+        let ip = |address: &Option<nix::sys::socket::SockaddrStorage>| {
+            address.as_ref().and_then(|a| a.as_sockaddr_in()).map(|a| a.ip())
+        };
+        if let (Some(address), Some(mask)) = (ip(&interface.address), ip(&interface.netmask)) {
+            list.push(format!("{address}/{}", mask.to_bits().count_ones()));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn view<'a>(
+        facts: &'a Facts,
+        phases: &'a Phases,
+        supervisor: &'a Supervisor,
+        journal: &'a Journal,
+    ) -> View<'a> {
+        View { facts, phases, supervisor, journal, is_going_down: false }
+    }
+
+    fn root() -> Caller {
+        Caller::Local { uid: 0 }
+    }
+
+    #[test]
+    fn every_system_method_is_served_and_takes_no_unknown_field() {
+        let (facts, phases, supervisor, journal) = Default::default();
+        let view = view(&facts, &phases, &supervisor, &journal);
+        for method in abi::control::METHODS.iter().filter(|m| m.service == abi::identity::Service::Nulld) {
+            let good = Request::call(1, method.name, Value::Null);
+            assert!(call(&good, &root(), &view).is_ok(), "{}", method.name);
+            let bad = Request::call(1, method.name, json!({ "surplus": 1 }));
+            assert_eq!(call(&bad, &root(), &view).unwrap_err().code, Code::INVALID_PARAMS, "{}", method.name);
+        }
+    }
+
+    #[test]
+    fn status_reads_this_machine() {
+        let (facts, phases, supervisor, journal) = Default::default();
+        let status = status(&view(&facts, &phases, &supervisor, &journal));
+        assert!(status.nulld_rss_kib > 0 && status.memory_total_kib > status.memory_available_kib);
+        assert!(
+            status
+                .addresses
+                .get("lo")
+                .is_some_and(|list| list.is_empty() || list.contains(&"127.0.0.1/8".to_owned()))
+        );
+    }
+
+    #[test]
+    fn power_is_ordered_once() {
+        let (facts, phases, supervisor, journal) = Default::default();
+        let mut view = view(&facts, &phases, &supervisor, &journal);
+        view.is_going_down = true;
+        let error = call(&Request::call(1, "system.reboot", Value::Null), &root(), &view).unwrap_err();
+        assert_eq!(error.code, Code::CONFLICT);
+    }
+
+    #[test]
+    fn logs_of_an_unknown_service_are_refused() {
+        let (facts, phases, supervisor, journal) = Default::default();
+        let request = Request::call(1, "system.logs", json!({ "service": "nobody" }));
+        let view = view(&facts, &phases, &supervisor, &journal);
+        assert_eq!(call(&request, &root(), &view).unwrap_err().code, Code::NOT_FOUND);
+    }
+}
