@@ -28,11 +28,22 @@ const VERSION: u32 = 1;
 struct Meta {
     version: u32,
     bytes: u64,
-    archive: Digest,
-    fingerprint: Digest,
+    /// Archives that gave this image, first come first; never empty.
+    sources: Vec<Source>,
     env: Vec<String>,
     workdir: Option<String>,
 }
+
+/// One archive: its own digest, and the fingerprint of its documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Source {
+    archive: Digest,
+    fingerprint: Digest,
+}
+
+/// Archives remembered for one image. One more: the oldest but the first is forgotten, and converted again if it comes again.
+const SOURCES_MAX: usize = 16;
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -92,7 +103,7 @@ impl Index {
             digest: *digest,
             names: names.map(|(name, _)| name.clone()).collect(),
             bytes: meta.bytes,
-            archive: meta.archive,
+            archive: meta.sources.first()?.archive,
             env: meta.env.clone(),
             workdir: meta.workdir.clone(),
         })
@@ -103,17 +114,16 @@ impl Index {
     }
 
     pub fn with_fingerprint(&self, fingerprint: &Digest) -> Option<Digest> {
-        self.metas
-            .iter()
-            .find(|(_, meta)| meta.fingerprint == *fingerprint)
-            .map(|(digest, _)| *digest)
+        self.with_source(|source| source.fingerprint == *fingerprint)
     }
 
     pub fn with_archive(&self, archive: &Digest) -> Option<Digest> {
-        self.metas
-            .iter()
-            .find(|(_, meta)| meta.archive == *archive)
-            .map(|(digest, _)| *digest)
+        self.with_source(|source| source.archive == *archive)
+    }
+
+    fn with_source(&self, fits: impl Fn(&Source) -> bool) -> Option<Digest> {
+        let found = self.metas.iter().find(|(_, meta)| meta.sources.iter().any(&fits));
+        found.map(|(digest, _)| *digest)
     }
 
     pub fn is_full(&self) -> bool {
@@ -122,11 +132,21 @@ impl Index {
 
     /// Moves a finished, fsynced SquashFS into the store.
     pub fn add(&mut self, from: &Path, made: Made, archive: Digest, plan: &Plan) -> Result<(), StoreError> {
+        let mut sources = match self.metas.get(&made.digest) {
+            Some(known) => known.sources.clone(),
+            None => Vec::new(),
+        };
+        if sources.len() >= SOURCES_MAX {
+            sources.remove(1);
+        }
+        sources.push(Source {
+            archive,
+            fingerprint: plan.fingerprint,
+        });
         let meta = Meta {
             version: VERSION,
             bytes: made.bytes,
-            archive,
-            fingerprint: plan.fingerprint,
+            sources,
             env: plan.env.clone(),
             workdir: plan.workdir.clone(),
         };
