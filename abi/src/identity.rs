@@ -76,6 +76,9 @@ impl fmt::Display for Service {
     }
 }
 
+/// The user of nulld's uplink service, which speaks DHCP (UDP 68 to 67) in the node's network namespace. It calls nobody.
+pub const UPLINK_UID: u32 = 204;
+
 /// First uid of a VM's jail; the jail in slot n has `VM_UID_BASE + n` as uid and gid.
 pub const VM_UID_BASE: u32 = 100_000;
 
