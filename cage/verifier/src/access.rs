@@ -50,19 +50,11 @@ const USE_DEVICE: u64 = READ_FILE | WRITE_FILE | IOCTL_DEV;
 const ON_A_FILE: u64 = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV;
 
 /// Where programs, their libraries and settings live in an image: readable for every agent.
-pub const PROGRAM_DIRECTORIES: [&str; 9] = [
-    "/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc", "/opt", "/app",
-];
+pub const PROGRAM_DIRECTORIES: [&str; 9] =
+    ["/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc", "/opt", "/app"];
 /// Devices an agent may use.
-pub const DEVICES: [&str; 7] = [
-    "/dev/null",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/random",
-    "/dev/urandom",
-    "/dev/tty",
-    "/dev/pts",
-];
+pub const DEVICES: [&str; 7] =
+    ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/pts"];
 
 /// One rule: rights on a path and, if it is a directory, on everything beneath it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,10 +72,7 @@ pub fn rights_for(rights: u64, is_directory: bool) -> u64 {
 
 /// The directories that the agent can write: granted ones, temporary ones, its home.
 pub fn writable(plan: &Plan) -> impl Iterator<Item = &str> {
-    plan.write
-        .iter()
-        .map(String::as_str)
-        .chain(["/tmp", "/dev/shm", HOME])
+    plan.write.iter().map(String::as_str).chain(["/tmp", "/dev/shm", HOME])
 }
 
 /// All rules of a plan, except EXECUTE on single programs, which takes a look at the files.
@@ -91,11 +80,7 @@ pub fn rules(plan: &Plan) -> Vec<Rule> {
     let execute = if plan.shell { EXECUTE } else { 0 };
     let mut rules = Vec::new();
     let mut add = |path: &str, rights, required| {
-        rules.push(Rule {
-            path: path.to_owned(),
-            rights,
-            required,
-        });
+        rules.push(Rule { path: path.to_owned(), rights, required });
     };
     for path in PROGRAM_DIRECTORIES {
         add(path, READ | execute, false);
@@ -151,15 +136,7 @@ mod tests {
         for path in ["/data/out/x", "/tmp/x", "/dev/shm/x", "/home/agent/x"] {
             assert!(rights_on(&plan, path) & MAKE_REG != 0, "{path}");
         }
-        for path in [
-            "/data/x",
-            "/usr/x",
-            "/etc/passwd",
-            "/proc/sys/kernel",
-            "/var/x",
-            "/dev/x",
-            "/home/x",
-        ] {
+        for path in ["/data/x", "/usr/x", "/etc/passwd", "/proc/sys/kernel", "/var/x", "/dev/x", "/home/x"] {
             assert!(rights_on(&plan, path) & (WRITE & !READ) == 0, "{path}");
         }
     }
@@ -168,9 +145,7 @@ mod tests {
     fn nothing_grants_device_nodes_and_nothing_is_granted_on_the_root() {
         let plan = Plan::new(start()).unwrap();
         assert!(
-            rules(&plan)
-                .iter()
-                .all(|rule| rule.rights & (MAKE_CHAR | MAKE_BLOCK) == 0 && rule.path != "/")
+            rules(&plan).iter().all(|rule| rule.rights & (MAKE_CHAR | MAKE_BLOCK) == 0 && rule.path != "/")
         );
         assert_eq!(rights_on(&plan, "/var/log"), 0);
         assert_eq!(rights_on(&plan, "/run/nullbox"), 0);

@@ -39,11 +39,7 @@ pub struct Life {
 
 impl Default for Life {
     fn default() -> Self {
-        Life {
-            ended: None,
-            stdout_open: true,
-            stderr_open: true,
-        }
+        Life { ended: None, stdout_open: true, stderr_open: true }
     }
 }
 
@@ -95,12 +91,7 @@ pub fn exit(ended: Ended, oom_killed: bool) -> Exit {
         Ended::Code(code) => (Some(code), None),
         Ended::Signal(signal) => (None, Some(signal)),
     };
-    Exit {
-        code,
-        signal,
-        oom_killed,
-        dropped_bytes: 0,
-    }
+    Exit { code, signal, oom_killed, dropped_bytes: 0 }
 }
 
 /// `oom_kill` of a cgroup's memory.events (cgroup-v2.rst): whether the OOM killer ended something there.

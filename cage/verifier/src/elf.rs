@@ -65,10 +65,7 @@ pub fn needs(read: impl Fn(u64, usize) -> io::Result<Vec<u8>>) -> Result<Needs, 
     }
     let table = segment_table(&head)?;
     let bytes = read(table.0 as u64, table.1 * SEGMENT_BYTES)?;
-    let Some(interp) = segments(&bytes, 0, table.1)?
-        .into_iter()
-        .find(|s| s.kind == PT_INTERP)
-    else {
+    let Some(interp) = segments(&bytes, 0, table.1)?.into_iter().find(|s| s.kind == PT_INTERP) else {
         return Ok(Needs::Nothing);
     };
     if !(2..=PATH_BYTES as u64).contains(&interp.bytes) {
@@ -95,9 +92,8 @@ pub fn seal(mut loader: Vec<u8>) -> Result<Vec<u8>, ElfError> {
     for value in [offset, 0, 0, bytes, bytes, 1] {
         header.extend_from_slice(&value.to_le_bytes());
     }
-    let place = loader
-        .get_mut(spare.at..spare.at + SEGMENT_BYTES)
-        .ok_or(ElfError::Bounds("segment table"))?;
+    let place =
+        loader.get_mut(spare.at..spare.at + SEGMENT_BYTES).ok_or(ElfError::Bounds("segment table"))?;
     place.copy_from_slice(&header);
     loader.extend_from_slice(NO_LOADER);
     Ok(loader)
@@ -151,14 +147,8 @@ fn segments(bytes: &[u8], at: usize, count: usize) -> Result<Vec<Segment>, ElfEr
 
 /// A little-endian number of `N` bytes.
 fn number<const N: usize>(bytes: &[u8], at: usize) -> Result<u64, ElfError> {
-    let field = bytes
-        .get(at..)
-        .and_then(|rest| rest.first_chunk::<N>())
-        .ok_or(ElfError::Bounds("header"))?;
-    Ok(field
-        .iter()
-        .rev()
-        .fold(0, |value, byte| value << 8 | u64::from(*byte)))
+    let field = bytes.get(at..).and_then(|rest| rest.first_chunk::<N>()).ok_or(ElfError::Bounds("header"))?;
+    Ok(field.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
 }
 
 #[cfg(test)]
@@ -192,16 +182,10 @@ mod tests {
             ("#! \t/usr/bin/env  python3\n", "/usr/bin/env"),
             ("#!/bin/sh", "/bin/sh"),
         ] {
-            assert_eq!(
-                needs_of(text.as_bytes()).unwrap(),
-                Needs::Interpreter(interpreter.into())
-            );
+            assert_eq!(needs_of(text.as_bytes()).unwrap(), Needs::Interpreter(interpreter.into()));
         }
         for text in ["#!sh\n", "#!\n/bin/sh", "#!"] {
-            assert!(
-                matches!(needs_of(text.as_bytes()), Err(ElfError::Relative)),
-                "{text}"
-            );
+            assert!(matches!(needs_of(text.as_bytes()), Err(ElfError::Relative)), "{text}");
         }
         assert!(matches!(needs_of(b"echo hi\n"), Err(ElfError::Kind)));
         assert!(matches!(needs_of(b""), Err(ElfError::Kind)));
@@ -237,27 +221,15 @@ mod tests {
         std::fs::write(&sealed, seal(std::fs::read(&loader).unwrap()).unwrap()).unwrap();
         std::fs::set_permissions(&sealed, std::fs::Permissions::from_mode(0o755)).unwrap();
         // Unsealed, it runs a program by name; sealed, the kernel refuses it.
-        assert!(
-            std::process::Command::new(&loader)
-                .arg("/bin/true")
-                .status()
-                .unwrap()
-                .success()
-        );
-        let error = std::process::Command::new(&sealed)
-            .arg("/bin/true")
-            .status()
-            .unwrap_err();
+        assert!(std::process::Command::new(&loader).arg("/bin/true").status().unwrap().success());
+        let error = std::process::Command::new(&sealed).arg("/bin/true").status().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
         // A program whose PT_INTERP is the sealed copy runs.
         let path = sealed.to_str().unwrap();
         let mut program = std::fs::read("/bin/true").unwrap();
         let (at, count) = segment_table(&program).unwrap();
-        let interp = segments(&program, at, count)
-            .unwrap()
-            .into_iter()
-            .find(|s| s.kind == PT_INTERP)
-            .unwrap();
+        let interp =
+            segments(&program, at, count).unwrap().into_iter().find(|s| s.kind == PT_INTERP).unwrap();
         let offset = program.len() as u64;
         program.extend_from_slice(path.as_bytes());
         program.push(0);

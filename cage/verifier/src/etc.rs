@@ -20,9 +20,7 @@ pub fn hosts(hostname: &str) -> String {
 
 /// The line that passwd(5) or group(5) lacks for the agent's user, or none when `text` already knows the id.
 pub fn account_line(text: &str, id: u32, home: Option<&str>) -> Option<String> {
-    let known = text
-        .lines()
-        .any(|line| line.split(':').nth(2) == Some(id.to_string().as_str()));
+    let known = text.lines().any(|line| line.split(':').nth(2) == Some(id.to_string().as_str()));
     if known {
         return None;
     }

@@ -1,1 +1,211 @@
-fn main() {}
+//! PID 1 of every guest: makes the agent's world, runs it, reports to the host, ends the guest.
+//!
+//! Must hold: the control connection comes first and its end is the guest's end; whatever fails is told to the host by stage.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unreachable
+    )
+)]
+
+mod beneath;
+mod cgroup;
+mod console;
+mod control;
+mod mounts;
+mod network;
+mod process;
+mod relay;
+mod sandbox;
+mod serve;
+mod spawn;
+mod sys;
+
+use rustix::time::ClockId;
+use std::fmt::Display;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use abi::guest::{FrameError, Hello, Kind, PROTOCOL, Ready, Start};
+use verifier::plan::Plan;
+
+use crate::control::Control;
+use crate::mounts::{Step, StepError};
+use crate::serve::Server;
+use crate::spawn::SpawnError;
+
+/// How long the host may take to say what to run.
+const START_TIME: Duration = Duration::from_secs(60);
+/// How long the host may take to read the last report.
+const FINISH_TIME: Duration = Duration::from_secs(2);
+
+/// What failed, and where.
+#[derive(Debug)]
+struct Failure {
+    stage: &'static str,
+    error: String,
+}
+
+/// Stages with the time each was reached, in microseconds since the kernel started.
+#[derive(Debug, Default)]
+struct Stages {
+    reached: Vec<(String, u64)>,
+}
+
+impl Stages {
+    /// Marks a stage as done, or says where it failed.
+    fn done<T, E: Display>(&mut self, stage: &'static str, result: Result<T, E>) -> Result<T, Failure> {
+        self.reached.push((stage.to_owned(), uptime_us()));
+        result.map_err(|error| Failure { stage, error: error.to_string() })
+    }
+}
+
+fn main() -> ExitCode {
+    if !rustix::process::getpid().is_init() {
+        console::say("this is PID 1 of a NullBox guest; it has no other use");
+        return ExitCode::from(2);
+    }
+    if let Err(error) = live() {
+        console::say(error);
+    }
+    // The way out of the VM: `reboot=t` on the kernel's command line makes this a triple fault, which the VMM takes as the end.
+    let error = rustix::system::reboot(rustix::system::RebootCommand::Restart);
+    console::say(format_args!("reboot: {error:?}"));
+    ExitCode::FAILURE // PID 1 ends, the kernel panics and, by panic=-1, restarts: the same end
+}
+
+/// The guest's whole life.
+fn live() -> Result<(), String> {
+    let signals = sys::signals().map_err(|error| format!("signals: {error}"))?;
+    let mut control = Control::connect().map_err(|error| format!("control connection: {error}"))?;
+    let start = greet(&mut control).map_err(|error| format!("control {error}"))?;
+    let mut stages = Stages::default();
+    stages.reached.push((String::from("start"), uptime_us()));
+    let plan = match stages.done("plan", Plan::new(start)) {
+        Ok(plan) => plan,
+        Err(failure) => return Err(report(&mut control, failure)),
+    };
+    let disks = match stages.done("disks", mounts::disks()) {
+        Ok(disks) => disks,
+        Err(failure) => return Err(report(&mut control, failure)),
+    };
+    let served = serve(control, signals, plan, stages);
+    // Nothing of a scratch disk may be lost once its agent was told that it is there.
+    let _ = rustix::fs::syncfs(&disks.scratch); // the disk goes with the VM
+    served
+}
+
+fn serve(mut control: Control, signals: OwnedFd, plan: Plan, mut stages: Stages) -> Result<(), String> {
+    let made = match make_world(&plan, &mut stages) {
+        Ok(made) => made,
+        Err(failure) => return Err(report(&mut control, failure)),
+    };
+    let mut server = Server::new(control, signals, plan, made.sandbox, made.tree, made.relay);
+    let started = server.start_agent().map_err(|error| match error {
+        SpawnError::Refused => {
+            let path = server.plan.program.path();
+            server.plan.refusal(&path.to_string_lossy())
+        }
+        other => other.to_string(),
+    });
+    if let Err(failure) = stages.done("agent", started) {
+        return Err(report(&mut server.control, failure));
+    }
+    let ready = Ready { stages_us: stages.reached };
+    server.control.send(Kind::Ready, 0, &ready).map_err(|error| error.to_string())?;
+    server.run().map_err(|error| error.to_string())?;
+    // The agent's processes are gone or will be with the guest; the host has waited enough.
+    server.control.finish(FINISH_TIME).map_err(|error| format!("last report: {error}"))
+}
+
+fn greet(control: &mut Control) -> Result<Start, FrameError> {
+    let hello = Hello { protocol: PROTOCOL, uptime_us: uptime_us() };
+    control.send(Kind::Hello, 0, &hello)?;
+    let frame = control.wait_for_frame(START_TIME)?;
+    match frame.kind {
+        Kind::Start => frame.parse(),
+        got => Err(FrameError::Unexpected { got }),
+    }
+}
+
+/// Tells the host, and gives the words for the console.
+fn report(control: &mut Control, failure: Failure) -> String {
+    let Failure { stage, error } = failure;
+    let text = format!("{stage}: {error}");
+    let told = control.send_failed(0, stage, error).and_then(|()| Ok(control.finish(FINISH_TIME)?));
+    match told {
+        Ok(()) => text,
+        Err(error) => format!("{text} (the host was not told: {error})"),
+    }
+}
+
+struct World {
+    sandbox: sandbox::Sandbox,
+    tree: cgroup::Tree,
+    relay: relay::Relay,
+}
+
+/// Root, names, network, sandbox: everything between the disks and the agent.
+fn make_world(plan: &Plan, stages: &mut Stages) -> Result<World, Failure> {
+    let root = stages.done("root", mounts::root())?;
+    stages.done("clock", set_clock(plan.clock_unix_ns))?;
+    stages.done("names", network::names(&root, plan))?;
+    stages.done("network", network::interfaces(plan.network.as_ref()))?;
+    stages.done("paths", grant_paths(&root, plan))?;
+    let relay = stages.done("memory", relay::Relay::bind())?;
+    stages.done("kernel", harden())?;
+    let tree = stages.done("cgroup", cgroup::Tree::new(plan.pids_max, total_bytes()))?;
+    let sandbox = stages.done("sandbox", sandbox::Sandbox::new(plan))?;
+    sandbox::tell_missing(plan);
+    Ok(World { sandbox, tree, relay })
+}
+
+fn grant_paths(root: &OwnedFd, plan: &Plan) -> Result<(), StepError> {
+    for path in &plan.write {
+        beneath::granted(root, path, abi::guest::GUEST_UID)
+            .step(format_args!("filesystem.write `{path}`"))?;
+    }
+    Ok(())
+}
+
+/// Settings of the guest's kernel that an agent has no business without.
+fn harden() -> Result<(), StepError> {
+    for (name, value) in [
+        // memfd_create makes files that are not executable, unless it is asked to (sysctl/vm.rst).
+        ("vm/memfd_noexec", "1"),
+        ("kernel/kptr_restrict", "2"),
+        ("kernel/dmesg_restrict", "1"),
+        ("fs/protected_symlinks", "1"),
+        ("fs/protected_hardlinks", "1"),
+        ("fs/protected_fifos", "2"),
+        ("fs/protected_regular", "2"),
+    ] {
+        fs::write(format!("/proc/sys/{name}"), value).step(format_args!("sysctl {name}"))?;
+    }
+    Ok(())
+}
+
+fn set_clock(unix_ns: u64) -> rustix::io::Result<()> {
+    let time = rustix::time::Timespec {
+        tv_sec: (unix_ns / 1_000_000_000) as i64,
+        tv_nsec: (unix_ns % 1_000_000_000) as _,
+    };
+    rustix::time::clock_settime(ClockId::Realtime, time)
+}
+
+fn total_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(u64::from(info.mem_unit.max(1)))
+}
+
+fn uptime_us() -> u64 {
+    let time = rustix::time::clock_gettime(ClockId::Boottime);
+    (time.tv_sec as u64).saturating_mul(1_000_000) + time.tv_nsec as u64 / 1000
+}

@@ -152,26 +152,17 @@ fn program(command: &[String], env: Vec<String>, workdir: &str) -> Result<Progra
     }
     check_path("workdir", workdir, true)?;
     if env.len() > limits::ENV_VARS_MAX * 4 {
-        return Err(PlanError::TooMany {
-            field: "env",
-            most: limits::ENV_VARS_MAX * 4,
-        });
+        return Err(PlanError::TooMany { field: "env", most: limits::ENV_VARS_MAX * 4 });
     }
     if let Some(wrong) = env.iter().find(|v| v.find('=').is_none_or(|at| at == 0)) {
         return Err(PlanError::Env(wrong.chars().take(64).collect()));
     }
     let total: usize = command.iter().chain(&env).map(|text| text.len() + 1).sum();
-    if total > EXEC_BYTES_MAX
-        || command
-            .iter()
-            .any(|arg| arg.len() > limits::COMMAND_ARG_BYTES_MAX)
-    {
+    if total > EXEC_BYTES_MAX || command.iter().any(|arg| arg.len() > limits::COMMAND_ARG_BYTES_MAX) {
         return Err(PlanError::Text("command and env"));
     }
     let texts = |field, list: Vec<String>| -> Result<Vec<CString>, PlanError> {
-        list.into_iter()
-            .map(|text| CString::new(text).map_err(|_| PlanError::Text(field)))
-            .collect()
+        list.into_iter().map(|text| CString::new(text).map_err(|_| PlanError::Text(field))).collect()
     };
     Ok(Program {
         args: texts("command", command.to_vec())?,
@@ -182,10 +173,7 @@ fn program(command: &[String], env: Vec<String>, workdir: &str) -> Result<Progra
 
 fn paths(field: &'static str, list: Vec<String>) -> Result<Vec<String>, PlanError> {
     if list.len() > limits::MANIFEST_LIST_MAX {
-        return Err(PlanError::TooMany {
-            field,
-            most: limits::MANIFEST_LIST_MAX,
-        });
+        return Err(PlanError::TooMany { field, most: limits::MANIFEST_LIST_MAX });
     }
     for path in &list {
         check_path(field, path, false)?;
@@ -215,10 +203,8 @@ fn is_system(path: &str) -> bool {
 }
 
 fn network(network: &GuestNetwork) -> Result<Network, PlanError> {
-    let address = |text: &str| {
-        text.parse::<Ipv4Addr>()
-            .map_err(|_| PlanError::Network("an address is not IPv4"))
-    };
+    let address =
+        |text: &str| text.parse::<Ipv4Addr>().map_err(|_| PlanError::Network("an address is not IPv4"));
     if network.prefix > 32 || !(576..=9216).contains(&network.mtu) {
         return Err(PlanError::Network("prefix must be at most 32, mtu 576 to 9216"));
     }
@@ -271,9 +257,7 @@ pub(crate) mod tests {
             ("command", |s| s.command.clear()),
             ("command", |s| s.command = vec!["python".into()]),
             ("command", |s| s.command.push("a\0b".into())),
-            ("command", |s| {
-                s.command = vec!["/x".into(); limits::COMMAND_ARGS_MAX + 1]
-            }),
+            ("command", |s| s.command = vec!["/x".into(); limits::COMMAND_ARGS_MAX + 1]),
             ("env", |s| s.env.push("=x".into())),
             ("env", |s| s.env.push("x".into())),
             ("workdir", |s| s.workdir = "a".into()),

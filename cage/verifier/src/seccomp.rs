@@ -91,12 +91,7 @@ const IF_AT_LEAST: u32 = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
 const IF_ANY_BIT: u32 = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
 
 fn op(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
-    sock_filter {
-        code: code as u16,
-        jt,
-        jf,
-        k,
-    }
+    sock_filter { code: code as u16, jt, jf, k }
 }
 
 /// `if test(k) return value`, on the loaded word.
@@ -119,12 +114,7 @@ pub fn filter(shell: bool) -> Vec<sock_filter> {
     for (call, _reason) in REFUSED.iter().chain(arch::REFUSED_CALLS) {
         answer_if(&mut program, IF_EQUAL, *call as u32, refused);
     }
-    answer_if(
-        &mut program,
-        IF_EQUAL,
-        libc::SYS_clone3 as u32,
-        errno(libc::ENOSYS),
-    );
+    answer_if(&mut program, IF_EQUAL, libc::SYS_clone3 as u32, errno(libc::ENOSYS));
     // Only for `call`: a body that always returns; jumped over otherwise.
     let mut only_for = |call: i64, body: Vec<sock_filter>| {
         program.push(op(IF_EQUAL, call as u32, 0, body.len() as u8));
@@ -205,13 +195,7 @@ mod tests {
         for (call, reason) in REFUSED.iter().chain(arch::REFUSED_CALLS) {
             assert_eq!(here(*call, [0; 6]), errno(libc::EPERM), "{call} {reason}");
         }
-        for call in [
-            libc::SYS_read,
-            libc::SYS_execve,
-            libc::SYS_connect,
-            libc::SYS_futex,
-            libc::SYS_kill,
-        ] {
+        for call in [libc::SYS_read, libc::SYS_execve, libc::SYS_connect, libc::SYS_futex, libc::SYS_kill] {
             assert_eq!(here(call, [0; 6]), ALLOW, "{call}");
         }
     }
@@ -220,10 +204,7 @@ mod tests {
     fn another_architecture_kills_and_another_abi_is_refused() {
         assert_eq!(run(&filter(true), 0x4000_0003, libc::SYS_read, [0; 6]), KILL);
         if arch::FOREIGN_CALLS_FROM > 0 {
-            assert_eq!(
-                here(i64::from(arch::FOREIGN_CALLS_FROM), [0; 6]),
-                errno(libc::EPERM)
-            );
+            assert_eq!(here(i64::from(arch::FOREIGN_CALLS_FROM), [0; 6]), errno(libc::EPERM));
         }
     }
 
@@ -236,14 +217,7 @@ mod tests {
         }
         assert_eq!(socket(libc::AF_NETLINK, libc::NETLINK_ROUTE), ALLOW);
         assert_eq!(socket(libc::AF_NETLINK, libc::NETLINK_AUDIT), errno(libc::EPERM));
-        for domain in [
-            libc::AF_VSOCK,
-            libc::AF_PACKET,
-            libc::AF_ALG,
-            libc::AF_BLUETOOTH,
-            0,
-            99,
-        ] {
+        for domain in [libc::AF_VSOCK, libc::AF_PACKET, libc::AF_ALG, libc::AF_BLUETOOTH, 0, 99] {
             assert_eq!(socket(domain, 0), errno(libc::EPERM), "{domain}");
         }
     }
@@ -252,12 +226,7 @@ mod tests {
     fn threads_pass_and_namespaces_do_not() {
         let clone = |flags: i32| here(libc::SYS_clone, [flags as u32 as u64, 0, 0, 0, 0, 0]);
         assert_eq!(clone(libc::CLONE_VM | libc::CLONE_THREAD | libc::SIGCHLD), ALLOW);
-        for flag in [
-            libc::CLONE_NEWUSER,
-            libc::CLONE_NEWNS,
-            libc::CLONE_NEWNET,
-            libc::CLONE_NEWPID,
-        ] {
+        for flag in [libc::CLONE_NEWUSER, libc::CLONE_NEWNS, libc::CLONE_NEWNET, libc::CLONE_NEWPID] {
             assert_eq!(clone(flag | libc::SIGCHLD), errno(libc::EPERM), "{flag:x}");
         }
         assert_eq!(here(libc::SYS_clone3, [0; 6]), errno(libc::ENOSYS));
@@ -268,9 +237,6 @@ mod tests {
         let args = [0, u64::from(MFD_EXEC) | 1, 0, 0, 0, 0];
         assert_eq!(here(libc::SYS_memfd_create, args), errno(libc::EPERM));
         assert_eq!(here(libc::SYS_memfd_create, [0, 1, 0, 0, 0, 0]), ALLOW);
-        assert_eq!(
-            run(&filter(true), arch::AUDIT_ARCH, libc::SYS_memfd_create, args),
-            ALLOW
-        );
+        assert_eq!(run(&filter(true), arch::AUDIT_ARCH, libc::SYS_memfd_create, args), ALLOW);
     }
 }

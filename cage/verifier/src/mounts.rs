@@ -1,0 +1,177 @@
+//! The guest's disks and the agent's root: SquashFS below, scratch above, and the few system directories a program needs.
+//!
+//! Must hold: the agent's view holds no block device, no sysfs, no cgroup file system and nothing of the initramfs.
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, mount, mount_move, move_mount,
+};
+use std::ffi::CString;
+use std::fmt::Display;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use abi::guest::GUEST_UID;
+
+use crate::beneath;
+use crate::sys;
+
+/// A step of setting up, in words, and what the kernel said.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {error}")]
+pub struct StepError {
+    what: String,
+    #[source]
+    error: io::Error,
+}
+
+/// Names the step that failed.
+pub trait Step<T> {
+    /// Adds what was being done.
+    fn step(self, what: impl Display) -> Result<T, StepError>;
+}
+
+impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
+    fn step(self, what: impl Display) -> Result<T, StepError> {
+        self.map_err(|error| StepError { what: what.to_string(), error: error.into() })
+    }
+}
+
+const ROOTFS: &str = "/rootfs";
+const SCRATCH: &str = "/scratch";
+const ROOT: &str = "/root.agent";
+
+/// The disks, mounted.
+#[derive(Debug)]
+pub struct Disks {
+    /// The scratch file system, to be synced at the end.
+    pub scratch: OwnedFd,
+}
+
+/// Mounts the rootfs (vda) and the scratch disk (vdb), and grows the latter's file system to its disk.
+pub fn disks() -> Result<Disks, StepError> {
+    for directory in ["/dev", ROOTFS, SCRATCH, ROOT] {
+        std::fs::create_dir_all(directory).step(directory)?;
+    }
+    let quiet = MountFlags::NODEV | MountFlags::NOSUID;
+    mount("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID, None).step("mount /dev")?;
+    mount("/dev/vda", ROOTFS, "squashfs", quiet | MountFlags::RDONLY, None)
+        .step("mount the rootfs (vda, squashfs)")?;
+    mount("/dev/vdb", SCRATCH, "ext4", quiet | MountFlags::NOATIME, None)
+        .step("mount the scratch disk (vdb, ext4)")?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let scratch = rustix::fs::open(SCRATCH, flags, Mode::empty()).step(SCRATCH)?;
+    grow(&scratch).step("grow the scratch file system to its disk")?;
+    for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
+        match rustix::fs::mkdirat(&scratch, name, Mode::from_raw_mode(mode)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error).step(name),
+        }
+    }
+    Ok(Disks { scratch })
+}
+
+/// The file system's size comes from a template; the disk's from the manifest.
+fn grow(scratch: &OwnedFd) -> io::Result<()> {
+    let disk = rustix::fs::open("/dev/vdb", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let disk_bytes = rustix::fs::seek(&disk, rustix::fs::SeekFrom::End(0))?;
+    let block_bytes = rustix::fs::fstatfs(scratch)?.f_bsize as u64;
+    match disk_bytes.checked_div(block_bytes) {
+        Some(blocks) if blocks > 0 => sys::ext4_grow(scratch.as_fd(), blocks),
+        _ => Err(io::Error::other("the disk has no size")),
+    }
+}
+
+/// Makes the agent's root and moves into it. From here on `/` is what the agent sees.
+pub fn root() -> Result<OwnedFd, StepError> {
+    let layers = format!("lowerdir={ROOTFS},upperdir={SCRATCH}/upper,workdir={SCRATCH}/work");
+    let layers = CString::new(layers).step("overlay")?;
+    mount("overlay", ROOT, "overlay", MountFlags::NODEV | MountFlags::NOSUID, layers.as_c_str())
+        .step("mount the overlay")?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(ROOT, flags, Mode::empty()).step(ROOT)?;
+    system_directories(&root)?;
+    rustix::process::fchdir(&root).step("enter the root")?;
+    mount_move(".", "/").step("move the root")?;
+    rustix::process::chroot(".").step("change the root")?;
+    rustix::process::chdir("/").step("enter the root")?;
+    Ok(root)
+}
+
+fn system_directories(root: &OwnedFd) -> Result<(), StepError> {
+    let plain = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let data = plain | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    attach(root, "proc", "proc", &[("hidepid", "invisible")], data).step("mount /proc")?;
+    attach(root, "run", "tmpfs", &[("mode", "755"), ("size", "1m")], data).step("mount /run")?;
+    let device_attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    attach(root, "dev", "tmpfs", &[("mode", "755"), ("size", "64k")], device_attributes)
+        .step("mount /dev")?;
+    devices(root).step("make the devices")?;
+    let terminals = [("mode", "620"), ("ptmxmode", "666"), ("gid", "5")];
+    attach(root, "dev/pts", "devpts", &terminals, device_attributes).step("mount /dev/pts")?;
+    attach(root, "dev/shm", "tmpfs", &[("mode", "1777"), ("size", "25%")], plain).step("mount /dev/shm")?;
+    let tmp = beneath::directory(root, "tmp").step("make /tmp")?;
+    set_mode(&tmp, 0o1777).step("make /tmp")?;
+    let home = beneath::granted(root, verifier::plan::HOME, GUEST_UID).step("make the home directory")?;
+    set_mode(&home, 0o700).step("make the home directory")?;
+    let run = beneath::directory(root, "run/nullbox").step("make /run/nullbox")?;
+    drop(run);
+    Ok(())
+}
+
+/// Mounts a new file system on a directory that is reached without following links.
+fn attach(
+    root: &OwnedFd,
+    at: &str,
+    kind: &str,
+    options: &[(&str, &str)],
+    attributes: MountAttrFlags,
+) -> io::Result<()> {
+    let place = beneath::directory(root, at)?;
+    let mounted = detached(kind, options, attributes)?;
+    let how = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(&mounted, "", &place, "", how)?)
+}
+
+/// A new mount that stands nowhere in the tree: only its descriptor leads to it.
+pub fn detached(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> io::Result<OwnedFd> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in options {
+        fsconfig_set_string(&context, *key, *value)?;
+    }
+    fsconfig_create(&context)?;
+    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+}
+
+fn set_mode(place: &OwnedFd, mode: u32) -> io::Result<()> {
+    // fchmod(2) refuses O_PATH descriptors; reopening `.` through it does not leave the directory.
+    let opened =
+        rustix::fs::openat(place, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(rustix::fs::fchmod(&opened, Mode::from_raw_mode(mode))?)
+}
+
+/// Nodes and links of /dev (devices.txt). Nothing with a disk, a console or memory behind it.
+fn devices(root: &OwnedFd) -> io::Result<()> {
+    let dev = beneath::directory(root, "dev")?;
+    let nodes =
+        [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+    for (name, major, minor) in nodes {
+        let device = rustix::fs::makedev(major, minor);
+        // Made without permissions and opened up by chmod: mknod(2) obeys the umask.
+        rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o600), device)?;
+        rustix::fs::chmodat(&dev, name, Mode::from_raw_mode(0o666), AtFlags::empty())?;
+    }
+    let links = [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        ("ptmx", "pts/ptmx"),
+    ];
+    for (name, target) in links {
+        rustix::fs::symlinkat(target, &dev, name)?;
+    }
+    rustix::fs::chownat(&dev, "tty", Some(Uid::ROOT), Some(Gid::from_raw(5)), AtFlags::empty())?;
+    Ok(())
+}

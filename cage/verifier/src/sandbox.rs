@@ -1,0 +1,200 @@
+//! The walls around every process of the agent: user, capabilities, Landlock, system call filter.
+//!
+//! Must hold: rules are made by PID 1 before any agent code runs, so that no path can be changed under them; a child that
+//! cannot take on one wall never runs the program. Must never: loosen anything after [`Sandbox::new`].
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Resource, Rlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use abi::guest::GUEST_UID;
+use verifier::access::{self, Rule};
+use verifier::elf::{self, Needs};
+use verifier::plan::Plan;
+use verifier::seccomp;
+
+use crate::console;
+use crate::mounts::{Step, StepError};
+use crate::sys;
+
+/// Open files: what programs expect, and what they may raise it to.
+const NOFILE: Rlimit = Rlimit { current: Some(4096), maximum: Some(65_536) };
+const NO_CORE: Rlimit = Rlimit { current: Some(0), maximum: Some(0) };
+/// A script's interpreter may be a script; the kernel follows four.
+const INTERPRETERS_MAX: usize = 4;
+/// No loader is near this.
+const LOADER_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Capabilities are bits of a 64-bit set; the kernel refuses those above its last.
+const CAPABILITY_BITS: u32 = 64;
+
+/// The walls, ready to be taken on by children.
+#[derive(Debug)]
+pub struct Sandbox {
+    ruleset: OwnedFd,
+    filter: Vec<libc::sock_filter>,
+}
+
+impl Sandbox {
+    /// Resolves the plan's paths in the current root, once.
+    pub fn new(plan: &Plan) -> Result<Sandbox, StepError> {
+        let sandbox = Sandbox::with_rules(&access::rules(plan), plan.shell)?;
+        if !plan.shell {
+            let mut sealed = BTreeSet::new();
+            for program in &plan.programs {
+                sandbox.allow_program(program, &mut sealed).step(format_args!("program `{program}`"))?;
+            }
+        }
+        Ok(sandbox)
+    }
+
+    fn with_rules(rules: &[Rule], shell: bool) -> Result<Sandbox, StepError> {
+        let abi = sys::landlock_abi().step("landlock")?;
+        if abi < access::ABI_MIN {
+            return Err(io::Error::other(format!(
+                "the kernel has landlock {abi}, {} is needed",
+                access::ABI_MIN
+            )))
+            .step("landlock");
+        }
+        let ruleset = sys::landlock_ruleset(access::HANDLED, access::SCOPED).step("landlock ruleset")?;
+        let sandbox = Sandbox { ruleset, filter: seccomp::filter(shell) };
+        for rule in rules {
+            match sandbox.allow(Path::new(&rule.path), rule.rights) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !rule.required => {}
+                other => other.step(format_args!("landlock rule on `{}`", rule.path))?,
+            }
+        }
+        Ok(sandbox)
+    }
+
+    fn allow(&self, path: &Path, rights: u64) -> io::Result<()> {
+        let place = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode);
+        let rights = access::rights_for(rights, kind == rustix::fs::FileType::Directory);
+        sys::landlock_allow(self.ruleset.as_fd(), place.as_fd(), rights)
+    }
+
+    /// EXECUTE on one program and on what the kernel needs to execute it.
+    fn allow_program(&self, program: &str, sealed: &mut BTreeSet<PathBuf>) -> io::Result<()> {
+        let mut path = program.to_owned();
+        for _ in 0..=INTERPRETERS_MAX {
+            let real = fs::canonicalize(&path).map_err(|error| at(&path, error))?;
+            let file = open_regular(&real).map_err(|error| at(&path, error))?;
+            protect(&file)?;
+            self.allow(&real, access::RUN)?;
+            let needs = elf::needs(|offset, length| read_at(&file, offset, length));
+            match needs.map_err(|error| at(&path, io::Error::other(error)))? {
+                Needs::Nothing => return Ok(()),
+                Needs::Interpreter(interpreter) => path = interpreter,
+                Needs::Loader(loader) => {
+                    let real = fs::canonicalize(&loader).map_err(|error| at(&loader, error))?;
+                    if !sealed.contains(&real) {
+                        seal(&real).map_err(|error| at(&loader, error))?;
+                        self.allow(&real, access::RUN)?;
+                        sealed.insert(real);
+                    }
+                    return Ok(());
+                }
+            }
+        }
+        Err(io::Error::other("its interpreters are scripts, too many deep"))
+    }
+
+    /// In a child: gives up everything, in the one order that works. Only exec may follow.
+    pub fn enter(&self, workdir: &std::ffi::CStr) -> Result<(), StepError> {
+        rustix::process::setrlimit(Resource::Nofile, NOFILE).step("limit on open files")?;
+        rustix::process::setrlimit(Resource::Core, NO_CORE).step("limit on cores")?;
+        rustix::process::umask(Mode::from_raw_mode(0o022));
+        give_up_root().step("give up root")?;
+        rustix::process::chdir(workdir)
+            .step(format_args!("working directory `{}`", workdir.to_string_lossy()))?;
+        rustix::thread::set_no_new_privs(true).step("no_new_privs")?;
+        sys::landlock_enter(self.ruleset.as_fd()).step("landlock")?;
+        sys::seccomp_enter(&self.filter).step("seccomp")
+    }
+}
+
+fn give_up_root() -> io::Result<()> {
+    for bit in 0..CAPABILITY_BITS {
+        match rustix::thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::INVAL) => break, // above the kernel's last capability
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let (uid, gid) = (rustix::process::Uid::from_raw(GUEST_UID), rustix::process::Gid::from_raw(GUEST_UID));
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    let none = CapabilitySet::empty();
+    rustix::thread::set_capabilities(
+        None,
+        CapabilitySets { effective: none, permitted: none, inheritable: none },
+    )?;
+    Ok(rustix::thread::clear_ambient_capability_set()?)
+}
+
+fn at(path: &str, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("`{path}`: {error}"))
+}
+
+/// Opens a file of the image for reading, only if it is one: a FIFO would make PID 1 wait.
+fn open_regular(path: &Path) -> io::Result<fs::File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
+}
+
+fn read_at(file: &fs::File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset + filled as u64)? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
+}
+
+/// A program that may be executed must not be one that the agent can rewrite: root's, writable for nobody else.
+fn protect(file: &fs::File) -> io::Result<()> {
+    let metadata = file.metadata()?;
+    if metadata.uid() == 0 && metadata.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    rustix::fs::fchown(file, Some(rustix::fs::Uid::ROOT), Some(rustix::fs::Gid::ROOT))?;
+    // It stays executable for the agent, who may have owned it until now.
+    file.set_permissions(fs::Permissions::from_mode(metadata.mode() & 0o755 | 0o555))
+}
+
+/// Replaces a loader by its sealed copy (see [`elf::seal`]), in the overlay.
+fn seal(loader: &Path) -> io::Result<()> {
+    let file = open_regular(loader)?;
+    let mut bytes = Vec::new();
+    file.take(LOADER_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LOADER_BYTES_MAX {
+        return Err(io::Error::other("the loader is too large"));
+    }
+    let sealed = elf::seal(bytes).map_err(io::Error::other)?;
+    let mut name = loader.file_name().unwrap_or_default().to_owned();
+    name.push(".sealed");
+    let copy = loader.with_file_name(name);
+    fs::write(&copy, sealed)?;
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
+    fs::rename(&copy, loader)
+}
+
+/// A missing path of `filesystem.read` grants nothing; the operator is told.
+pub fn tell_missing(plan: &Plan) {
+    for path in plan.read.iter().filter(|path| fs::metadata(path).is_err()) {
+        console::say(format_args!("filesystem.read `{path}` is not in the rootfs"));
+    }
+}
