@@ -1,1 +1,53 @@
-fn main() {}
+//! egress: wires the parts, puts the node's firewall up, serves.
+
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use abi::door::{self, Inherited};
+use abi::identity::Service;
+use abi::node::NODE_CONFIG_PATH;
+use abi::{limits, log};
+use egress::agent::Node;
+use egress::denials::Denials;
+use egress::receipts::Receipts;
+use egress::service::Egress;
+use egress::settings::{Settings, UPLINK_PATH};
+use egress::{nft, wall};
+use std::error::Error;
+use std::process::ExitCode;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error("egress_ended", &[("error", &error)]);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
+    let inherited = Inherited::take()?;
+    let settings = Settings::read(NODE_CONFIG_PATH, UPLINK_PATH)?;
+    let uid = rustix::process::geteuid().as_raw();
+    nft::replace(&wall::of_node(settings.now().config.gate.port, uid))?;
+    log::info("firewall_up", &[("table", &wall::TABLE)]);
+    let receipts = Arc::new(Receipts::of_node()?);
+    let node = Arc::new(Node {
+        settings,
+        receipts: receipts.clone(),
+        denials: Denials::new(receipts),
+        receipt_turns: Semaphore::new(limits::RECEIPTS_WAITING_MAX),
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(limits::RECEIPTS_WAITING_MAX)
+        .thread_stack_size(256 * 1024)
+        .enable_io()
+        .enable_time()
+        .build()?;
+    let service = Egress::new(node, runtime.handle().clone());
+    door::serve(Service::Egress, inherited, Arc::new(service))?;
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! One attached agent: its grants and its counters, and the node-wide parts its tasks use.
+
+use abi::control::AgentGrants;
+use abi::ids::{Destination, Instance};
+use abi::limits;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
+use tokio::sync::Semaphore;
+
+use crate::denials::{Denials, Rule};
+use crate::names::Names;
+use crate::receipts::Receipts;
+use crate::settings::Settings;
+
+/// What all agents share.
+#[derive(Debug)]
+pub struct Node {
+    pub settings: Settings,
+    pub receipts: Arc<Receipts>,
+    pub denials: Denials,
+    /// Bounds the threads that wait for receipts.
+    pub receipt_turns: Semaphore,
+}
+
+/// One attached agent.
+#[derive(Debug)]
+pub struct Agent {
+    pub instance: Instance,
+    pub allow: Vec<Destination>,
+    pub names: Names,
+    pub counters: Counters,
+    pub node: Arc<Node>,
+}
+
+/// Numbers for `net.grants`.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub connections: AtomicU32,
+    pub connections_total: AtomicU64,
+    pub bytes_out: AtomicU64,
+    pub bytes_in: AtomicU64,
+    pub denials: AtomicU64,
+}
+
+impl Agent {
+    /// An agent with the addresses of its names.
+    pub fn new(instance: Instance, allow: Vec<Destination>, node: Arc<Node>) -> Agent {
+        let names = Names::assign(&instance.agent, &allow);
+        Agent { instance, allow, names, counters: Counters::default(), node }
+    }
+
+    /// Counts and records a denial.
+    pub fn deny(&self, what: &str, rule: Rule, remedy: &str) {
+        self.counters.denials.fetch_add(1, Ordering::Relaxed);
+        self.node.denials.record(&self.instance, what, rule, remedy);
+    }
+
+    /// One connection more, if there is room; it is given back when the slot is dropped.
+    pub fn connection_slot(self: &Arc<Agent>) -> Option<Slot> {
+        let slot = Slot(self.clone());
+        let before = self.counters.connections.fetch_add(1, Ordering::Relaxed);
+        if before as usize >= limits::PROXY_CONNECTIONS_PER_AGENT_MAX {
+            return None; // dropping the slot takes it back
+        }
+        self.counters.connections_total.fetch_add(1, Ordering::Relaxed);
+        Some(slot)
+    }
+
+    /// The agent's line in `net.grants`.
+    pub fn grants(&self) -> AgentGrants {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        AgentGrants {
+            instance: self.instance.clone(),
+            allow: self.allow.clone(),
+            connections: self.counters.connections.load(Ordering::Relaxed),
+            connections_total: count(&self.counters.connections_total),
+            bytes_out: count(&self.counters.bytes_out),
+            bytes_in: count(&self.counters.bytes_in),
+            denials: count(&self.counters.denials),
+            synthetic: self
+                .names
+                .iter()
+                .map(|(name, grant)| (name.clone(), grant.address.to_string()))
+                .collect(),
+        }
+    }
+}
+
+/// A counted connection.
+#[derive(Debug)]
+pub struct Slot(Arc<Agent>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.counters.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A token bucket that fills `per_second` and holds twice as much.
+#[derive(Debug)]
+pub struct Bucket {
+    per_second: u32,
+    tokens: f64,
+    filled: Instant,
+}
+
+impl Bucket {
+    /// A full bucket.
+    pub fn new(per_second: u32, now: Instant) -> Bucket {
+        Bucket { per_second, tokens: f64::from(per_second) * 2.0, filled: now }
+    }
+
+    /// Takes one token, if there is one.
+    pub fn take(&mut self, now: Instant) -> bool {
+        let gained = now.saturating_duration_since(self.filled).as_secs_f64() * f64::from(self.per_second);
+        self.filled = now;
+        self.tokens = (self.tokens + gained).min(f64::from(self.per_second) * 2.0);
+        let there = self.tokens >= 1.0;
+        if there {
+            self.tokens -= 1.0;
+        }
+        there
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_bucket_holds_its_rate() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(100, start);
+        assert_eq!((0..1000).filter(|_| bucket.take(start)).count(), 200);
+        let later = start + Duration::from_millis(500);
+        assert_eq!((0..1000).filter(|_| bucket.take(later)).count(), 50);
+    }
+}

@@ -1,0 +1,38 @@
+//! Default deny: a network namespace for each VM, DNS with synthetic addresses, the name-bound proxy, the node's firewall.
+//!
+//! Owns: networks of VMs, what leaves the node, and who was refused what.
+//! Must hold: nothing leaves without a granted name, a judged address and a durable receipt; what is refused says why.
+//! Must never: take an identity, a name or an address from what a guest says about itself.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unreachable
+    )
+)]
+
+pub mod addresses;
+pub mod agent;
+pub mod denials;
+pub mod dns;
+pub mod dns_server;
+pub mod http;
+pub mod link;
+pub mod names;
+pub mod namespace;
+pub mod nflog;
+pub mod nft;
+pub mod proxy;
+pub mod receipts;
+pub mod resolve;
+pub mod service;
+pub mod settings;
+pub mod sniff;
+pub mod splice;
+pub mod sys;
+pub mod tls;
+pub mod wall;

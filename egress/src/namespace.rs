@@ -1,0 +1,134 @@
+//! A VM's network namespace: made or adopted, its TAP, its rules, and the sockets egress keeps in it.
+//!
+//! Must hold: the rules stand before the TAP is up; the sockets belong to the namespace, so which agent speaks is which
+//! socket was reached. Nothing in the namespace has a route out of it.
+//! Must never: leave the service's own threads in a VM's namespace (each visit has a thread of its own).
+
+use abi::control::Attached;
+use abi::guest::GuestNetwork;
+use rustix::thread::LinkNameSpaceType;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::net::{SocketAddrV4, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::link::{self, Links, Mac};
+use crate::nflog;
+use crate::nft::{self, NftError};
+use crate::sys;
+use crate::wall::{self, DNS_PORT, GATEWAY, GUEST, LINK_PREFIX, PROXY_PORT, TAP};
+
+/// Hardware addresses of the link; each VM is alone on its own, so all may use the same.
+const NODE_MAC: Mac = [0x02, 0x6e, 0x62, 0x00, 0x00, 0x01];
+const GUEST_MAC: Mac = [0x02, 0x6e, 0x62, 0x00, 0x00, 0x02];
+const MTU: u16 = 1500;
+
+/// Why a VM has no network.
+#[derive(Debug, thiserror::Error)]
+pub enum NamespaceError {
+    #[error("{step}: {source}")]
+    Step { step: &'static str, source: io::Error },
+    #[error(transparent)]
+    Rules(#[from] NftError),
+    #[error("the thread that makes the namespace ended without a word")]
+    Thread,
+}
+
+/// A namespace with the sockets that serve it.
+#[derive(Debug)]
+pub struct Opened {
+    pub namespace: OwnedFd,
+    pub dns_udp: UdpSocket,
+    pub dns_tcp: TcpListener,
+    pub proxy: TcpListener,
+    pub refusals: OwnedFd,
+}
+
+fn at<T, E: Into<io::Error>>(step: &'static str, result: Result<T, E>) -> Result<T, NamespaceError> {
+    result.map_err(|source| NamespaceError::Step { step, source: source.into() })
+}
+
+/// Makes a namespace, or with `adopt` takes an earlier one over, on a thread of its own.
+pub fn open(uid: u32, adopt: Option<OwnedFd>) -> Result<Opened, NamespaceError> {
+    let thread = std::thread::Builder::new().name("namespace".into()).spawn(move || match adopt {
+        None => make(uid),
+        Some(namespace) => take_over(namespace),
+    });
+    at("start a thread", thread)?.join().unwrap_or(Err(NamespaceError::Thread))
+}
+
+fn make(uid: u32) -> Result<Opened, NamespaceError> {
+    at("make a network namespace", sys::new_network_namespace())?;
+    let namespace = at("open the namespace", File::open("/proc/thread-self/ns/net"))?;
+    nft::replace(&wall::of_vm())?;
+    for (path, value) in SETTINGS {
+        at("set the namespace's rules for addresses", link::setting(path, value))?;
+    }
+    make_tap(uid)?;
+    sockets(namespace.into())
+}
+
+fn take_over(namespace: OwnedFd) -> Result<Opened, NamespaceError> {
+    let entered =
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network));
+    at("enter the namespace", entered)?;
+    nft::replace(&wall::of_vm())?;
+    // The TAP kept its owner and its address: a namespace without it was never ours.
+    at("find the TAP in the namespace", Links::here().up(TAP))?;
+    sockets(namespace)
+}
+
+/// No IPv6, no answers but for the TAP's own address, no source routing or redirects, no forwarding.
+const SETTINGS: [(&str, &str); 11] = [
+    ("ipv6/conf/all/disable_ipv6", "1"),
+    ("ipv6/conf/default/disable_ipv6", "1"),
+    ("ipv4/ip_forward", "0"),
+    ("ipv4/conf/all/rp_filter", "1"),
+    ("ipv4/conf/default/rp_filter", "1"),
+    ("ipv4/conf/all/arp_ignore", "1"),
+    ("ipv4/conf/default/arp_ignore", "1"),
+    ("ipv4/conf/all/accept_redirects", "0"),
+    ("ipv4/conf/default/accept_redirects", "0"),
+    ("ipv4/conf/all/send_redirects", "0"),
+    ("ipv4/conf/all/accept_source_route", "0"),
+];
+
+fn make_tap(uid: u32) -> Result<(), NamespaceError> {
+    let tun = at("open /dev/net/tun", OpenOptions::new().read(true).write(true).open("/dev/net/tun"))?;
+    at("make the TAP", sys::tun_set_interface(&tun, TAP))?;
+    at("give the TAP to the jail's user", sys::tun_set_owner(&tun, uid))?;
+    at("give the TAP to the jail's group", sys::tun_set_group(&tun, uid))?;
+    at("keep the TAP", sys::tun_set_persistent(&tun))?;
+    let mut links = Links::here();
+    at("bring lo up", links.up("lo"))?;
+    at("configure the TAP", links.configure(TAP, NODE_MAC, MTU))?;
+    at("give the TAP its address", links.address(TAP, GATEWAY, LINK_PREFIX))?;
+    at("bring the TAP up", links.up(TAP))?;
+    at("fix the guest's hardware address", links.neighbour(TAP, GUEST, GUEST_MAC))
+}
+
+fn sockets(namespace: OwnedFd) -> Result<Opened, NamespaceError> {
+    let dns = SocketAddrV4::new(GATEWAY, DNS_PORT);
+    let dns_udp = at("listen for DNS over UDP", UdpSocket::bind(dns))?;
+    let dns_tcp = at("listen for DNS over TCP", TcpListener::bind(dns))?;
+    let proxy = at("listen for the proxy", TcpListener::bind(SocketAddrV4::new(GATEWAY, PROXY_PORT)))?;
+    let refusals = at("listen for refused packets", nflog::open(wall::LOG_GROUP))?;
+    for done in [dns_udp.set_nonblocking(true), dns_tcp.set_nonblocking(true), proxy.set_nonblocking(true)] {
+        at("make the sockets non-blocking", done)?;
+    }
+    Ok(Opened { namespace, dns_udp, dns_tcp, proxy, refusals })
+}
+
+/// What cage and the guest have to know.
+pub fn attached() -> Attached {
+    Attached {
+        tap: TAP.into(),
+        mac: link::mac_text(GUEST_MAC),
+        guest: GuestNetwork {
+            address: GUEST.to_string(),
+            prefix: LINK_PREFIX,
+            gateway: GATEWAY.to_string(),
+            mtu: MTU,
+        },
+    }
+}

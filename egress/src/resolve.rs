@@ -1,0 +1,158 @@
+//! From a granted name to addresses that may be dialled.
+//!
+//! Must hold: `[network.hosts]` first, then resolvers; every address is judged after resolution, each time, so a name that
+//! turns inward is refused at the moment it does.
+//! Must never: resolve a name that was not granted (callers have it from a grant).
+
+use abi::ids::HostName;
+use abi::limits;
+use rustix::rand::{GetRandomFlags, getrandom};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::timeout;
+
+use crate::addresses::{Word, refusal};
+use crate::dns::{self, Resolved};
+use crate::settings::Snapshot;
+
+/// How long one resolver may take for one question.
+const ANSWER: Duration = Duration::from_millis(1500);
+/// Datagrams read while waiting for one answer: more is somebody guessing.
+const DATAGRAMS_MAX: usize = 16;
+
+/// Why there is nothing to dial.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    #[error("`{name}` resolves only to {address}: {why}")]
+    Refused { name: HostName, address: IpAddr, why: &'static str },
+    #[error("`{0}` has no address")]
+    Empty(HostName),
+    #[error("`{name}` cannot be resolved: {why}")]
+    Failed { name: HostName, why: String },
+}
+
+/// Resolves a name; what comes back may be dialled, in this order.
+pub async fn resolve(name: &HostName, snapshot: &Snapshot) -> Result<Vec<IpAddr>, ResolveError> {
+    let (addresses, word) = match snapshot.config.network.hosts.get(name) {
+        Some(addresses) => (addresses.clone(), Word::Operator),
+        None => (ask_all(name, &snapshot.resolvers).await?, Word::Resolver),
+    };
+    judge(name, &addresses, word, &snapshot.own)
+}
+
+fn judge(
+    name: &HostName,
+    addresses: &[IpAddr],
+    word: Word,
+    own: &[IpAddr],
+) -> Result<Vec<IpAddr>, ResolveError> {
+    let mut refused = None;
+    let mut admitted = Vec::new();
+    for address in addresses {
+        match refusal(*address, word, own).or_else(|| is_local(*address).then_some("the node's own address"))
+        {
+            None => admitted.push(*address),
+            Some(why) => refused = Some(ResolveError::Refused { name: name.clone(), address: *address, why }),
+        }
+    }
+    admitted.truncate(limits::DIAL_ADDRESSES_MAX);
+    match (admitted.is_empty(), refused) {
+        (false, _) => Ok(admitted),
+        (true, Some(refused)) => Err(refused),
+        (true, None) => Err(ResolveError::Empty(name.clone())),
+    }
+}
+
+/// Whether the node has this address on any interface: only then can a socket be bound to it.
+fn is_local(address: IpAddr) -> bool {
+    std::net::UdpSocket::bind((address, 0)).is_ok()
+}
+
+async fn ask_all(name: &HostName, resolvers: &[IpAddr]) -> Result<Vec<IpAddr>, ResolveError> {
+    let failed = |why: String| ResolveError::Failed { name: name.clone(), why };
+    if resolvers.is_empty() {
+        return Err(failed(
+            "the node has no resolver; set network.dns or network.hosts in nulld.toml".into(),
+        ));
+    }
+    let mut last = String::from("no time left");
+    let all = async {
+        for resolver in resolvers.iter().chain(resolvers) {
+            match ask(name, *resolver).await {
+                Ok(Resolved::Addresses(addresses)) => return Some(addresses),
+                Ok(Resolved::Failed(code)) => last = format!("{resolver} says {code}"),
+                Ok(Resolved::Cut) => last = format!("{resolver} cuts its answer over TCP"),
+                Err(error) => last = format!("{resolver}: {error}"),
+            }
+        }
+        None
+    };
+    match timeout(Duration::from_millis(limits::RESOLVE_MS_MAX), all).await {
+        Ok(Some(addresses)) => Ok(addresses.into_iter().map(IpAddr::V4).collect()),
+        Ok(None) | Err(_) => Err(failed(last)),
+    }
+}
+
+/// Asks one resolver over UDP, and over TCP when its answer was cut.
+async fn ask(name: &HostName, resolver: IpAddr) -> io::Result<Resolved> {
+    let mut random = [0u8; 2];
+    getrandom(&mut random, GetRandomFlags::empty())?;
+    let id = u16::from_ne_bytes(random);
+    let question = dns::question(id, name).ok_or_else(|| io::Error::other("the name cannot be asked for"))?;
+    let late = || io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
+    match timeout(ANSWER, over_udp(&question, id, name, resolver)).await.map_err(|_| late())?? {
+        Resolved::Cut => {
+            timeout(ANSWER, over_tcp(&question, id, name, resolver)).await.map_err(|_| late())?
+        }
+        answered => Ok(answered),
+    }
+}
+
+async fn over_udp(question: &[u8], id: u16, name: &HostName, resolver: IpAddr) -> io::Result<Resolved> {
+    let any = match resolver {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(SocketAddr::new(resolver, 53)).await?;
+    socket.send(question).await?;
+    let mut buffer = vec![0; limits::DNS_MESSAGE_BYTES_MAX];
+    for _ in 0..DATAGRAMS_MAX {
+        let read = socket.recv(&mut buffer).await?;
+        if let Some(answer) = dns::resolved(buffer.get(..read).unwrap_or_default(), id, name) {
+            return Ok(answer);
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "answers that do not fit the question"))
+}
+
+async fn over_tcp(question: &[u8], id: u16, name: &HostName, resolver: IpAddr) -> io::Result<Resolved> {
+    let mut stream = TcpStream::connect((resolver, 53)).await?;
+    let length = u16::try_from(question.len()).map_err(io::Error::other)?;
+    stream.write_all(&[&length.to_be_bytes(), question].concat()).await?;
+    let length = usize::from(stream.read_u16().await?);
+    let mut buffer = vec![0; length.min(limits::DNS_MESSAGE_BYTES_MAX)];
+    stream.read_exact(&mut buffer).await?;
+    dns::resolved(&buffer, id, name)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an answer that does not fit the question"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_inward_address_among_others_is_left_out_and_alone_is_refused() {
+        let name: HostName = "a.test".parse().unwrap();
+        let list: Vec<IpAddr> = ["10.0.0.1", "203.0.113.9"].map(|a| a.parse().unwrap()).into();
+        let outside = vec!["203.0.113.9".parse::<IpAddr>().unwrap()];
+        assert_eq!(judge(&name, &list, Word::Resolver, &[]), Ok(outside));
+        let refused = judge(&name, &list[..1], Word::Resolver, &[]).unwrap_err();
+        assert!(refused.to_string().contains("10.0.0.0/8"), "{refused}");
+        assert_eq!(judge(&name, &[], Word::Resolver, &[]), Err(ResolveError::Empty(name.clone())));
+        assert!(is_local("127.0.0.1".parse().unwrap()) && !is_local("203.0.113.9".parse().unwrap()));
+    }
+}

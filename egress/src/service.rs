@@ -1,0 +1,320 @@
+//! The methods of egress: `net.attach`, `net.grants`, `net.denials`.
+//!
+//! Must hold: a network lives exactly as long as the connection that asked for it; its receipt is durable before it is
+//! handed out. Must never: attach a network for anybody but root (cage).
+
+use abi::control::{Attached, Denials as DenialsPage, Grants, NetAttach, NetDenials};
+use abi::door::{Call, Handler, Outcome};
+use abi::identity::{Caller, VM_UID_BASE};
+use abi::ids::Instance;
+use abi::ledger::Event;
+use abi::rpc::{Code, RpcError};
+use abi::wire::Connection;
+use abi::{limits, log};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use crate::agent::{Agent, Node};
+use crate::dns_server::DnsServer;
+use crate::namespace::{self, Opened};
+use crate::{nflog, proxy};
+
+/// Denials in one answer: what fits a line of the control protocol.
+const PAGE_BYTES_MAX: usize = limits::LINE_BYTES_MAX - 4096;
+/// How often a follower is checked for having gone.
+const FOLLOW_POLL: Duration = Duration::from_secs(1);
+/// How long the tasks of an agent may take to end.
+const TEARDOWN: Duration = Duration::from_secs(5);
+
+/// The service.
+#[derive(Debug)]
+pub struct Egress {
+    node: Arc<Node>,
+    runtime: Handle,
+    agents: Mutex<BTreeMap<Instance, Arc<Agent>>>,
+}
+
+impl Egress {
+    /// With what agents share and the runtime their tasks run on.
+    pub fn new(node: Arc<Node>, runtime: Handle) -> Egress {
+        Egress { node, runtime, agents: Mutex::default() }
+    }
+
+    fn agents(&self) -> MutexGuard<'_, BTreeMap<Instance, Arc<Agent>>> {
+        self.agents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Attaches, answers, holds the network until the connection ends, takes all of it down.
+    fn attach(&self, mut call: Call<'_>) -> Result<Outcome, RpcError> {
+        if *call.caller != (Caller::Local { uid: 0 }) {
+            return Err(RpcError::new(Code::DENIED, format!("{} may not attach networks", call.caller))
+                .explained("only cage attaches networks", "there is no grant for it"));
+        }
+        let asked: NetAttach = call.request.params()?;
+        check(&asked)?;
+        let adopt = one_descriptor(call.connection)?;
+        let adopted = adopt.is_some();
+        let agent = Arc::new(Agent::new(asked.instance, asked.allow, self.node.clone()));
+        let registered = self.register(&agent)?;
+        let opened = namespace::open(asked.uid, adopt).map_err(|error| failed(&error))?;
+        let receipt = Event::NetAttached { instance: agent.instance.clone(), names: agent.allow.len() };
+        self.node.receipts.durable(receipt).map_err(|error| {
+            RpcError::new(Code::UNAVAILABLE, format!("no receipt, so no network: {error}")).explained(
+                "a network is handed out after its receipt is durable",
+                "see that ctxgraph is running",
+            )
+        })?;
+        let namespace = opened.namespace.try_clone().map_err(|error| failed(&error))?;
+        let serving = self.start(&agent, opened).map_err(|error| failed(&error))?;
+        log::info(
+            "attached",
+            &[("agent", &agent.instance), ("names", &agent.allow.len()), ("adopted", &adopted)],
+        );
+        let answer: Attached = namespace::attached();
+        let answered = call.answer(to_value(&answer)?, &[namespace.as_fd()]);
+        drop(namespace);
+        if answered.is_ok() {
+            hold(call.connection);
+        }
+        serving.stop(&agent.instance);
+        drop(registered);
+        self.node.receipts.note(Event::NetDetached { instance: agent.instance.clone() });
+        log::info("detached", &[("agent", &agent.instance)]);
+        Ok(Outcome::Answered)
+    }
+
+    fn register(&self, agent: &Arc<Agent>) -> Result<Registered<'_>, RpcError> {
+        let mut agents = self.agents();
+        if agents.contains_key(&agent.instance) {
+            let message = format!("`{}` has a network already", agent.instance);
+            return Err(RpcError::new(Code::CONFLICT, message)
+                .explained("one network for one life of an agent", "end the other connection first"));
+        }
+        if agents.len() >= limits::AGENTS_RUNNING_MAX {
+            let rule = format!("at most {} networks at a time", limits::AGENTS_RUNNING_MAX);
+            return Err(RpcError::new(Code::LIMIT, "no room for another network")
+                .explained(rule, "stop an agent first"));
+        }
+        agents.insert(agent.instance.clone(), agent.clone());
+        Ok(Registered { egress: self, instance: agent.instance.clone() })
+    }
+
+    /// Starts an agent's tasks.
+    fn start(&self, agent: &Arc<Agent>, opened: Opened) -> io::Result<Serving> {
+        let _in_runtime = self.runtime.enter();
+        let dns_udp = tokio::net::UdpSocket::from_std(opened.dns_udp)?;
+        let dns_tcp = tokio::net::TcpListener::from_std(opened.dns_tcp)?;
+        let listener = tokio::net::TcpListener::from_std(opened.proxy)?;
+        // The runtime has no type for a netlink socket; for waiting, any socket's will do.
+        let refusals = UnixDatagram::from_std(opened.refusals.into())?;
+        let dns = DnsServer::new(agent.clone());
+        let agent = agent.clone();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (done, ended) = std::sync::mpsc::channel();
+        self.runtime.spawn(async move {
+            tokio::select! {
+                _ = stopped => {}
+                () = dns.clone().udp(dns_udp) => {}
+                () = dns.tcp(dns_tcp) => {}
+                () = proxy::serve(agent.clone(), listener) => {}
+                () = watch_refusals(&agent, &refusals) => {}
+            }
+            drop(done); // all sockets were dropped with their futures
+        });
+        drop(opened.namespace);
+        Ok(Serving { stop, ended })
+    }
+
+    fn grants(&self) -> Result<Outcome, RpcError> {
+        let agents = self.agents().values().map(|agent| agent.grants()).collect();
+        Ok(Outcome::Result(to_value(&Grants { agents })?))
+    }
+
+    fn denials(&self, mut call: Call<'_>) -> Result<Outcome, RpcError> {
+        let asked: NetDenials = call.request.params()?;
+        let denials = &self.node.denials;
+        let page = denials.page(0, asked.agent.as_ref());
+        if !asked.follow {
+            let (denials, left_out) = newest_that_fit(page.denials);
+            let page = DenialsPage { denials, dropped: page.dropped + left_out };
+            return Ok(Outcome::Result(to_value(&page)?));
+        }
+        let mut next = page.next;
+        let mut pending = page.denials;
+        while !gone(call.connection) {
+            for denial in pending {
+                if call.notify("denial", to_value(&denial)?).is_err() {
+                    return Ok(Outcome::Answered);
+                }
+            }
+            denials.wait(next, FOLLOW_POLL);
+            let page = denials.page(next, asked.agent.as_ref());
+            (next, pending) = (page.next, page.denials);
+        }
+        Ok(Outcome::Answered)
+    }
+}
+
+impl Handler for Egress {
+    fn call(&self, call: Call<'_>) -> Result<Outcome, RpcError> {
+        match call.request.method.as_str() {
+            "net.attach" => self.attach(call),
+            "net.grants" => self.grants(),
+            "net.denials" => self.denials(call),
+            other => Err(RpcError::new(Code::UNKNOWN_METHOD, format!("egress has no method `{other}`"))),
+        }
+    }
+}
+
+/// An agent in the list; it leaves the list when this is dropped, on every way out.
+struct Registered<'a> {
+    egress: &'a Egress,
+    instance: Instance,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.egress.agents().remove(&self.instance);
+        self.egress.node.denials.forget_rate(&self.instance);
+    }
+}
+
+/// Running tasks of an agent. Dropping it stops them too.
+struct Serving {
+    stop: oneshot::Sender<()>,
+    ended: std::sync::mpsc::Receiver<()>,
+}
+
+impl Serving {
+    /// Stops the tasks and waits until their sockets are closed.
+    fn stop(self, instance: &Instance) {
+        drop(self.stop);
+        if let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = self.ended.recv_timeout(TEARDOWN) {
+            log::error("teardown_slow", &[("agent", instance)]);
+        }
+    }
+}
+
+/// Turns logged packets into denials, for ever.
+async fn watch_refusals(agent: &Agent, socket: &UnixDatagram) {
+    loop {
+        if socket.readable().await.is_err() {
+            return std::future::pending().await; // the runtime ends
+        }
+        match socket.try_io(Interest::READABLE, || nflog::receive(socket)) {
+            Ok(refused) => {
+                for one in refused {
+                    agent.deny(&one.what, one.rule, one.remedy);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                // ENOBUFS: the kernel dropped some log messages, not the refusals themselves.
+                log::warning("refusals_lost", &[("agent", &agent.instance), ("error", &error)]);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+fn check(asked: &NetAttach) -> Result<(), RpcError> {
+    let wrong = |message: String, rule: &str| {
+        Err(RpcError::new(Code::INVALID_PARAMS, message).explained(rule, "this is an error of the caller"))
+    };
+    if asked.uid < VM_UID_BASE {
+        return wrong(format!("uid {} cannot own a TAP", asked.uid), "a jail's uid is 100000 or above");
+    }
+    // A name without a port stands for two destinations.
+    if asked.allow.len() > 2 * limits::NETWORK_ALLOW_MAX {
+        return wrong(format!("{} destinations", asked.allow.len()), "twice NETWORK_ALLOW_MAX is the most");
+    }
+    Ok(())
+}
+
+fn one_descriptor(connection: &mut Connection) -> Result<Option<OwnedFd>, RpcError> {
+    let mut fds = connection.take_fds();
+    let first = fds.pop();
+    if fds.is_empty() {
+        return Ok(first);
+    }
+    Err(RpcError::new(Code::INVALID_PARAMS, "more than one descriptor")
+        .explained("one network namespace may be passed", "this is an error of the caller"))
+}
+
+fn failed(error: &dyn std::error::Error) -> RpcError {
+    log::error("attach_failed", &[("error", &error)]);
+    RpcError::new(Code::FAILED, format!("the network cannot be made: {error}"))
+}
+
+/// Waits until the caller ends the connection. Whatever else it sends is not read as a call.
+fn hold(connection: &mut Connection) {
+    while let Ok(Some(_)) = connection.read_line() {}
+}
+
+/// Whether the peer has hung up.
+fn gone(connection: &Connection) -> bool {
+    let mut fds = [PollFd::new(connection.stream(), PollFlags::RDHUP)];
+    match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+        Ok(_) => {
+            fds.iter().any(|fd| fd.revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR))
+        }
+        Err(_) => true,
+    }
+}
+
+/// The newest denials that fit one line, and how many do not.
+fn newest_that_fit(mut denials: Vec<abi::control::Denial>) -> (Vec<abi::control::Denial>, u64) {
+    let (mut bytes, mut kept) = (0, Vec::new());
+    while let Some(denial) = denials.pop() {
+        bytes += serde_json::to_string(&denial).map_or(0, |text| text.len() + 1);
+        if bytes > PAGE_BYTES_MAX {
+            kept.reverse();
+            return (kept, denials.len() as u64 + 1);
+        }
+        kept.push(denial);
+    }
+    kept.reverse();
+    (kept, 0)
+}
+
+fn to_value(value: &impl serde::Serialize) -> Result<Value, RpcError> {
+    serde_json::to_value(value).map_err(|error| RpcError::new(Code::INTERNAL, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use abi::control::Denial;
+
+    #[test]
+    fn a_page_of_denials_fits_a_line_and_keeps_the_newest() {
+        let denial = |n: u64| Denial {
+            unix_ms: n,
+            instance: "a.1".parse().unwrap(),
+            what: "x".repeat(400),
+            rule: "limit".into(),
+            remedy: "y".repeat(100),
+            count: 1,
+        };
+        let (kept, left_out) = newest_that_fit((0..1000).map(denial).collect());
+        assert!(left_out > 0 && kept.last().unwrap().unix_ms == 999);
+        assert_eq!(kept.len() as u64 + left_out, 1000);
+        assert!(serde_json::to_string(&kept).unwrap().len() < limits::LINE_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_tap_never_belongs_to_a_service() {
+        let asked = |uid| NetAttach { instance: "a.1".parse().unwrap(), uid, allow: vec![] };
+        assert!(check(&asked(0)).is_err() && check(&asked(201)).is_err());
+        assert!(check(&asked(VM_UID_BASE)).is_ok());
+    }
+}

@@ -1,0 +1,155 @@
+//! Carries bytes both ways, with the guard on the way out, until both sides have ended or nothing moves any more.
+
+use abi::limits;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::time::{Instant, timeout_at};
+
+use crate::agent::Agent;
+use crate::sniff::{Guard, Refusal, Speaks};
+
+/// Bytes of one read.
+const CHUNK: usize = 16 * 1024;
+
+/// Why a connection ended before its time.
+#[derive(Debug)]
+pub enum End {
+    /// Nobody has to be told.
+    Closed,
+    Refused(Refusal),
+    Failed {
+        why: String,
+        speaks: Speaks,
+    },
+}
+
+/// When bytes last moved, in either direction.
+struct Moved {
+    start: Instant,
+    millis: AtomicU64,
+}
+
+impl Moved {
+    fn now(&self) {
+        let millis = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.millis.store(millis, Ordering::Relaxed);
+    }
+
+    /// When the connection is idle for too long if nothing moves.
+    fn deadline(&self) -> Instant {
+        let idle = self.millis.load(Ordering::Relaxed).saturating_add(limits::PROXY_IDLE_MS_MAX);
+        self.start + Duration::from_millis(idle)
+    }
+
+    /// Reads; gives up when neither direction moved for too long, or at `until`.
+    async fn read(
+        &self,
+        from: &mut ReadHalf<'_>,
+        buffer: &mut [u8],
+        until: Option<Instant>,
+    ) -> io::Result<usize> {
+        loop {
+            let deadline = until.map_or(self.deadline(), |until| until.min(self.deadline()));
+            match timeout_at(deadline, from.read(buffer)).await {
+                Ok(read) => {
+                    self.now();
+                    return read;
+                }
+                Err(_)
+                    if until.is_some_and(|until| until <= Instant::now())
+                        || self.deadline() <= Instant::now() =>
+                {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                Err(_) => {} // the other direction moved meanwhile
+            }
+        }
+    }
+
+    /// Writes; a side that takes nothing for too long is given up.
+    async fn write(&self, to: &mut WriteHalf<'_>, bytes: &[u8]) -> io::Result<()> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let deadline = Instant::now() + Duration::from_millis(limits::PROXY_IDLE_MS_MAX);
+            let written =
+                timeout_at(deadline, to.write(rest)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            self.now();
+            rest = rest.get(written..).unwrap_or_default();
+        }
+        Ok(())
+    }
+}
+
+/// Runs until both sides have ended. `first` was read, and passed by the guard, before the server was there.
+pub async fn run(
+    agent: &Agent,
+    client: &mut TcpStream,
+    mut server: TcpStream,
+    guard: Guard,
+    first: Vec<u8>,
+) -> Result<(), End> {
+    // Latency matters more than packets saved; a socket that refuses the option still works.
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let moved = Moved { start: Instant::now(), millis: AtomicU64::new(0) };
+    let (mut client_read, mut client_write) = client.split();
+    let (mut server_read, mut server_write) = server.split();
+    let out = outward(&moved, agent, &mut client_read, &mut server_write, guard, first);
+    let inward = inward(&moved, agent, &mut server_read, &mut client_write);
+    tokio::try_join!(out, inward).map(|_| ())
+}
+
+async fn outward(
+    moved: &Moved,
+    agent: &Agent,
+    from: &mut ReadHalf<'_>,
+    to: &mut WriteHalf<'_>,
+    mut guard: Guard,
+    first: Vec<u8>,
+) -> Result<(), End> {
+    let (mut out, mut buffer) = (first, vec![0; CHUNK]);
+    let mut whole_by = None;
+    loop {
+        moved.write(to, &out).await.map_err(|_| End::Closed)?;
+        agent.counters.bytes_out.fetch_add(out.len() as u64, Ordering::Relaxed);
+        out.clear();
+        let read = match moved.read(from, &mut buffer, whole_by).await {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && guard.within() => {
+                return Err(End::Refused(Refusal { speaks: Speaks::Neither, ..guard.late() }));
+            }
+            Err(_) => return Err(End::Closed),
+        };
+        // The server may have answered by now: a refusal in the middle can only cut the connection.
+        guard
+            .push(buffer.get(..read).unwrap_or_default(), &mut out)
+            .map_err(|refusal| End::Refused(Refusal { speaks: Speaks::Neither, ..refusal }))?;
+        let by = Instant::now() + Duration::from_millis(limits::PROXY_FIRST_BYTES_MS_MAX);
+        whole_by = guard.within().then(|| whole_by.unwrap_or(by));
+    }
+    to.shutdown().await.map_err(|_| End::Closed)
+}
+
+async fn inward(
+    moved: &Moved,
+    agent: &Agent,
+    from: &mut ReadHalf<'_>,
+    to: &mut WriteHalf<'_>,
+) -> Result<(), End> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let read = moved.read(from, &mut buffer, None).await.map_err(|_| End::Closed)?;
+        if read == 0 {
+            return to.shutdown().await.map_err(|_| End::Closed);
+        }
+        moved.write(to, buffer.get(..read).unwrap_or_default()).await.map_err(|_| End::Closed)?;
+        agent.counters.bytes_in.fetch_add(read as u64, Ordering::Relaxed);
+    }
+}
