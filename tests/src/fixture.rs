@@ -113,13 +113,34 @@ pub fn generate_key(path: &Path) -> Result<String> {
 
 /// An OCI archive of Debian's python3 with a folder of programs on top, as /app. Made once per content.
 pub fn python_archive(app: &Path) -> Result<PathBuf> {
+    let layer = crate::workspace()?.join(format!("layer-{}", std::process::id()));
+    copy_files(app, &layer.join("app"))?;
+    let archive = rootfs_archive(&layer);
+    fs::remove_dir_all(&layer)?;
+    archive
+}
+
+/// An OCI archive of Debian's python3 with one more layer: what stands in `layer`, at the root.
+pub fn rootfs_archive(layer: &Path) -> Result<PathBuf> {
     let out = crate::workspace()?.join(format!("python-{}.tar", std::process::id()));
     let output = Command::new(crate::tree().join("scripts/rootfs-python.sh"))
-        .arg("--add")
-        .arg(app)
         .arg(&out)
+        .arg("--add")
+        .arg(layer)
         .output()
         .context("scripts/rootfs-python.sh")?;
     ensure!(output.status.success(), "rootfs-python.sh: {}", String::from_utf8_lossy(&output.stderr));
     Ok(out)
+}
+
+/// Copies the files of a folder; folders in it are left out.
+pub fn copy_files(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
 }

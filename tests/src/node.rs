@@ -44,6 +44,8 @@ pub struct Machine {
     pub memory_mib: u32,
     /// Host TCP ports that stand for addresses of the test internet: (address:port in the node's world, host port).
     pub forwards: Vec<(String, u16)>,
+    /// A real way out, by this machine's network. Only a person who runs the demo may ask for it; tests never do.
+    pub uplink: bool,
     /// Private key of the operator that [`Node::ctl`] uses.
     pub key: PathBuf,
 }
@@ -246,8 +248,9 @@ fn add_firmware(command: &mut Command, machine: &Machine, dir: &Path) -> Result<
 
 /// User networking that reaches this machine's loopback, and of that only the listed ports.
 fn network(machine: &Machine, port: u16) -> Result<String> {
+    let restrict = if machine.uplink { "off" } else { "on" };
     let mut netdev =
-        format!("user,id=uplink,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:{}", abi::node::GATE_PORT);
+        format!("user,id=uplink,restrict={restrict},hostfwd=tcp:127.0.0.1:{port}-:{}", abi::node::GATE_PORT);
     let helper = built_helper("pipe")?;
     for (address, host_port) in &machine.forwards {
         netdev.push_str(&format!(",guestfwd=tcp:{address}-cmd:{} 127.0.0.1:{host_port}", helper.display()));

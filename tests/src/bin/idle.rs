@@ -14,6 +14,7 @@ fn main() -> Result<()> {
         state: Some(config.state("256M")?),
         memory_mib: 1024,
         forwards: Vec::new(),
+        uplink: false,
         key: config.keys.admin.clone(),
     };
     let node = Node::boot(machine)?;

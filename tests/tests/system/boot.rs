@@ -95,6 +95,7 @@ fn bare(name: &str, firmware: Firmware) -> Result<(Machine, Config)> {
         state: None,
         memory_mib: 1024,
         forwards: Vec::new(),
+        uplink: false,
         key: config.keys.admin.clone(),
     };
     Ok((machine, config))

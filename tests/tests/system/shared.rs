@@ -71,6 +71,7 @@ fn start() -> Result<Lab> {
         state: Some(config.state("2G")?),
         memory_mib: 2048,
         forwards: vec![("10.0.2.100:80".into(), web.port)],
+        uplink: false,
         key: config.keys.operator.clone(),
     };
     let node = Node::boot(machine)?;
