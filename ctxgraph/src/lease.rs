@@ -93,7 +93,9 @@ impl Leases {
         lease.enter();
         let why = lease.serve(&listener, call.connection.stream());
         log::info("memory_detached", &[("instance", &lease.instance), ("why", &why)]);
-        Ok(Outcome::Answered) // dropping the lease closes everything
+        drop(listener); // first, so that nobody comes in while the others go
+        drop(lease);
+        Ok(Outcome::Answered)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<AgentName, Share>> {

@@ -6,6 +6,7 @@
 //! Must never: acknowledge after a failed sync (what the kernel then keeps is unknown: the chain goes back to the last durable
 //! frame, and everybody since hears an error).
 
+mod chain;
 pub mod frame;
 pub mod scan;
 pub mod storage;
@@ -15,11 +16,13 @@ use abi::ledger::{Event, Receipt};
 use abi::{limits, log};
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::canonical;
-use frame::{Draft, Frame, Source};
+pub use chain::unix_ms;
+use chain::{Chain, Health, Shared, push_newest};
+use frame::{Frame, Source};
 use scan::{Point, Tail, Window, Witness};
 use storage::Storage;
 
@@ -47,61 +50,12 @@ pub enum ReadError {
     Io(#[from] io::Error),
     #[error("the ledger is wrong at offset {0}: {1}")]
     Wrong(u64, String),
-    #[error("cannot record the cut of a torn tail: {0}")]
-    Cut(AppendError),
 }
-
-/// How often a failed disk is tried again.
-const RETRY_EVERY: Duration = Duration::from_secs(1);
 
 /// The ledger of the node. Shared by all threads.
 #[derive(Debug)]
 pub struct Ledger {
     shared: Arc<Shared>,
-}
-
-struct Shared {
-    storage: Box<dyn Storage>,
-    chain: Mutex<Chain>,
-    /// There is something to sync.
-    work: Condvar,
-    /// The durable point, or the health, has changed.
-    synced: Condvar,
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").finish_non_exhaustive()
-    }
-}
-
-enum Health {
-    Good,
-    /// The disk failed; tried again every [`RETRY_EVERY`].
-    Failed(String),
-    /// Durable frames are wrong. For good.
-    Damaged(Broken),
-    Closed,
-}
-
-struct Chain {
-    /// Where the next frame goes; all before it are chained.
-    next: Point,
-    /// All before it are durable.
-    durable: Point,
-    /// Frames chained and not yet given to the disk.
-    pending: Vec<u8>,
-    /// Offsets of pending frames and of frames being synced.
-    pending_offsets: Vec<u64>,
-    /// Seq of the first frame of the batch that gathers now.
-    batch: u64,
-    /// Somebody waits for the batch that gathers now.
-    urgent: bool,
-    /// Counts the failures; a receipt from before a failure is void.
-    failures: u64,
-    health: Health,
-    /// Offsets of the newest durable frames, for `ledger.tail`.
-    newest: VecDeque<u64>,
 }
 
 impl Ledger {
@@ -149,8 +103,10 @@ impl Ledger {
         ledger.spawn_sync()?;
         if let Tail::Torn { bytes, why } = tail {
             let source = Source::Service(abi::identity::Service::Ctxgraph);
-            let cut = ledger.append(source, &[Event::LedgerCut { bytes, why }], true);
-            cut.map_err(ReadError::Cut)?;
+            // A full disk must not keep the service down: it says so, and is tried again.
+            if let Err(error) = ledger.append(source, &[Event::LedgerCut { bytes, why }], true) {
+                log::error("ledger_cut_unrecorded", &[("error", &error)]);
+            }
         }
         Ok(ledger)
     }
@@ -340,13 +296,6 @@ fn log_damage(broken: &Broken) {
     );
 }
 
-fn push_newest(newest: &mut VecDeque<u64>, offset: u64) {
-    if newest.len() == limits::LEDGER_PAGE_MAX {
-        newest.pop_front();
-    }
-    newest.push_back(offset);
-}
-
 fn body_of(event: &Event) -> Result<String, AppendError> {
     let value = serde_json::to_value(event).map_err(|error| AppendError::Encode(error.to_string()))?;
     let body = canonical::text(&value).map_err(|error| AppendError::Encode(error.to_string()))?;
@@ -374,171 +323,6 @@ fn recorded(frame: &Frame) -> Option<Recorded> {
         source: frame.source.name().into(),
         event,
     })
-}
-
-/// The node's clock.
-pub fn unix_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
-}
-
-impl Chain {
-    fn refusal(&self) -> Result<(), AppendError> {
-        match &self.health {
-            Health::Good => Ok(()),
-            Health::Failed(why) => Err(AppendError::Disk(why.clone())),
-            Health::Damaged(broken) => Err(AppendError::Damaged(broken.clone())),
-            Health::Closed => Err(AppendError::Closed),
-        }
-    }
-
-    fn push(&mut self, source: Source, body: &[u8]) -> Receipt {
-        let before = self.pending.len();
-        let digest = Draft {
-            seq: self.next.seq,
-            batch: self.batch,
-            unix_ms: unix_ms(),
-            source,
-            previous: self.next.head,
-            body,
-        }
-        .encode(&mut self.pending);
-        let receipt = Receipt { seq: self.next.seq, digest };
-        self.pending_offsets.push(self.next.offset);
-        self.next = Point {
-            seq: self.next.seq + 1,
-            head: digest,
-            offset: self.next.offset + (self.pending.len() - before) as u64,
-        };
-        receipt
-    }
-
-    /// Goes back to the last durable frame: what was chained since is void.
-    fn fail(&mut self, health: Health) {
-        self.failures += 1;
-        self.next = self.durable;
-        self.batch = self.durable.seq;
-        self.pending.clear();
-        self.pending_offsets.clear();
-        self.health = health;
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Chain> {
-        self.chain.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait_synced<'a>(
-        &self,
-        chain: MutexGuard<'a, Chain>,
-        deadline: Instant,
-    ) -> Result<MutexGuard<'a, Chain>, AppendError> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(AppendError::Slow);
-        }
-        let waited = self.synced.wait_timeout(chain, left);
-        Ok(waited.unwrap_or_else(PoisonError::into_inner).0)
-    }
-
-    fn wait_work<'a>(&self, chain: MutexGuard<'a, Chain>, timeout: Duration) -> MutexGuard<'a, Chain> {
-        let waited = self.work.wait_timeout(chain, timeout);
-        waited.unwrap_or_else(PoisonError::into_inner).0
-    }
-
-    /// The sync thread.
-    fn sync_for_ever(&self) {
-        let mut spare = Vec::new();
-        let mut chain = self.lock();
-        loop {
-            match chain.health {
-                Health::Closed | Health::Damaged(_) => return,
-                Health::Failed(_) => {
-                    drop(chain);
-                    std::thread::sleep(RETRY_EVERY);
-                    chain = self.repair();
-                }
-                Health::Good if chain.pending.is_empty() => {
-                    chain = self.work.wait(chain).unwrap_or_else(PoisonError::into_inner);
-                }
-                Health::Good => {
-                    chain = self.gather(chain);
-                    if !chain.pending.is_empty() && matches!(chain.health, Health::Good) {
-                        chain = self.sync_batch(chain, &mut spare);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Lets events gather that nobody waits for. Half of the promised delay is left to the disk.
-    fn gather<'a>(&'a self, mut chain: MutexGuard<'a, Chain>) -> MutexGuard<'a, Chain> {
-        let until = Instant::now() + Duration::from_millis(limits::LEDGER_SYNC_DELAY_MS_MAX / 2);
-        while !chain.urgent && chain.pending.len() < limits::LEDGER_UNSYNCED_BYTES_MAX / 2 {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || !matches!(chain.health, Health::Good) {
-                break;
-            }
-            chain = self.wait_work(chain, left);
-        }
-        chain
-    }
-
-    fn sync_batch<'a>(
-        &'a self,
-        mut chain: MutexGuard<'a, Chain>,
-        spare: &mut Vec<u8>,
-    ) -> MutexGuard<'a, Chain> {
-        let start = chain.durable.offset;
-        let end = chain.next;
-        let failures = chain.failures;
-        std::mem::swap(&mut chain.pending, spare);
-        let offsets = std::mem::take(&mut chain.pending_offsets);
-        chain.batch = end.seq;
-        chain.urgent = false;
-        drop(chain);
-        let outcome = self.storage.write_at(spare, start).and_then(|()| self.storage.sync());
-        spare.clear();
-        spare.shrink_to(64 * 1024); // an idle ledger holds no burst
-        let mut chain = self.lock();
-        match outcome {
-            // Void when verify found damage meanwhile.
-            Ok(()) if chain.failures == failures => {
-                chain.durable = end;
-                for offset in offsets {
-                    push_newest(&mut chain.newest, offset);
-                }
-            }
-            Ok(()) => {}
-            Err(error) => {
-                let lost = chain.next.seq - chain.durable.seq;
-                log::error("ledger_disk_failed", &[("error", &error), ("events_lost", &lost)]);
-                if matches!(chain.health, Health::Good) {
-                    chain.fail(Health::Failed(error.to_string()));
-                }
-            }
-        }
-        self.synced.notify_all();
-        chain
-    }
-
-    /// Cuts what a failed batch left behind; then events are taken again.
-    fn repair(&self) -> MutexGuard<'_, Chain> {
-        let durable = self.lock().durable;
-        let outcome = self.storage.cut(durable.offset).and_then(|()| self.storage.sync());
-        let mut chain = self.lock();
-        if matches!(chain.health, Health::Failed(_)) {
-            match outcome {
-                Ok(()) => {
-                    log::info("ledger_disk_works_again", &[("seq", &durable.seq)]);
-                    chain.health = Health::Good;
-                }
-                Err(error) => chain.health = Health::Failed(error.to_string()),
-            }
-        }
-        chain
-    }
 }
 
 #[cfg(test)]

@@ -57,7 +57,10 @@ pub fn open(state: &Path) -> Result<(Ctxgraph, std::fs::File), StartError> {
         .map_err(|_| StartError::Locked(shown()))?;
     let store = memory::open_store(state, Quotas::default()).map_err(|error| error.to_string());
     let witness = match &store {
-        Ok(store) => store.witness().unwrap_or_default(),
+        Ok(store) => store.witness().unwrap_or_else(|error| {
+            log::error("ledger_witness_unreadable", &[("error", &error)]);
+            None
+        }),
         Err(_) => None,
     };
     let segment =

@@ -218,7 +218,7 @@ fn configure(db: &Connection) -> Result<(), StoreError> {
     db.busy_timeout(Duration::from_secs(10))?;
     db.execute_batch(
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-1024; PRAGMA foreign_keys=ON;
-         PRAGMA trusted_schema=OFF; PRAGMA journal_size_limit=4194304;",
+         PRAGMA temp_store=MEMORY; PRAGMA trusted_schema=OFF; PRAGMA journal_size_limit=4194304;",
     )?;
     Ok(())
 }

@@ -186,6 +186,30 @@ fn the_end_of_a_lease_cuts_its_connections_at_once() {
     open.iter_mut().for_each(|connection| drop(call(connection, "memory.query", json!({})).unwrap()));
 }
 
+#[test]
+fn an_agent_that_reads_no_answers_harms_only_its_connection() {
+    use std::io::Write;
+    let directory = tempfile::tempdir().unwrap();
+    let node = Node::start(directory.path());
+    let (_lease, path) = node.attach("a.1", directory.path());
+    let (_other_lease, other_path) = node.attach("b.1", directory.path());
+    let value = "x".repeat(20_000);
+    call(&mut agent(&path), "memory.write", json!({ "key": "k", "value": value })).unwrap();
+    let slow = agent(&path);
+    slow.set_timeout(Some(Duration::from_millis(300))).unwrap();
+    let line = "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"memory.read\",\"params\":{\"key\":\"k\"}}\n";
+    let mut sent = 0;
+    while slow.stream().write_all(line.as_bytes()).is_ok() {
+        sent += 1;
+        assert!(sent < 1_000_000, "the service buffers without bound");
+    }
+    for path in [&path, &other_path] {
+        let started = Instant::now();
+        call(&mut agent(path), "memory.write", json!({ "key": "l", "value": 1 })).unwrap();
+        assert!(started.elapsed() < Duration::from_secs(2));
+    }
+}
+
 fn call_or_refused(connection: &mut abi::wire::Connection) -> bool {
     node::try_call(connection, "memory.query", json!({})).is_some_and(|answer| answer.is_ok())
 }
