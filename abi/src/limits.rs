@@ -100,7 +100,7 @@ pub const PROXY_CONNECTIONS_PER_AGENT_MAX: usize = 256;
 /// Denials kept in memory for `net.denials`; the oldest go first (the ledger keeps all that are recorded).
 pub const DENIALS_KEPT_MAX: usize = 1024;
 
-/// Denials of one agent recorded in a second; more are counted, not kept.
+/// Denials of one agent by one rule recorded in a second; more are counted, not kept.
 pub const DENIALS_PER_AGENT_SECOND_MAX: u32 = 20;
 /// Ledger notes of denials waiting to be written. More: dropped and counted.
 pub const LEDGER_NOTES_WAITING_MAX: usize = 1024;

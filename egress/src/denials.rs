@@ -1,7 +1,7 @@
 //! What was refused: kept in a bounded ring, told to followers, the log and the ledger.
 //!
-//! Must hold: whatever a guest does, at most [`limits::DENIALS_PER_AGENT_SECOND_MAX`] denials of an agent are recorded in a
-//! second; the rest is counted. The same denial within a second is folded into one.
+//! Must hold: whatever a guest does, at most [`limits::DENIALS_PER_AGENT_SECOND_MAX`] denials of an agent by one rule are
+//! recorded in a second; the rest is counted, so a flood of one kind does not hide another kind. The same denial within a second is folded into one.
 
 use abi::control::Denial;
 use abi::ids::{AgentName, Instance};
@@ -36,8 +36,8 @@ pub struct Ring {
     kept: VecDeque<Kept>,
     next_seq: u64,
     dropped: u64,
-    /// Of each agent: the second that is running and the denials recorded in it.
-    rates: BTreeMap<Instance, (u64, u32)>,
+    /// Of each agent and rule: the second that is running and the denials recorded in it.
+    rates: BTreeMap<(Instance, String), (u64, u32)>,
 }
 
 impl Ring {
@@ -54,7 +54,7 @@ impl Ring {
             return Fate::Folded;
         }
         let second = denial.unix_ms / 1000;
-        let rate = self.rates.entry(denial.instance.clone()).or_insert((second, 0));
+        let rate = self.rates.entry((denial.instance.clone(), denial.rule.clone())).or_insert((second, 0));
         if rate.0 != second {
             *rate = (second, 0);
         }
@@ -74,7 +74,7 @@ impl Ring {
 
     /// Forgets what is only kept of an agent while it runs.
     pub fn forget_rate(&mut self, instance: &Instance) {
-        self.rates.remove(instance);
+        self.rates.retain(|(of, _), _| of != instance);
     }
 
     fn since(&self, seq: u64, agent: Option<&AgentName>) -> Vec<Denial> {

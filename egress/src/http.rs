@@ -218,11 +218,8 @@ impl Fields {
             }
             let value = value.trim_matches([' ', '\t']);
             match field.to_ascii_lowercase().as_str() {
-                "host" => {
-                    if fields.host.replace(value.to_owned()).is_some() {
-                        return Err(Wrong::Protocol("two Host fields"));
-                    }
-                }
+                "host" if fields.host.is_some() => return Err(Wrong::Protocol("two Host fields")),
+                "host" => fields.host = Some(value.to_owned()),
                 "content-length" => {
                     let digits =
                         !value.is_empty() && value.len() < 19 && value.bytes().all(|b| b.is_ascii_digit());

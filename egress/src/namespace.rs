@@ -6,6 +6,7 @@
 
 use abi::control::Attached;
 use abi::guest::GuestNetwork;
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
 use rustix::thread::LinkNameSpaceType;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -22,6 +23,8 @@ use crate::wall::{self, DNS_PORT, GATEWAY, GUEST, LINK_PREFIX, PROXY_PORT, TAP};
 const NODE_MAC: Mac = [0x02, 0x6e, 0x62, 0x00, 0x00, 0x01];
 const GUEST_MAC: Mac = [0x02, 0x6e, 0x62, 0x00, 0x00, 0x02];
 const MTU: u16 = 1500;
+/// Kernel buffer of each direction of a guest's connection: the link is local, so more would only be memory.
+const SOCKET_BYTES: usize = 256 * 1024;
 
 /// Why a VM has no network.
 #[derive(Debug, thiserror::Error)]
@@ -72,9 +75,9 @@ fn take_over(namespace: OwnedFd) -> Result<Opened, NamespaceError> {
     let entered =
         rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network));
     at("enter the namespace", entered)?;
-    nft::replace(&wall::of_vm())?;
-    // The TAP kept its owner and its address: a namespace without it was never ours.
+    // The TAP kept its owner and its address: a namespace without it was never ours, and its rules are not touched.
     at("find the TAP in the namespace", Links::here().up(TAP))?;
+    nft::replace(&wall::of_vm())?;
     sockets(namespace)
 }
 
@@ -113,6 +116,11 @@ fn sockets(namespace: OwnedFd) -> Result<Opened, NamespaceError> {
     let dns_tcp = at("listen for DNS over TCP", TcpListener::bind(dns))?;
     let proxy = at("listen for the proxy", TcpListener::bind(SocketAddrV4::new(GATEWAY, PROXY_PORT)))?;
     let refusals = at("listen for refused packets", nflog::open(wall::LOG_GROUP))?;
+    for bounded in
+        [set_socket_send_buffer_size(&proxy, SOCKET_BYTES), set_socket_recv_buffer_size(&proxy, SOCKET_BYTES)]
+    {
+        at("bound the proxy's buffers", bounded)?;
+    }
     for done in [dns_udp.set_nonblocking(true), dns_tcp.set_nonblocking(true), proxy.set_nonblocking(true)] {
         at("make the sockets non-blocking", done)?;
     }

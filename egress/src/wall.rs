@@ -189,7 +189,10 @@ fn from_guest() -> Chain {
         rules: vec![
             rule([is_not(Load::InputName, padded(TAP))], [Expr::Count, Expr::Drop]),
             rule([is_not(Load::Family, [NFPROTO_IPV4])], [Expr::Count, Expr::Drop]),
-            rule([is_not(Load::Ip4Source, GUEST.octets())], [Expr::Count, Expr::Drop]),
+            rule(
+                [is(Load::Family, [NFPROTO_IPV4]), is_not(Load::Ip4Source, GUEST.octets())],
+                [Expr::Count, Expr::Drop],
+            ),
             rule([any_of(Load::FlowState, INVALID)], [Expr::Count, Expr::Drop]),
             rule([any_of(Load::FlowState, NEW)], [flows, Expr::Jump("flood")]),
             // ICMP errors about our own answers: nothing to refuse, nothing to let in.

@@ -1,0 +1,472 @@
+//! A node, a test internet and guests, each in a network namespace of its own: what leaves egress ends here.
+//!
+//! egress runs as on a node: its own binary, user 201, four capabilities, descriptors 3 to 5, /run/nullbox. The guest's frames
+//! go through the TAP that a process without privileges opened by name.
+
+use abi::control::{Attached, Denial, Denials, Grants, NetAttach};
+use abi::door::{Handoff, hand_over};
+use abi::identity::{Caller, Role};
+use abi::ids::Destination;
+use abi::ledger::{Append, Event, Receipt};
+use abi::node::NodeConfig;
+use abi::rpc::{Code, Incoming, Request, Response, RpcError};
+use abi::wire::Connection;
+use serde_json::{Value, json};
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// The jail's user.
+pub const VM_UID: u32 = 100_007;
+const CAPABILITIES: &str = "-all,+net_admin,+net_raw,+net_bind_service,+sys_admin";
+/// Addresses of the test internet.
+const INTERNET: [&str; 7] = [
+    "203.0.113.10",
+    "203.0.113.11",
+    "203.0.113.53",
+    "8.8.8.8",
+    "169.254.169.254",
+    "10.9.9.9",
+    "192.168.77.7",
+];
+static NEXT: AtomicU32 = AtomicU32::new(0);
+/// Descriptors are made inheritable for a moment: one start at a time.
+static STARTING: Mutex<()> = Mutex::new(());
+
+pub fn sh(command: &str) {
+    let output = Command::new("bash").args(["-euc", command]).output().unwrap();
+    assert!(output.status.success(), "{command}\n{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Kills its process when dropped.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill(); // it may have ended
+        let _ = self.0.wait();
+    }
+}
+
+fn ready(child: &mut Child) {
+    let mut line = String::new();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    out.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n", "a helper did not start");
+    std::mem::forget(out); // a closed pipe would end the helper
+}
+
+pub struct World {
+    pub dir: PathBuf,
+    name: String,
+    door: OwnedFd,
+    door_far: OwnedFd,
+    peers: UnixListener,
+    egress: Option<Running>,
+    _internet: Running,
+    pub events: Arc<Mutex<Vec<Event>>>,
+    pub refuse_receipts: Arc<AtomicBool>,
+    log: Arc<Mutex<String>>,
+}
+
+impl World {
+    pub fn new() -> World {
+        World::with(NodeConfig::default())
+    }
+
+    pub fn with(config: NodeConfig) -> World {
+        let name = format!("nbx{}n{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let dir = PathBuf::from(format!("/tmp/{name}"));
+        fs::create_dir_all(dir.join("run")).unwrap();
+        fs::copy(env!("CARGO_BIN_EXE_egress"), dir.join("egress")).unwrap();
+        let at = dir.display();
+        let addresses =
+            INTERNET.map(|address| format!("ip -n {name}i addr add {address}/32 dev lo")).join("\n");
+        sh(&format!(
+            "mknod {at}/tun c 10 200; chmod 666 {at}/tun; chmod 755 {at} {at}/run
+             echo 'nameserver 100.64.0.1' > {at}/resolv.conf
+             ip netns add {name}n; ip netns add {name}i
+             ip link add up0 netns {name}n type veth peer name in0 netns {name}i
+             ip -n {name}n link set lo up; ip -n {name}i link set lo up
+             ip -n {name}n link set up0 up; ip -n {name}i link set in0 up
+             ip -n {name}n addr add 192.0.2.2/24 dev up0; ip -n {name}i addr add 192.0.2.1/24 dev in0
+             ip -n {name}n route add default via 192.0.2.1
+             {addresses}
+             openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=test \
+               -keyout {at}/key.pem -out {at}/cert.pem 2>/dev/null"
+        ));
+        fs::write(dir.join("run/node.json"), serde_json::to_string(&config).unwrap()).unwrap();
+        let uplink =
+            json!({"interface":"up0","address":"192.0.2.2/24","gateway":"192.0.2.1","dns":["203.0.113.53"]});
+        fs::write(dir.join("run/uplink.json"), uplink.to_string()).unwrap();
+        set_dns(&dir, json!({"web.test": ["203.0.113.10"], "other.test": ["203.0.113.11"]}));
+        let internet = start_internet(&name, &dir);
+        let (events, refuse_receipts) = (Arc::default(), Arc::default());
+        start_ledger(&dir, &events, &refuse_receipts);
+        let socket = dir.join("run/egress.sock");
+        let peers = UnixListener::bind(&socket).unwrap();
+        let (door, door_far) = rustix::net::socketpair(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::SEQPACKET,
+            rustix::net::SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let log = Arc::default();
+        let egress = None;
+        let mut world = World {
+            dir,
+            name,
+            door,
+            door_far,
+            peers,
+            egress,
+            _internet: internet,
+            events,
+            refuse_receipts,
+            log,
+        };
+        world.start_egress();
+        world
+    }
+
+    /// Starts egress as nulld does, and waits for its readiness line.
+    pub fn start_egress(&mut self) {
+        let (notify, far) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let at = self.dir.display();
+        let _one = STARTING.lock().unwrap_or_else(|e| e.into_inner());
+        let passed = [self.door_far.as_fd(), far.as_fd(), self.peers.as_fd()]
+            .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 20).unwrap());
+        for fd in &passed {
+            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).unwrap();
+        }
+        let [door, ready, peers] = passed.each_ref().map(AsRawFd::as_raw_fd);
+        let script = format!(
+            "mount --make-rprivate /; mount -t tmpfs tmpfs /run; mkdir /run/nullbox; mount --bind {at}/run /run/nullbox
+             mount --bind {at}/tun /dev/net/tun
+             exec setpriv --reuid=201 --regid=201 --clear-groups --no-new-privs --inh-caps={CAPABILITIES} \
+               --ambient-caps={CAPABILITIES} --bounding-set={CAPABILITIES} {at}/egress 3<&{door} 4>&{ready} 5<&{peers} \
+               {door}<&- {ready}<&- {peers}<&-"
+        );
+        let mut child = Command::new("ip")
+            .args(["netns", "exec", &format!("{}n", self.name), "unshare", "-m", "bash", "-euc", &script])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        collect(child.stderr.take().unwrap(), &self.log);
+        drop((passed, far));
+        self.egress = Some(Running(child));
+        let mut line = [0; 8];
+        rustix::event::poll(
+            &mut [rustix::event::PollFd::new(&notify, rustix::event::PollFlags::IN)],
+            Some(&rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 }),
+        )
+        .unwrap();
+        let read = rustix::io::read(&notify, &mut line).unwrap();
+        assert_eq!(&line[..read], b"\n", "egress is not ready: {}", self.log());
+    }
+
+    pub fn kill_egress(&mut self) {
+        self.egress = None;
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub fn set_dns(&self, table: Value) {
+        set_dns(&self.dir, table);
+    }
+
+    /// What the test internet saw.
+    pub fn seen(&self) -> String {
+        fs::read_to_string(self.dir.join("seen.log")).unwrap_or_default()
+    }
+
+    /// Attaches as cage does.
+    pub fn attach(&self, instance: &str, allow: &[&str], adopt: Option<&OwnedFd>) -> Lease {
+        self.try_attach(instance, allow, adopt).unwrap()
+    }
+
+    pub fn try_attach(
+        &self,
+        instance: &str,
+        allow: &[&str],
+        adopt: Option<&OwnedFd>,
+    ) -> Result<Lease, RpcError> {
+        let allow = allow.iter().map(|text| {
+            let (name, port) = text.rsplit_once(':').unwrap();
+            Destination { name: name.parse().unwrap(), port: port.parse().unwrap() }
+        });
+        let asked = NetAttach { instance: instance.parse().unwrap(), uid: VM_UID, allow: allow.collect() };
+        let mut connection = Connection::connect(self.dir.join("run/egress.sock")).unwrap();
+        connection.set_timeout(Some(Duration::from_secs(20))).unwrap();
+        let request = Request::call(1, "net.attach", serde_json::to_value(&asked).unwrap());
+        let fds: Vec<_> = adopt.iter().map(|fd| fd.as_fd()).collect();
+        connection.write_line_with_fds(&request, &fds).unwrap();
+        let attached: Attached = serde_json::from_value(result(&mut connection)?).unwrap();
+        let namespace = connection.take_fds().pop().unwrap();
+        Ok(Lease { connection, namespace, attached })
+    }
+
+    /// Calls through the door, as nulld hands a reader over.
+    pub fn call(&self, method: &str, params: Value) -> Value {
+        result(&mut self.open(method, params)).unwrap()
+    }
+
+    pub fn open(&self, method: &str, params: Value) -> Connection {
+        let (near, far) = UnixStream::pair().unwrap();
+        let caller = Caller::Operator { name: "test".into(), key: "k".into(), role: Role::Reader };
+        hand_over(self.door.as_fd(), &Handoff { caller }, far.as_fd()).unwrap();
+        let mut connection = Connection::new(near);
+        connection.set_timeout(Some(Duration::from_secs(20))).unwrap();
+        connection.write_line(&Request::call(7, method, params)).unwrap();
+        connection
+    }
+
+    pub fn grants(&self) -> Grants {
+        serde_json::from_value(self.call("net.grants", json!({}))).unwrap()
+    }
+
+    pub fn denials(&self) -> Vec<Denial> {
+        let page: Denials = serde_json::from_value(self.call("net.denials", json!({}))).unwrap();
+        page.denials
+    }
+
+    /// Waits for a denial by this rule that mentions `what`.
+    pub fn denied(&self, rule: &str, what: &str) -> Denial {
+        let until = Instant::now() + Duration::from_secs(5);
+        loop {
+            let denials = self.denials();
+            let found = denials.iter().find(|denial| denial.rule == rule && denial.what.contains(what));
+            if let Some(found) = found {
+                return found.clone();
+            }
+            assert!(Instant::now() < until, "no denial `{rule}` of `{what}` in {denials:#?}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Runs a program in the node's namespace.
+    pub fn on_node(&self, command: &str) -> Output {
+        self.within(&format!("{}n", self.name), command)
+    }
+
+    pub fn on_internet(&self, command: &str) -> Output {
+        self.within(&format!("{}i", self.name), command)
+    }
+
+    fn within(&self, namespace: &str, command: &str) -> Output {
+        Command::new("timeout")
+            .args(["15", "ip", "netns", "exec", namespace, "bash", "-euc", command])
+            .output()
+            .unwrap()
+    }
+
+    /// A guest behind a lease's TAP.
+    pub fn guest(&self, lease: &Lease) -> Guest {
+        let name = format!("{}g{}", self.name, NEXT.fetch_add(1, Ordering::Relaxed));
+        sh(&format!("ip netns add {name}"));
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/world/vm.py");
+        let at = self.dir.display();
+        let namespace = lease.namespace_path();
+        let tap = &lease.attached.tap;
+        let command = format!(
+            "mount --make-rprivate /; mount --bind {at}/tun /dev/net/tun; exec python3 {script} {namespace} {tap} {VM_UID}"
+        );
+        let mut vm = Command::new("ip")
+            .args(["netns", "exec", &name, "unshare", "-m", "bash", "-euc", &command])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        ready(&mut vm);
+        let network = &lease.attached.guest;
+        sh(&format!(
+            "ip -n {name} link set lo up
+             ip -n {name} link set eth0 address {} mtu {}; ip -n {name} link set eth0 up
+             ip -n {name} addr add {}/{} dev eth0; ip -n {name} route add default via {}",
+            lease.attached.mac, network.mtu, network.address, network.prefix, network.gateway
+        ));
+        Guest { name, dir: self.dir.clone(), vm: Some(Running(vm)) }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- egress\n{}--- internet\n{}", self.log(), self.seen());
+        }
+        self.egress = None;
+        let name = &self.name;
+        let _ = Command::new("bash")
+            .args(["-c", &format!("ip netns del {name}n; ip netns del {name}i")])
+            .status();
+        let _ = fs::remove_dir_all(&self.dir); // left over only if something still writes there
+    }
+}
+
+fn collect(from: ChildStderr, log: &Arc<Mutex<String>>) {
+    let log = log.clone();
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            let mut log = log.lock().unwrap();
+            log.push_str(&line);
+            log.push('\n');
+        }
+    });
+}
+
+fn set_dns(dir: &Path, table: Value) {
+    fs::write(dir.join("dns.new"), table.to_string()).unwrap();
+    fs::rename(dir.join("dns.new"), dir.join("dns.json")).unwrap();
+}
+
+fn start_internet(name: &str, dir: &Path) -> Running {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/world/internet.py");
+    let mut child = Command::new("ip")
+        .args(["netns", "exec", &format!("{name}i"), "python3", script])
+        .arg(dir)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    ready(&mut child);
+    Running(child)
+}
+
+/// The ledger's socket, with a ledger behind it that remembers, and refuses when told to.
+fn start_ledger(dir: &Path, events: &Arc<Mutex<Vec<Event>>>, refuse: &Arc<AtomicBool>) {
+    let path = dir.join("run/ctxgraph.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    let (events, refuse) = (events.clone(), refuse.clone());
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let (events, refuse) = (events.clone(), refuse.clone());
+            std::thread::spawn(move || {
+                let mut connection = Connection::new(stream);
+                while let Ok(Some(line)) = connection.read_line() {
+                    let request = Request::parse(&line).unwrap();
+                    let append: Append = request.params().unwrap();
+                    let outcome = if append.durable && refuse.load(Ordering::Relaxed) {
+                        Err(RpcError::new(Code::UNAVAILABLE, "the disk is full"))
+                    } else {
+                        let mut events = events.lock().unwrap();
+                        events.push(append.event);
+                        let receipt = Receipt { seq: events.len() as u64, digest: abi::ids::Digest([0; 32]) };
+                        Ok(serde_json::to_value(receipt).unwrap())
+                    };
+                    if connection.write_line(&Response::of(request.id, outcome)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// Reads up to the answer; notifications before it are skipped.
+pub fn result(connection: &mut Connection) -> Result<Value, RpcError> {
+    loop {
+        let line = connection.read_line().unwrap().expect("an answer");
+        if let Incoming::Response(response) = serde_json::from_str(&line).unwrap() {
+            return match response.error {
+                Some(error) => Err(error),
+                None => Ok(response.result.unwrap()),
+            };
+        }
+    }
+}
+
+/// A network, as cage holds it.
+pub struct Lease {
+    pub connection: Connection,
+    pub namespace: OwnedFd,
+    pub attached: Attached,
+}
+
+impl Lease {
+    pub fn namespace_path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.namespace.as_raw_fd())
+    }
+
+    /// Runs a program in the VM's namespace as the VMM: the jail's user, no capabilities.
+    pub fn as_vmm(&self, command: &str) -> Output {
+        let net = format!("--net={}", self.namespace_path());
+        let drop = ["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--clear-groups"];
+        let user = [format!("--reuid={VM_UID}"), format!("--regid={VM_UID}")];
+        Command::new("timeout")
+            .args(["15", "nsenter", &net, "setpriv"])
+            .args(user)
+            .args(drop)
+            .args(["bash", "-euc", command])
+            .output()
+            .unwrap()
+    }
+
+    pub fn as_root(&self, command: &str) -> Output {
+        let net = format!("--net={}", self.namespace_path());
+        Command::new("timeout").args(["15", "nsenter", &net, "bash", "-euc", command]).output().unwrap()
+    }
+}
+
+/// A machine behind a TAP.
+pub struct Guest {
+    name: String,
+    dir: PathBuf,
+    vm: Option<Running>,
+}
+
+impl Guest {
+    /// Runs a shell line in the guest; `$?` is part of the output.
+    pub fn run(&self, command: &str) -> Output {
+        let resolv = self.dir.join("resolv.conf");
+        let script =
+            format!("mount --make-rprivate /; mount --bind {} /etc/resolv.conf; {command}", resolv.display());
+        Command::new("timeout")
+            .args(["20", "ip", "netns", "exec", &self.name, "unshare", "-m", "bash", "-uc", &script])
+            .output()
+            .unwrap()
+    }
+
+    /// Standard output and error of a shell line.
+    pub fn text(&self, command: &str) -> String {
+        let output = self.run(command);
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    }
+
+    /// Runs Python with `socket`, `ssl`, `time` at hand.
+    pub fn python(&self, code: &str) -> String {
+        let file = self.dir.join(format!("guest{}.py", NEXT.fetch_add(1, Ordering::Relaxed)));
+        fs::write(
+            &file,
+            format!("import socket, ssl, struct, sys, time\nsocket.setdefaulttimeout(8)\n{code}\n"),
+        )
+        .unwrap();
+        self.text(&format!("python3 {}", file.display()))
+    }
+
+    pub fn spawn_python(&self, code: &str) -> Child {
+        let file = self.dir.join(format!("guest{}.py", NEXT.fetch_add(1, Ordering::Relaxed)));
+        fs::write(&file, format!("import socket, sys, time\n{code}\n")).unwrap();
+        Command::new("timeout")
+            .args(["20", "ip", "netns", "exec", &self.name, "python3"])
+            .arg(file)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.vm = None;
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+    }
+}
