@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
+use abi::identity::UPLINK_UID;
 use abi::log::Level;
 use abi::node::{NetworkMode, NodeConfig, Restart, ServiceConfig};
 
@@ -150,7 +151,7 @@ fn begin_network(
     config: &NodeConfig,
 ) -> Result<BTreeMap<String, ServiceConfig>, Halted> {
     record.phases.begin("network");
-    let prepared = uplink::prepare(uplink::UID);
+    let prepared = uplink::prepare(UPLINK_UID);
     let mut builtin = BTreeMap::new();
     match (prepared, config.network.mode) {
         (Err(error), _) => {
@@ -173,7 +174,7 @@ fn uplink_service() -> ServiceConfig {
         args: vec!["uplink".to_owned()],
         needs: Vec::new(),
         restart: Restart::Always,
-        uid: uplink::UID,
+        uid: UPLINK_UID,
         capabilities: vec!["net_admin".to_owned(), "net_bind_service".to_owned()],
         delegate_cgroup: false,
         ready_secs_max: 30,

@@ -14,6 +14,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use abi::identity::Caller;
 use abi::limits;
 use abi::rpc::{Request, Response, RpcError};
+use nix::sys::socket::{getsockopt, sockopt};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
@@ -94,9 +95,11 @@ impl Callers {
                 // No descriptor free cannot be: connections are bounded far below the limit. Else: none is left.
                 Err(_) => return fresh,
             };
-            let Ok(socket) = abi::door::peer_identity(&stream) else {
+            // unix(7). The pid in it may be 0 (a caller outside nulld's PID namespace) and is not used.
+            let Ok(credentials) = getsockopt(&stream, sockopt::PeerCredentials) else {
                 continue;
             };
+            let socket = Caller::from_uid(credentials.uid());
             self.make_room();
             self.next_id = self.next_id.wrapping_add(1);
             let id = self.next_id;

@@ -18,6 +18,7 @@ use std::process::{Command, Stdio};
 use abi::door::{DOOR_FD, NOTIFY_FD, PEERS_FD};
 use abi::log;
 use abi::wire::{Connection, WireError};
+use nix::sys::signal::SigSet;
 use rustix::io::FdFlags;
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -108,6 +109,10 @@ fn prepare() -> Result<Spec, LaunchError> {
     std::fs::write(spec.cgroup.join("cgroup.procs"), "0")
         .map_err(|error| LaunchError::Step { step: "join the cgroup", error })?;
     place(fds)?;
+    // The loop's signals are blocked in PID 1, and a mask outlives exec.
+    SigSet::empty()
+        .thread_set_mask()
+        .map_err(|errno| LaunchError::Step { step: "unblock signals", error: errno.into() })?;
     rustix::process::setsid().map_err(at("make a session"))?;
     rustix::process::chdir("/").map_err(at("change to /"))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
@@ -154,6 +159,9 @@ fn place(fds: Vec<OwnedFd>) -> Result<(), LaunchError> {
         rustix::io::fcntl_setfd(&placed, FdFlags::empty()).map_err(at("keep a descriptor"))?;
         let _ = placed.into_raw_fd(); // it belongs to the service's program now
     }
+    // Whatever else came from nulld, by a mistake of any library, ends with exec.
+    crate::sys::close_on_exec_from(PEERS_FD + 1)
+        .map_err(|error| LaunchError::Step { step: "mark further descriptors", error })?;
     match high.len() {
         3 => Ok(()),
         _ => Err(LaunchError::Cut),

@@ -5,7 +5,6 @@
 //!
 //! Must hold: PID 1 never waits without a bound, never panics, and parses nothing from a network.
 
-#![forbid(unsafe_code)]
 #![cfg_attr(
     not(test),
     deny(
@@ -35,6 +34,7 @@ mod poll;
 mod power;
 mod service;
 mod supervisor;
+mod sys;
 mod system;
 mod table;
 mod uplink;

@@ -31,8 +31,6 @@ use dhcp::Client;
 use lease::{Dhcp, Do, Lease};
 use netlink::Netlink;
 
-/// The user of the uplink.
-pub const UID: u32 = 204;
 /// Its own directory.
 const DIR: &str = "/run/nullbox/uplink";
 /// What is in use: [`InUse`] as JSON.

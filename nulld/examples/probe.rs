@@ -1,0 +1,128 @@
+//! A service for nulld's tests that does what its first argument says: behaves, crashes, ignores SIGTERM, forks orphans, or
+//! shows what it was started with.
+
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use abi::door::{Call, Handler, Inherited, Outcome};
+use abi::identity::Service;
+use abi::rpc::RpcError;
+use serde_json::json;
+
+struct Echo;
+
+impl Handler for Echo {
+    fn call(&self, call: Call<'_>) -> Result<Outcome, RpcError> {
+        Ok(Outcome::Result(json!({
+            "caller": call.caller.to_string(),
+            "method": call.request.method,
+            "pid": std::process::id(),
+            "seen": std::fs::read_to_string("/proc/self/status").unwrap_or_default(),
+            "fds": fds(),
+            "host": std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default(),
+            "env": std::env::vars().collect::<Vec<_>>(),
+            "cgroup": std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default(),
+        })))
+    }
+}
+
+fn fds() -> Vec<String> {
+    let mut all: Vec<String> = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    all.sort();
+    all
+}
+
+fn service() -> Service {
+    let name = std::env::var("NULLBOX_SERVICE").unwrap();
+    abi::node::known_service(&name).unwrap_or(Service::Cage)
+}
+
+fn main() {
+    let mode = std::env::args().nth(1).unwrap_or_default();
+    println!("probe {mode} starts with descriptors {}", fds().join(","));
+    match mode.as_str() {
+        "good" => {
+            // An evil line among the good ones.
+            println!("nullbox: ready (forged)\x1b[2J");
+            serve();
+        }
+        "crash" => std::process::exit(3),
+        "crash-ready" => {
+            announce();
+            std::thread::sleep(Duration::from_millis(300));
+            std::process::exit(4);
+        }
+        "once" => {
+            announce();
+            std::process::exit(0);
+        }
+        "silent" => wait(),
+        "stubborn" => {
+            // A shell ignores SIGTERM for itself and its children, without unsafe code here.
+            ignore_sigterm();
+        }
+        "stubborn-child" => {
+            announce();
+            wait();
+        }
+        "orphans" => {
+            for _ in 0..50 {
+                Command::new("/bin/sh").args(["-c", "/bin/sleep 0.2 & exit 0"]).status().unwrap();
+            }
+            serve();
+        }
+        "leftover" => {
+            // Stays in the cgroup, in a session of its own, when its parent dies.
+            Command::new("/usr/bin/setsid").args(["/bin/sleep", "1000"]).spawn().unwrap();
+            announce();
+            std::thread::sleep(Duration::from_millis(200));
+            std::process::exit(1);
+        }
+        "flood" => {
+            let noise = "x".repeat(2000);
+            for n in 0..20_000 {
+                println!("{n} {noise}");
+            }
+            serve();
+        }
+        other => {
+            eprintln!("unknown mode `{other}`");
+            std::process::exit(9);
+        }
+    }
+}
+
+fn serve() {
+    let inherited = Inherited::take().unwrap();
+    assert_eq!(inherited.door.as_raw_fd(), 3);
+    abi::door::serve(service(), inherited, Arc::new(Echo)).unwrap();
+}
+
+fn announce() {
+    let mut inherited = Inherited::take().unwrap();
+    inherited.notify.write_all(b"\n").unwrap();
+    std::mem::forget(inherited);
+}
+
+fn wait() {
+    let (mut reader, _writer) = std::io::pipe().unwrap();
+    let _ = reader.read(&mut [0]);
+}
+
+fn ignore_sigterm() {
+    use std::os::unix::process::CommandExt;
+    let own = std::env::current_exe().unwrap();
+    let error = Command::new("/bin/sh")
+        .args(["-c", "trap '' TERM; exec \"$0\" stubborn-child"])
+        .arg(own)
+        .env("NULLBOX_SERVICE", std::env::var("NULLBOX_SERVICE").unwrap())
+        .exec();
+    panic!("{error}");
+}

@@ -1,0 +1,260 @@
+//! A node in namespaces: the real nulld as PID 1 of its own PID, mount, network, host name, IPC and cgroup namespace.
+//!
+//! nulld is told nothing of this: it finds the layout of the image below a chroot and does what it does on a real node.
+//! Needs root and util-linux.
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use abi::control::{LogLine, ServiceStatus, SystemStatus};
+use abi::rpc::{Incoming, Request, Response};
+use abi::wire::Connection;
+use serde_json::Value;
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+const SCRIPT: &str = r#"
+set -e
+mount --make-rprivate /
+for dir in lib lib64 usr bin; do
+  [ -e /$dir ] || continue
+  mkdir -p "$ROOT/$dir"
+  mount --rbind /$dir "$ROOT/$dir"
+done
+mount -t tmpfs -o mode=0755 tmpfs "$ROOT/dev"
+mknod -m 666 "$ROOT/dev/null" c 1 3
+mknod -m 666 "$ROOT/dev/urandom" c 1 9
+touch "$ROOT/dev/console"
+mount --bind "$CONSOLE" "$ROOT/dev/console"
+echo 0 > "$CGROUP/cgroup.procs"
+cd "$ROOT"
+exec unshare --cgroup -- env -i NULLBOX_ROOT_HASH="$HASH" NULLBOX_INITRAMFS_MS=mounts=1,verity=2 "$(command -v chroot)" "$ROOT" /system/bin/nulld
+"#;
+
+/// The hash that the tests' "initramfs" passes on.
+pub const HASH: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+
+pub struct Node {
+    dir: PathBuf,
+    cgroup: PathBuf,
+    unshare: Child,
+    /// PID 1, as this namespace numbers it.
+    pub pid: u32,
+}
+
+impl Node {
+    /// Boots with this nulld.toml and does not wait.
+    pub fn start(config: &str) -> Node {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("nulld-test-{}-{number}", std::process::id());
+        let dir = std::env::temp_dir().join(&name);
+        let root = dir.join("root");
+        for part in ["system/bin", "system/config", "dev", "proc", "sys", "run", "tmp", "state"] {
+            fs::create_dir_all(root.join(part)).unwrap();
+        }
+        fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let nulld = PathBuf::from(env!("CARGO_BIN_EXE_nulld"));
+        fs::copy(&nulld, root.join("system/bin/nulld")).unwrap();
+        let probe = nulld.with_file_name("examples").join("probe");
+        fs::copy(&probe, root.join("system/bin/probe")).expect("examples are built by cargo test");
+        fs::write(root.join("system/config/nulld.toml"), config).unwrap();
+        let console = dir.join("console");
+        File::create(&console).unwrap();
+        let cgroup = cgroup_mount().join(&name);
+        fs::create_dir(&cgroup).expect("a cgroup v2 hierarchy, as root");
+        let unshare = Command::new("unshare")
+            .args(["--pid", "--fork", "--kill-child", "--mount", "--net", "--uts", "--ipc"])
+            .args(["--", "/bin/sh", "-c", SCRIPT])
+            .env("ROOT", &root)
+            .env("CONSOLE", &console)
+            .env("CGROUP", &cgroup)
+            .env("HASH", HASH)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(dir.join("stderr")).unwrap())
+            .spawn()
+            .expect("unshare of util-linux, as root");
+        let mut node = Node { dir, cgroup, unshare, pid: 0 };
+        let parent = node.unshare.id();
+        node.pid = node.until("PID 1 of the new namespace", 10, |_| child_of(parent));
+        node
+    }
+
+    /// Boots and waits for `ready`.
+    pub fn boot(config: &str) -> Node {
+        let node = Node::start(config);
+        node.wait_console("\nnullbox: ready", 20);
+        node
+    }
+
+    pub fn console(&self) -> String {
+        fs::read_to_string(self.dir.join("console")).unwrap()
+    }
+
+    /// Waits for a text on the console.
+    pub fn wait_console(&self, text: &str, seconds: u64) {
+        self.until(text, seconds, |node| node.console().contains(text).then_some(()));
+    }
+
+    /// Waits for something, by asking often; fails with the console when time is up.
+    pub fn until<T>(&self, what: &str, seconds: u64, ask: impl Fn(&Node) -> Option<T>) -> T {
+        let begin = Instant::now();
+        loop {
+            if let Some(found) = ask(self) {
+                return found;
+            }
+            if begin.elapsed() > Duration::from_secs(seconds) {
+                let stderr = fs::read_to_string(self.dir.join("stderr")).unwrap_or_default();
+                panic!("no {what} within {seconds} s\n--- console\n{}\n--- stderr\n{stderr}", self.console());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// A path of the node, seen from here.
+    pub fn path(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.pid))
+    }
+
+    /// A connection to the door as root.
+    pub fn connect(&self) -> Connection {
+        let connection =
+            self.until("door", 10, |node| UnixStream::connect(node.path("/run/nulld.sock")).ok());
+        let connection = Connection::new(connection);
+        connection.set_timeout(Some(Duration::from_secs(10))).unwrap();
+        connection
+    }
+
+    /// A connection to the door as another user.
+    pub fn connect_as(&self, uid: u32) -> Connection {
+        let run = File::open(self.path("/run")).unwrap();
+        std::thread::spawn(move || {
+            use std::os::fd::AsRawFd;
+            rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(uid)).unwrap();
+            let path = format!("/proc/thread-self/fd/{}/nulld.sock", run.as_raw_fd());
+            let connection = Connection::new(UnixStream::connect(path).unwrap());
+            connection.set_timeout(Some(Duration::from_secs(10))).unwrap();
+            connection
+        })
+        .join()
+        .unwrap()
+    }
+
+    pub fn call(&self, method: &str, params: Value) -> Response {
+        call(&mut self.connect(), method, params)
+    }
+
+    pub fn status(&self) -> SystemStatus {
+        let response = self.call("system.status", Value::Null);
+        serde_json::from_value(response.result.expect("a status")).unwrap()
+    }
+
+    pub fn service(&self, name: &str) -> ServiceStatus {
+        let status = self.status();
+        let found = status.services.iter().find(|service| service.name == name);
+        found.unwrap_or_else(|| panic!("no {name} in {status:?}")).clone()
+    }
+
+    /// Waits until a service is in a state.
+    pub fn wait_state(&self, name: &str, state: &str, seconds: u64) -> ServiceStatus {
+        self.until(&format!("{name} {state}"), seconds, |node| {
+            let service = node.service(name);
+            (service.state == state).then_some(service)
+        })
+    }
+
+    pub fn logs(&self, service: &str) -> Vec<LogLine> {
+        let mut connection = self.connect();
+        let params = serde_json::json!({ "service": service });
+        connection.write_line(&Request::call(1, "system.logs", params)).unwrap();
+        let mut lines = Vec::new();
+        loop {
+            match read(&mut connection) {
+                Incoming::Notification(note) => lines.push(serde_json::from_value(note.params).unwrap()),
+                Incoming::Response(response) => {
+                    assert!(response.error.is_none(), "{response:?}");
+                    return lines;
+                }
+            }
+        }
+    }
+
+    /// Waits for the end of PID 1; the signal that a PID namespace gives for reboot(2): 1 restart, 2 power-off.
+    pub fn wait_end(&mut self, seconds: u64) -> i32 {
+        let begin = Instant::now();
+        loop {
+            if let Some(status) = self.unshare.try_wait().unwrap() {
+                return status.signal().unwrap_or_else(|| panic!("{status:?}\n{}", self.console()));
+            }
+            assert!(
+                begin.elapsed() < Duration::from_secs(seconds),
+                "the node does not end\n{}",
+                self.console()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let stderr = fs::read_to_string(self.dir.join("stderr")).unwrap_or_default();
+            eprintln!("--- console\n{}\n--- stderr\n{stderr}", self.console());
+        }
+        let _ = self.unshare.kill(); // it may have ended; --kill-child takes PID 1 with it
+        let _ = self.unshare.wait();
+        let begin = Instant::now();
+        while self.cgroup.exists() && begin.elapsed() < Duration::from_secs(5) {
+            let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
+            remove_cgroups(&self.cgroup);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+pub fn call(connection: &mut Connection, method: &str, params: Value) -> Response {
+    connection.write_line(&Request::call(1, method, params)).unwrap();
+    match read(connection) {
+        Incoming::Response(response) => response,
+        other => panic!("{other:?}"),
+    }
+}
+
+pub fn read(connection: &mut Connection) -> Incoming {
+    let line = connection.read_line().unwrap().expect("an answer");
+    serde_json::from_str(&line).unwrap()
+}
+
+fn cgroup_mount() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    let mut words = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let found = words.find(|words| words.get(2) == Some(&"cgroup2"));
+    PathBuf::from(found.expect("cgroup v2 is mounted somewhere")[1])
+}
+
+fn remove_cgroups(path: &Path) {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove_cgroups(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(path); // busy until its processes are gone: the caller tries again
+}
+
+fn child_of(parent: u32) -> Option<u32> {
+    fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        // The name may hold blanks; the parent is the second word after it.
+        let ppid = stat.rsplit(')').next()?.split_whitespace().nth(1)?;
+        let is_nulld = fs::read_to_string(entry.path().join("comm")).ok()?.trim() == "nulld";
+        (ppid == parent.to_string() && is_nulld).then_some(pid)
+    })
+}
