@@ -92,13 +92,15 @@ fn live() -> Result<(), String> {
         Ok(plan) => plan,
         Err(failure) => return Err(report(&mut control, failure)),
     };
-    let disks = match stages.done("disks", mounts::disks()) {
-        Ok(disks) => disks,
+    let disks =
+        stages.done("rootfs", mounts::rootfs()).and_then(|()| stages.done("scratch", mounts::scratch()));
+    let scratch = match disks {
+        Ok(scratch) => scratch,
         Err(failure) => return Err(report(&mut control, failure)),
     };
     let served = serve(control, signals, plan, stages);
-    // Nothing of a scratch disk may be lost once its agent was told that it is there.
-    let _ = rustix::fs::syncfs(&disks.scratch); // the disk goes with the VM
+    // What the agent wrote reaches the disk before the VM ends; should that fail, the disk goes with the VM anyway.
+    let _ = rustix::fs::syncfs(&scratch);
     served
 }
 

@@ -42,24 +42,20 @@ const ROOTFS: &str = "/rootfs";
 const SCRATCH: &str = "/scratch";
 const ROOT: &str = "/root.agent";
 
-/// The disks, mounted.
-#[derive(Debug)]
-pub struct Disks {
-    /// The scratch file system, to be synced at the end.
-    pub scratch: OwnedFd,
-}
-
-/// Mounts the rootfs (vda) and the scratch disk (vdb), and grows the latter's file system to its disk.
-pub fn disks() -> Result<Disks, StepError> {
+/// Mounts the rootfs (vda). The first thing done to the file system: also makes the places for the other mounts.
+pub fn rootfs() -> Result<(), StepError> {
     for directory in ["/dev", ROOTFS, SCRATCH, ROOT] {
         std::fs::create_dir_all(directory).step(directory)?;
     }
-    let quiet = MountFlags::NODEV | MountFlags::NOSUID;
     mount("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID, None).step("mount /dev")?;
-    mount("/dev/vda", ROOTFS, "squashfs", quiet | MountFlags::RDONLY, None)
-        .step("mount the rootfs (vda, squashfs)")?;
-    mount("/dev/vdb", SCRATCH, "ext4", quiet | MountFlags::NOATIME, None)
-        .step("mount the scratch disk (vdb, ext4)")?;
+    let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::RDONLY;
+    mount("/dev/vda", ROOTFS, "squashfs", flags, None).step("mount the rootfs (vda, squashfs)")
+}
+
+/// Mounts the scratch disk (vdb) and grows its file system to it. The directory is for the sync at the end.
+pub fn scratch() -> Result<OwnedFd, StepError> {
+    let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOATIME;
+    mount("/dev/vdb", SCRATCH, "ext4", flags, None).step("mount the scratch disk (vdb, ext4)")?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let scratch = rustix::fs::open(SCRATCH, flags, Mode::empty()).step(SCRATCH)?;
     grow(&scratch).step("grow the scratch file system to its disk")?;
@@ -69,7 +65,7 @@ pub fn disks() -> Result<Disks, StepError> {
             Err(error) => return Err(error).step(name),
         }
     }
-    Ok(Disks { scratch })
+    Ok(scratch)
 }
 
 /// The file system's size comes from a template; the disk's from the manifest.

@@ -1,6 +1,6 @@
 //! One channel with its process: pipes to and from it, what waits for its input, how it ends.
 //!
-//! Must hold: what waits for a process's input is at most [`INPUT_BYTES_HIGH`] and one frame; above that the host is not
+//! Must hold: what waits for a process's input is at most [`INPUT_BYTES_HIGH`] and what one read of the connection brings; above that the host is not
 //! read, and a process that takes nothing for [`INPUT_STALL`] while the host waits is ended.
 
 use rustix::io::Errno;
@@ -33,11 +33,17 @@ pub struct Process {
     life: Life,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
-    stdin: Option<OwnedFd>,
-    input: VecDeque<u8>,
-    input_ended: bool,
-    input_moved: Instant,
+    pub input: Feed,
     drain_until: Option<Instant>,
+}
+
+/// What waits for a process's standard input.
+#[derive(Debug)]
+pub struct Feed {
+    pipe: Option<OwnedFd>,
+    waiting: VecDeque<u8>,
+    ended: bool,
+    moved: Instant,
 }
 
 /// What reading an output gave.
@@ -57,10 +63,7 @@ impl Process {
             life: Life::default(),
             stdout: Some(spawned.stdout),
             stderr: Some(spawned.stderr),
-            stdin: spawned.stdin,
-            input: VecDeque::new(),
-            input_ended: false,
-            input_moved: Instant::now(),
+            input: Feed::new(spawned.stdin),
             drain_until: None,
         }
     }
@@ -109,8 +112,7 @@ impl Process {
 
     /// The leader was reaped. Whatever it left is killed by whoever calls this with [`Act::KillTree`].
     pub fn leader_ended(&mut self, ended: Ended) -> Act {
-        self.stdin = None;
-        self.input.clear();
+        self.input.close();
         self.drain_until = Some(Instant::now() + DRAIN_TIME);
         self.life.leader_ended(ended)
     }
@@ -126,64 +128,120 @@ impl Process {
         self.life.drain_expired()
     }
 
-    /// Queues input; empty is its end. Input after the end, or for a process without input, is dropped.
-    pub fn push_input(&mut self, bytes: &[u8]) {
-        if self.stdin.is_none() || self.input_ended {
-            return;
-        }
-        if self.input.is_empty() {
-            self.input_moved = Instant::now();
-        }
-        self.input_ended = bytes.is_empty();
-        self.input.extend(bytes);
-        self.write_input();
-    }
-
-    /// The input, while something waits for it.
-    pub fn wants_input(&self) -> Option<BorrowedFd<'_>> {
-        self.stdin.as_ref().filter(|_| !self.input.is_empty()).map(AsFd::as_fd)
-    }
-
-    /// Whether the host must wait before it may send more.
-    pub fn is_full(&self) -> bool {
-        self.input.len() > INPUT_BYTES_HIGH
-    }
-
-    /// When the process will have held up the host for too long.
-    pub fn stalled_at(&self) -> Option<Instant> {
-        self.is_full().then(|| self.input_moved + INPUT_STALL)
-    }
-
-    /// Writes what the pipe takes; closes it after the last byte. A process that closed its input loses the rest.
-    pub fn write_input(&mut self) {
-        while let Some(fd) = &self.stdin {
-            let (first, _) = self.input.as_slices();
-            if first.is_empty() {
-                break;
-            }
-            match rustix::io::write(fd, first) {
-                Ok(count) => {
-                    self.input.drain(..count);
-                    self.input_moved = Instant::now();
-                }
-                Err(Errno::AGAIN) => return,
-                Err(Errno::INTR) => {}
-                Err(_) => {
-                    self.input.clear();
-                    self.input_ended = true;
-                }
-            }
-        }
-        if self.input_ended {
-            self.stdin = None;
-        }
-    }
-
     /// Sends a signal to the leader's process group, while the leader is there.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         if !self.life.running() {
             return Ok(());
         }
         sys::signal_group(self.leader.as_raw_nonzero().get(), signal)
+    }
+}
+
+impl Feed {
+    /// Nothing waits yet.
+    pub fn new(pipe: Option<OwnedFd>) -> Feed {
+        Feed { pipe, waiting: VecDeque::new(), ended: false, moved: Instant::now() }
+    }
+
+    /// Queues input; empty is its end. Input after the end, or for a process without input, is dropped.
+    pub fn push(&mut self, bytes: &[u8]) {
+        if self.pipe.is_none() || self.ended {
+            return;
+        }
+        if self.waiting.is_empty() {
+            self.moved = Instant::now();
+        }
+        self.ended = bytes.is_empty();
+        self.waiting.extend(bytes);
+        self.write();
+    }
+
+    /// The pipe, while something waits for it.
+    pub fn wants(&self) -> Option<BorrowedFd<'_>> {
+        self.pipe.as_ref().filter(|_| !self.waiting.is_empty()).map(AsFd::as_fd)
+    }
+
+    /// Whether the host must wait before it may send more.
+    pub fn is_full(&self) -> bool {
+        self.waiting.len() > INPUT_BYTES_HIGH
+    }
+
+    /// When the process will have held up the host for too long.
+    pub fn stalled_at(&self) -> Option<Instant> {
+        self.is_full().then(|| self.moved + INPUT_STALL)
+    }
+
+    /// Writes what the pipe takes; closes it after the last byte. A process that closed its input loses the rest.
+    pub fn write(&mut self) {
+        while let Some(fd) = &self.pipe {
+            let (first, _) = self.waiting.as_slices();
+            if first.is_empty() {
+                break;
+            }
+            match rustix::io::write(fd, first) {
+                Ok(count) => {
+                    self.waiting.drain(..count);
+                    self.moved = Instant::now();
+                }
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR) => {}
+                Err(_) => return self.close(),
+            }
+        }
+        if self.ended {
+            self.close();
+        }
+    }
+
+    /// Closes the pipe and forgets what waited for it.
+    pub fn close(&mut self) {
+        self.pipe = None;
+        self.waiting.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read as _;
+
+    fn feed() -> (Feed, std::fs::File) {
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::NONBLOCK).unwrap();
+        (Feed::new(Some(writer)), reader.into())
+    }
+
+    #[test]
+    fn input_arrives_whole_and_its_end_follows() {
+        let (mut feed, mut reader) = feed();
+        let sent: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
+        let reading = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            reader.read_to_end(&mut got).unwrap();
+            got
+        });
+        for chunk in sent.chunks(60_000) {
+            feed.push(chunk);
+        }
+        feed.push(b"");
+        feed.push(b"after the end");
+        while feed.wants().is_some() {
+            feed.write();
+            std::thread::yield_now();
+        }
+        assert_eq!(reading.join().unwrap(), sent);
+    }
+
+    #[test]
+    fn a_process_that_does_not_read_makes_the_host_wait_and_then_stalls() {
+        let (mut feed, reader) = feed();
+        while !feed.is_full() {
+            feed.push(&[0; 60_000]);
+        }
+        let stalled = feed.stalled_at().unwrap();
+        assert!(stalled > Instant::now() && stalled <= Instant::now() + INPUT_STALL);
+        drop(reader);
+        feed.write();
+        assert!(!feed.is_full() && feed.wants().is_none(), "a closed input holds nobody up");
     }
 }

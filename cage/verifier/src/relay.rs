@@ -149,3 +149,70 @@ fn pump(from: &OwnedFd, to: &OwnedFd, flow: &mut Flow) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixStream;
+
+    fn link() -> (UnixStream, UnixStream, Link) {
+        let ((agent, near), (far, host)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+        for socket in [&near, &far] {
+            socket.set_nonblocking(true).unwrap();
+        }
+        let link = Link { agent: near.into(), host: far.into(), up: Flow::default(), down: Flow::default() };
+        (agent, host, link)
+    }
+
+    #[test]
+    fn bytes_and_ends_pass_in_both_directions() {
+        let (mut agent, mut host, mut link) = link();
+        agent.write_all(b"question").unwrap();
+        agent.shutdown(std::net::Shutdown::Write).unwrap();
+        link.pump().unwrap();
+        link.pump().unwrap();
+        let mut text = String::new();
+        host.read_to_string(&mut text).unwrap();
+        assert_eq!((text.as_str(), link.up.closed, link.down.closed), ("question", true, false));
+        host.write_all(b"answer").unwrap();
+        drop(host);
+        link.pump().unwrap();
+        link.pump().unwrap();
+        text.clear();
+        agent.read_to_string(&mut text).unwrap();
+        assert_eq!((text.as_str(), link.down.closed), ("answer", true));
+    }
+
+    #[test]
+    fn a_reader_that_stops_makes_its_writer_stop() {
+        let (agent, _host, mut link) = link();
+        agent.set_nonblocking(true).unwrap();
+        let mut written = 0;
+        // Ends only if the relay stops taking: an unbounded one would go on for ever.
+        for _ in 0..10_000 {
+            match (&agent).write(&[b'x'; 4096]) {
+                Ok(count) => written += count,
+                Err(_) => break,
+            }
+            link.pump().unwrap();
+        }
+        assert!(written < 4 * 1024 * 1024, "{written} bytes were taken for a reader that took none");
+        assert!(link.up.chunk.len() <= CHUNK_BYTES);
+        assert!(!interest(&link.up, &link.down).contains(PollFlags::IN));
+    }
+
+    #[test]
+    fn an_end_that_waits_for_nothing_is_not_polled() {
+        let (agent, _host, mut link) = link();
+        drop(agent);
+        link.pump().unwrap();
+        let relay = Relay {
+            listener: UnixListener::bind(std::env::temp_dir().join(format!("relay-{}", std::process::id())))
+                .unwrap(),
+            links: vec![link],
+        };
+        assert_eq!(relay.interests().count(), 1, "the agent's end is gone, the host's may still speak");
+        let _ = fs::remove_file(std::env::temp_dir().join(format!("relay-{}", std::process::id())));
+    }
+}

@@ -106,11 +106,16 @@ impl Sandbox {
         Err(io::Error::other("its interpreters are scripts, too many deep"))
     }
 
-    /// In a child: gives up everything, in the one order that works. Only exec may follow.
-    pub fn enter(&self, workdir: &std::ffi::CStr) -> Result<(), StepError> {
+    /// In a child: the bounds of the whole process.
+    pub fn bound() -> Result<(), StepError> {
         rustix::process::setrlimit(Resource::Nofile, NOFILE).step("limit on open files")?;
         rustix::process::setrlimit(Resource::Core, NO_CORE).step("limit on cores")?;
         rustix::process::umask(Mode::from_raw_mode(0o022));
+        Ok(())
+    }
+
+    /// In a child: gives up everything, in the one order that works. Only exec may follow.
+    pub fn enter(&self, workdir: &std::ffi::CStr) -> Result<(), StepError> {
         give_up_root().step("give up root")?;
         rustix::process::chdir(workdir)
             .step(format_args!("working directory `{}`", workdir.to_string_lossy()))?;
@@ -196,5 +201,174 @@ fn seal(loader: &Path) -> io::Result<()> {
 pub fn tell_missing(plan: &Plan) {
     for path in plan.read.iter().filter(|path| fs::metadata(path).is_err()) {
         console::say(format_args!("filesystem.read `{path}` is not in the rootfs"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::CStr;
+    use std::process::{Command, Stdio};
+
+    const ROOT: &CStr = c"/";
+
+    fn place(name: &str) -> PathBuf {
+        let path = PathBuf::from(format!("/tmp/sandbox-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        for (dir, mode) in [("", 0o755), ("read", 0o755), ("write", 0o777), ("other", 0o777)] {
+            fs::create_dir_all(path.join(dir)).unwrap();
+            fs::set_permissions(path.join(dir), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        fs::write(path.join("read/x"), "x").unwrap();
+        fs::write(path.join("other/x"), "x").unwrap();
+        path
+    }
+
+    fn rule(path: impl AsRef<Path>, rights: u64) -> Rule {
+        Rule { path: path.as_ref().to_str().unwrap().to_owned(), rights, required: true }
+    }
+
+    fn run(path: &str) -> Option<i32> {
+        let status = Command::new(path).stdin(Stdio::null()).stdout(Stdio::null()).status();
+        status.map_or_else(|error| Some(-error.raw_os_error().unwrap()), |status| status.code())
+    }
+
+    /// Every wall is a thread's own, so a thread can take them on and try them. Needs root and Landlock, as PID 1 has them.
+    fn inside(rules: Vec<Rule>, shell: bool, probe: impl FnOnce() + Send + 'static) {
+        assert!(rustix::process::getuid().is_root(), "run the verifier's tests as root");
+        let sandbox = Sandbox::with_rules(&rules, shell).unwrap();
+        let thread = std::thread::spawn(move || {
+            sandbox.enter(ROOT).unwrap();
+            probe();
+        });
+        thread.join().unwrap();
+    }
+
+    fn refused<T>(result: io::Result<T>) -> bool {
+        result.is_err_and(|error| error.raw_os_error() == Some(libc::EACCES))
+    }
+
+    #[test]
+    fn only_granted_paths_open() {
+        let path = place("paths");
+        let rules = vec![rule(path.join("read"), access::READ), rule(path.join("write"), access::WRITE)];
+        let dir = path.clone();
+        inside(rules, true, move || {
+            assert_eq!(fs::read(dir.join("read/x")).unwrap(), b"x");
+            assert!(refused(fs::write(dir.join("read/y"), "y")));
+            assert!(refused(fs::read(dir.join("other/x"))));
+            assert!(refused(fs::read("/etc/passwd")));
+            assert!(refused(fs::write(dir.join("other/y"), "y")));
+            fs::write(dir.join("write/y"), "y").unwrap();
+            std::os::unix::fs::symlink(dir.join("other/x"), dir.join("write/link")).unwrap();
+            assert!(refused(fs::read(dir.join("write/link"))), "a link leads nowhere new");
+            assert!(fs::hard_link(dir.join("other/x"), dir.join("write/hard")).is_err());
+            assert!(refused(fs::rename(dir.join("write/y"), dir.join("other/y"))));
+        });
+        fs::remove_dir_all(path).unwrap();
+    }
+
+    #[test]
+    fn only_granted_programs_run() {
+        let real = |path: &str| fs::canonicalize(path).unwrap();
+        let loader =
+            match elf::needs(|offset, length| read_at(&fs::File::open("/bin/true").unwrap(), offset, length))
+                .unwrap()
+            {
+                Needs::Loader(loader) => real(&loader),
+                other => panic!("/bin/true needs {other:?}"),
+            };
+        let mut rules: Vec<Rule> =
+            ["/usr", "/lib", "/lib64", "/etc"].iter().map(|dir| rule(dir, access::READ)).collect();
+        rules.extend([
+            rule(real("/bin/true"), access::RUN),
+            rule(loader, access::RUN),
+            rule("/dev/null", access::READ_FILE | access::WRITE_FILE),
+        ]);
+        inside(rules, false, || {
+            assert_eq!(run("/bin/true"), Some(0));
+            assert_eq!(run("/bin/false"), Some(-libc::EACCES));
+            assert_eq!(run("/bin/sh"), Some(-libc::EACCES));
+        });
+    }
+
+    #[test]
+    fn nothing_of_root_is_left() {
+        inside(vec![rule("/proc", access::READ)], false, || {
+            let ids = (
+                rustix::process::getuid().as_raw(),
+                rustix::process::geteuid().as_raw(),
+                rustix::process::getegid().as_raw(),
+            );
+            assert_eq!(ids, (GUEST_UID, GUEST_UID, GUEST_UID));
+            assert!(rustix::process::getgroups().unwrap().is_empty());
+            let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+            let field = |name: &str| {
+                status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned()
+            };
+            for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+                assert_eq!(u64::from_str_radix(&field(set), 16), Ok(0), "{set}");
+            }
+            assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), ("1".into(), "2".into()));
+            assert!(rustix::thread::set_thread_uid(rustix::process::Uid::ROOT).is_err());
+        });
+    }
+
+    #[test]
+    fn the_filter_holds_in_the_kernel() {
+        inside(Vec::new(), false, || {
+            let refused = |result: io::Error| result.raw_os_error() == Some(libc::EPERM);
+            assert!(refused(sys::vsock(false).unwrap_err()));
+            assert!(refused(rustix::process::chroot("/").unwrap_err().into()));
+            assert!(refused(
+                rustix::mount::unmount("/proc", rustix::mount::UnmountFlags::empty()).unwrap_err().into()
+            ));
+            assert!(refused(rustix::system::sethostname(b"x").unwrap_err().into()));
+            assert!(std::net::UdpSocket::bind("127.0.0.1:0").is_ok());
+            assert!(std::thread::spawn(|| 1).join().is_ok(), "threads still start");
+        });
+    }
+
+    #[test]
+    fn a_missing_path_is_an_error_only_where_it_is_required() {
+        let mut missing = rule("/nonexistent", access::READ);
+        assert!(
+            Sandbox::with_rules(std::slice::from_ref(&missing), true)
+                .unwrap_err()
+                .to_string()
+                .contains("/nonexistent")
+        );
+        missing.required = false;
+        Sandbox::with_rules(&[missing], true).unwrap();
+    }
+
+    #[test]
+    fn a_program_is_taken_from_whoever_could_rewrite_it() {
+        let path = place("protect").join("write/program");
+        fs::write(&path, "#!/bin/sh\n").unwrap();
+        for (owner, mode) in [(GUEST_UID, 0o700), (0, 0o777), (GUEST_UID, 0o4755)] {
+            std::os::unix::fs::chown(&path, Some(owner), Some(owner)).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            protect(&open_regular(&path).unwrap()).unwrap();
+            let metadata = fs::metadata(&path).unwrap();
+            assert_eq!((metadata.uid(), metadata.mode() & 0o7777), (0, 0o755), "{mode:o}");
+        }
+        fs::remove_dir_all(path.parent().unwrap().parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_program_that_is_a_fifo_does_not_stop_pid_1() {
+        let path = place("fifo");
+        let fifo = path.join("fifo");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &fifo,
+            rustix::fs::FileType::Fifo,
+            Mode::from_raw_mode(0o666),
+            0,
+        )
+        .unwrap();
+        assert!(open_regular(&fifo).unwrap_err().to_string().contains("regular"));
+        fs::remove_dir_all(path).unwrap();
     }
 }

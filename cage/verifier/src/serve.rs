@@ -128,7 +128,7 @@ impl Server {
                     Token::Output(channel, output) => self.pass_output(channel, output)?,
                     Token::Input(channel) => {
                         if let Some(process) = self.processes.get_mut(&channel) {
-                            process.write_input();
+                            process.input.write();
                         }
                     }
                     Token::Listener => self.relay.accept(),
@@ -142,7 +142,7 @@ impl Server {
 
     /// Waits for events, at most until the next deadline.
     fn poll(&self) -> Result<Vec<Token>, ServeError> {
-        let read_host = !self.processes.values().any(Process::is_full);
+        let read_host = !self.processes.values().any(|process| process.input.is_full());
         let mut tokens = vec![Token::Signals, Token::Control];
         let mut fds = vec![
             PollFd::new(&self.signals, PollFlags::IN),
@@ -157,7 +157,7 @@ impl Server {
                     }
                 }
             }
-            if let Some(fd) = process.wants_input() {
+            if let Some(fd) = process.input.wants() {
                 tokens.push(Token::Input(*channel));
                 fds.push(PollFd::from_borrowed_fd(fd, PollFlags::OUT));
             }
@@ -175,6 +175,11 @@ impl Server {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(ServeError::Poll(error.into())),
         }
+        // Unread while an input is full, the connection still says when it is gone.
+        let gone = PollFlags::HUP | PollFlags::ERR;
+        if !read_host && fds.get(1).is_some_and(|control| control.revents().intersects(gone)) {
+            return Err(ServeError::Closed);
+        }
         let ready = fds.iter().zip(tokens).filter(|(fd, _)| !fd.revents().is_empty());
         Ok(ready.map(|(_, token)| token).collect())
     }
@@ -187,7 +192,7 @@ impl Server {
         let leaving = (!self.leaving.is_empty()).then(|| Instant::now() + LEAVING_PAUSE);
         let processes = self.processes.values();
         let room = self.control.has_room();
-        let deadlines = processes.flat_map(|p| [p.drain_until().filter(|_| room), p.stalled_at()]);
+        let deadlines = processes.flat_map(|p| [p.drain_until().filter(|_| room), p.input.stalled_at()]);
         let next = deadlines.chain([stop, leaving]).flatten().min()?;
         Timespec::try_from(next.saturating_duration_since(Instant::now())).ok()
     }
@@ -197,10 +202,11 @@ impl Server {
         let now = Instant::now();
         let mut finished = Vec::new();
         for (channel, process) in &mut self.processes {
-            if process.stalled_at().is_some_and(|at| at <= now) {
+            if process.input.stalled_at().is_some_and(|at| at <= now) {
                 console::say_of_agent(format_args!(
                     "channel {channel}: ended, it did not read its input while the host waited"
                 ));
+                process.input.close();
                 kill(&process.group);
             }
             // While the host takes nothing, outputs are not read, so an open one says nothing about survivors.
@@ -273,8 +279,8 @@ impl Server {
 
     /// Reads the host's frames.
     fn hear(&mut self) -> Result<(), ServeError> {
-        if self.processes.values().any(Process::is_full) {
-            return Ok(()); // writable, or gone: the next write or an end of the stall will tell
+        if self.processes.values().any(|process| process.input.is_full()) {
+            return Ok(()); // it was polled for writing
         }
         if !self.control.receive()? {
             return Err(ServeError::Closed);
@@ -299,7 +305,7 @@ impl Server {
             // For a channel that has just ended the two cross each other on the way: no error.
             Kind::Stdin => {
                 if let Some(process) = known {
-                    process.push_input(&frame.payload);
+                    process.input.push(&frame.payload);
                 }
                 Ok(())
             }

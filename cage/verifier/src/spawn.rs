@@ -132,6 +132,7 @@ fn become_agent(
     rustix::stdio::dup2_stderr(stderr.as_fd()).step("standard error")?;
     sys::close_on_exec_from(3).step("close descriptors")?;
     sys::default_signals().step("signals")?;
+    Sandbox::bound()?;
     sandbox.enter(&program.workdir)
 }
 
