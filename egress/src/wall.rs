@@ -4,6 +4,7 @@
 //! answered at once, so that the agent sees a refusal and not a hang.
 //! Must never: name an address outside a VM's own link and 198.18.0.0/15 as something that may pass.
 
+use abi::identity::UPLINK_UID;
 use abi::limits;
 use std::net::Ipv4Addr;
 

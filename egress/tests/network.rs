@@ -396,6 +396,16 @@ fn the_nodes_firewall_lets_in_the_gate_and_lets_out_egress() {
         "setpriv --reuid=1234 --clear-groups timeout 3 bash -c ': < /dev/tcp/203.0.113.10/80' && echo left || echo kept",
     ));
     assert!(said.contains("kept"), "{said}");
+    // The DHCP client's user may ask for a lease; nobody else may, and it may do nothing else.
+    for (uid, port, sent) in [(204, 67, true), (204, 53, false), (0, 67, false)] {
+        // A socket belongs to who made it: python itself may only be readable for root.
+        let said = text(&world.on_node(&format!(
+            "python3 -c 'import os, socket\nos.seteuid({uid}); s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); \
+             os.seteuid(0)\ns.setsockopt(1, 6, 1); s.bind((\"0.0.0.0\", 68))\n\
+             s.sendto(b\"x\", (\"255.255.255.255\", {port})); print(\"sent\")' || true"
+        )));
+        assert_eq!(said.contains("sent"), sent, "uid {uid} to port {port}: {said}");
+    }
     let said = text(&world.on_internet("ping -c 1 -W 2 192.0.2.2 || true"));
     assert!(said.contains("1 received") || said.contains("not found"), "{said}");
 }
