@@ -87,7 +87,7 @@ def greeting(host, port):
 
 def remember(page):
     say("memory")
-    memory = Memory()
+    memory = allowed("reach it", lambda: ("a Unix socket", Memory()))
 
     def written(value):
         entry = memory.call("memory.write", key="notes/first", value=value)
