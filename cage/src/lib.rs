@@ -4,6 +4,20 @@
 //! Must hold: what runs was asked for by the door or by `autostart`, and has a receipt; what ended leaves nothing behind.
 //! Must never: believe a guest about anything but the guest itself, or read a disk that a guest wrote.
 
+pub mod agents;
+pub mod door;
+pub mod exec;
+pub mod guest;
+pub mod imports;
 pub mod jail;
+pub mod lease;
+pub mod life;
+pub mod manifests;
+pub mod order;
+pub mod output;
+pub mod places;
+pub mod recovery;
+pub mod state;
 pub mod store;
 pub mod sys;
+pub mod vmm;

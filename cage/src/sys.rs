@@ -9,7 +9,7 @@ use std::io;
 /// whoever owned one of them must not touch it again.
 pub fn close_from(first: u32) -> io::Result<()> {
     // SAFETY: cage-vmm calls this once, first thing and single-threaded, when nothing in it owns a descriptor yet.
-    match unsafe { libc::close_range(first, u32::MAX, 0) } {
+    match unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0u32) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -88,10 +88,7 @@ impl Delegated {
                 // A kernel without swap has no such file, and no swap.
                 Err(error) if file == "memory.swap.max" && error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    return Err(io::Error::new(
-                        error.kind(),
-                        format!("{}: {error}", path.display()),
-                    ));
+                    return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display())));
                 }
                 Ok(()) => {}
             }
@@ -142,19 +139,9 @@ impl VmCgroup {
 
     /// Memory and CPU time used so far.
     pub fn usage(&self) -> Option<Use> {
-        let memory: u64 = fs::read_to_string(self.dir.join("memory.current"))
-            .ok()?
-            .trim()
-            .parse()
-            .ok()?;
-        let cpu_us = field(
-            &fs::read_to_string(self.dir.join("cpu.stat")).ok()?,
-            "usage_usec",
-        )?;
-        Some(Use {
-            memory_kib: memory / 1024,
-            cpu_ms: cpu_us / 1000,
-        })
+        let memory: u64 = fs::read_to_string(self.dir.join("memory.current")).ok()?.trim().parse().ok()?;
+        let cpu_us = field(&fs::read_to_string(self.dir.join("cpu.stat")).ok()?, "usage_usec")?;
+        Some(Use { memory_kib: memory / 1024, cpu_ms: cpu_us / 1000 })
     }
 
     /// Whether the kernel killed it for using more than memory.max.
@@ -171,14 +158,12 @@ impl VmCgroup {
     }
 
     /// Kills what is left and removes the cgroup; an error after a bounded time if tasks do not go.
-    pub fn remove(self) -> io::Result<()> {
+    pub fn remove(&self) -> io::Result<()> {
         let deadline = Instant::now() + Duration::from_millis(KILL_MS_MAX);
         loop {
             match fs::remove_dir(&self.dir) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                Err(error)
-                    if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline =>
-                {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
                     self.kill()?;
                     std::thread::sleep(Duration::from_millis(10));
                 }
@@ -202,19 +187,12 @@ mod tests {
 
     #[test]
     fn bounds_become_the_kernels_values() {
-        let bounds = Bounds {
-            cpu_percent: 40,
-            memory_mib: 512,
-            disk_in_memory_mib: 0,
-        };
+        let bounds = Bounds { cpu_percent: 40, memory_mib: 512, disk_in_memory_mib: 0 };
         let files = bounds.files();
         assert_eq!(files[0], ("cpu.max", "40000 100000".into()));
         assert_eq!(files[1], ("memory.max", (576u64 << 20).to_string()));
         assert_eq!(files[3], ("memory.oom.group", "1".into()));
-        let ephemeral = Bounds {
-            disk_in_memory_mib: 1024,
-            ..bounds
-        };
+        let ephemeral = Bounds { disk_in_memory_mib: 1024, ..bounds };
         assert_eq!(ephemeral.files()[1].1, (1600u64 << 20).to_string());
     }
 

@@ -78,10 +78,7 @@ pub struct JailError {
 
 /// Names the step of an error.
 pub(crate) fn at<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> JailError {
-    move |error| JailError {
-        step,
-        error: error.into(),
-    }
+    move |error| JailError { step, error: error.into() }
 }
 
 /// Proof that the jail around this process is closed but for the system call filter. Only [`enter`] makes it.
@@ -103,9 +100,8 @@ impl Jailed {
 pub fn enter(spec: &JailSpec, netns: Option<OwnedFd>) -> Result<Jailed, JailError> {
     std::fs::write(spec.cgroup.join("cgroup.procs"), "0").map_err(at("cgroup"))?;
     match (&spec.network, netns) {
-        (Some(_), Some(netns)) => {
-            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).map_err(at("network"))?
-        }
+        (Some(_), Some(netns)) => move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
+            .map_err(at("network"))?,
         (None, None) => sys::leave_namespaces(UnshareFlags::NEWNET).map_err(at("network"))?,
         _ => {
             let error = io::Error::new(

@@ -26,10 +26,7 @@ pub fn limit(spec: &JailSpec) -> Result<(), JailError> {
         (Resource::Nice, 0),
     ];
     for (resource, bound) in limits {
-        let both = Rlimit {
-            current: Some(bound),
-            maximum: Some(bound),
-        };
+        let both = Rlimit { current: Some(bound), maximum: Some(bound) };
         rustix::process::setrlimit(resource, both).map_err(at("limits"))?;
     }
     Ok(())
@@ -59,6 +56,7 @@ pub fn drop(uid: u32) -> Result<(), JailError> {
     rustix::thread::set_capabilities(None, none).map_err(at("privileges: capabilities"))?;
     rustix::thread::set_no_new_privs(true).map_err(at("privileges: no_new_privs"))?;
     // The change of identity cleared both (prctl(2)), so they are set after it.
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(at("privileges: dumpable"))?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(at("privileges: dumpable"))?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(at("privileges: parent"))
 }

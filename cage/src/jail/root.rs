@@ -31,7 +31,8 @@ pub fn enter(spec: &JailSpec) -> Result<(), JailError> {
     mount_change("/", private).map_err(at("mounts: make private"))?;
     // The tmpfs holds only mount points and device nodes.
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
-    mount("tmpfs", &spec.root, "tmpfs", flags, c"mode=0755,size=64k,nr_inodes=32").map_err(at("mounts: root"))?;
+    mount("tmpfs", &spec.root, "tmpfs", flags, c"mode=0755,size=64k,nr_inodes=32")
+        .map_err(at("mounts: root"))?;
     bind_file(&spec.kernel, &spec.root, KERNEL, MountFlags::RDONLY)?;
     bind_file(&spec.initramfs, &spec.root, INITRAMFS, MountFlags::RDONLY)?;
     bind_file(&spec.rootfs, &spec.root, ROOTFS, MountFlags::RDONLY)?;
@@ -64,7 +65,8 @@ fn device(spec: &JailSpec, name: &str, minor: u32) -> Result<(), JailError> {
         fs::create_dir_all(parent).map_err(at("devices: directory"))?;
     }
     let mode = Mode::RUSR | Mode::WUSR;
-    mknodat(CWD, &path, FileType::CharacterDevice, mode, makedev(MISC_MAJOR, minor)).map_err(at("devices: node"))?;
+    mknodat(CWD, &path, FileType::CharacterDevice, mode, makedev(MISC_MAJOR, minor))
+        .map_err(at("devices: node"))?;
     let (uid, gid) = (Uid::from_raw(spec.uid), Gid::from_raw(spec.uid));
     chownat(CWD, &path, Some(uid), Some(gid), rustix::fs::AtFlags::empty()).map_err(at("devices: owner"))
 }

@@ -66,7 +66,7 @@ const IOCTLS: &[u64] = &[
     0x4004_54CA, // TUNSETIFF
     0x4004_54D0, // TUNSETOFFLOAD
     0x4004_54D8, // TUNSETVNETHDRSZ
-    0x5401,      // TCGETS: is a descriptor a terminal
+    0x5413,      // TIOCGWINSZ: is a descriptor a terminal (musl)
     0x5421,      // FIONBIO: non-blocking sockets
 ];
 
@@ -95,7 +95,9 @@ const ALLOWED: &[(i64, When, &str)] = &[
     (libc::SYS_close, Always, ""),
     (libc::SYS_fstat, Always, "disk and kernel size"),
     (libc::SYS_newfstatat, Always, "disk and kernel size"),
+    (libc::SYS_fstatfs, Always, "alignment of a disk's file system"),
     (libc::SYS_statx, Always, "disk and kernel size"),
+    (libc::SYS_dup, Always, "eventfds shared by a device and its thread"),
     (libc::SYS_fcntl, Always, "non-blocking TAP and sockets, close-on-exec"),
     (libc::SYS_mmap, Always, "guest memory, thread stacks, allocator"),
     (libc::SYS_mremap, Always, "allocator"),
@@ -163,7 +165,8 @@ pub fn program(refused: SeccompAction) -> Result<BpfProgram, FilterError> {
             Always => {}
             OneOf(index, values) => {
                 for value in values {
-                    let equal = SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *value)?;
+                    let equal =
+                        SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *value)?;
                     chain.push(SeccompRule::new(vec![equal])?);
                 }
             }

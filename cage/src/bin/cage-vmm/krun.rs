@@ -24,10 +24,7 @@ const KERNEL_COMMAND_LINE: &CStr = c"reboot=t panic=-1 console=ttyS0 8250.nr_uar
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
     #[error("libkrun: {call}: {error}")]
-    Call {
-        call: &'static str,
-        error: std::io::Error,
-    },
+    Call { call: &'static str, error: std::io::Error },
     #[error("libkrun: the TAP's name `{0}` must be 1 to 15 bytes without NUL")]
     TapName(String),
 }
@@ -39,10 +36,8 @@ pub struct Vm {
 }
 
 fn checked(call: &'static str, outcome: i32) -> Result<u32, VmError> {
-    u32::try_from(outcome).map_err(|_| VmError::Call {
-        call,
-        error: std::io::Error::from_raw_os_error(-outcome),
-    })
+    u32::try_from(outcome)
+        .map_err(|_| VmError::Call { call, error: std::io::Error::from_raw_os_error(-outcome) })
 }
 
 fn path(text: &str) -> CString {

@@ -8,7 +8,7 @@ mod krun;
 use abi::wire::Connection;
 use cage::jail::{self, JailSpec, Launch, seccomp};
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         }
     };
     let launch = match prepare(&mut connection) {
-        Ok(vm) => match connection.write_line(&Launch::Entered) {
+        Ok(vm) => match report(&connection, &Launch::Entered) {
             Ok(()) => {
                 // The end of this connection tells cage that the jail is closed.
                 drop(connection);
@@ -46,11 +46,15 @@ fn standard_input() -> io::Result<(Connection, File)> {
     Ok((Connection::new(stream), null))
 }
 
+/// One line by write(2): the filter, which stands by now, has no sendmsg(2).
+fn report(connection: &Connection, launch: &Launch) -> io::Result<()> {
+    let mut line = serde_json::to_vec(launch)?;
+    line.push(b'\n');
+    connection.stream().write_all(&line)
+}
+
 fn failed(step: &str, error: impl std::fmt::Display) -> Launch {
-    Launch::Failed {
-        step: step.to_owned(),
-        error: error.to_string(),
-    }
+    Launch::Failed { step: step.to_owned(), error: error.to_string() }
 }
 
 fn prepare(connection: &mut Connection) -> Result<krun::Vm, Launch> {
@@ -62,7 +66,7 @@ fn prepare(connection: &mut Connection) -> Result<krun::Vm, Launch> {
         Ok(vm)
     })();
     if let Err(launch) = &outcome {
-        connection.write_line(launch).unwrap_or_else(|error| {
+        report(connection, launch).unwrap_or_else(|error| {
             abi::log::error("launch_not_reported", &[("error", &error)]);
         });
     }

@@ -1,0 +1,463 @@
+//! All agents of the node: what is known of each, and who starts and stops them.
+//!
+//! Must hold: the states change only by `state::next`; a generation is on disk before it is used, so it never comes twice.
+//! Must never: hold a lock while it waits for a guest, a peer or a disk, but for the small files written here.
+
+use abi::control::{AgentState, AgentStatus, AgentSummary, Progress};
+use abi::guest::{Denied, Exit};
+use abi::ids::{AgentName, Digest, Instance};
+use abi::ledger::Client;
+use abi::log;
+use abi::rpc::{Code, RpcError};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::guest::Session;
+use crate::imports::Imports;
+use crate::jail::cgroup::{Delegated, VmCgroup};
+use crate::life::{self, Mail, Order};
+use crate::manifests::{self, Loaded};
+use crate::output::Log;
+use crate::places::Places;
+use crate::state::{self, Happening};
+use crate::store::Store;
+use crate::vmm::{self, Slots};
+
+/// Refusals of a guest's sandbox that are kept.
+const GUEST_DENIALS_KEPT: usize = 64;
+/// Characters kept of what a guest says about one of them.
+const GUEST_DENIAL_CHARS: usize = 200;
+
+/// One agent, as long as cage runs.
+#[derive(Debug)]
+pub struct Agent {
+    pub name: AgentName,
+    pub log: Log,
+    facts: Mutex<Facts>,
+    changed: Condvar,
+}
+
+/// What is known of an agent.
+#[derive(Debug, Default)]
+pub struct Facts {
+    pub state: Stateful,
+    pub instance: Option<Instance>,
+    /// The manifest of the present or last life.
+    pub loaded: Option<Loaded>,
+    pub rootfs_digest: Option<Digest>,
+    pub asked: Option<Instant>,
+    pub running_since: Option<Instant>,
+    pub stages_ms: Vec<(String, u64)>,
+    pub importing: Option<Progress>,
+    pub detail: String,
+    pub exit: Option<Exit>,
+    pub session: Option<Arc<Session>>,
+    pub cgroup: Option<Arc<VmCgroup>>,
+    pub mail: Option<SyncSender<Mail>>,
+    denials: VecDeque<String>,
+    denials_dropped: u64,
+}
+
+/// The state, changed only by the table.
+#[derive(Debug)]
+pub struct Stateful(AgentState);
+
+impl Default for Stateful {
+    fn default() -> Stateful {
+        Stateful(AgentState::Stopped)
+    }
+}
+
+impl Stateful {
+    /// The state.
+    pub fn now(&self) -> AgentState {
+        self.0
+    }
+
+    /// Lets something happen, if it is legal now.
+    pub fn let_happen(&mut self, happening: Happening) -> Result<AgentState, state::Illegal> {
+        self.0 = state::next(self.0, happening)?;
+        Ok(self.0)
+    }
+}
+
+impl Agent {
+    fn new(name: AgentName, logs: &Path) -> Agent {
+        let log = Log::open(logs.join(format!("{name}.log")));
+        Agent { name, log, facts: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// What is known, for a moment.
+    pub fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is known and wakes who waits for it.
+    pub fn update<T>(&self, change: impl FnOnce(&mut Facts) -> T) -> T {
+        let result = change(&mut self.facts());
+        self.changed.notify_all();
+        self.log.wake();
+        result
+    }
+
+    /// Waits for the next change, or for `patience`.
+    pub fn wait<'a>(&self, facts: MutexGuard<'a, Facts>, patience: Duration) -> MutexGuard<'a, Facts> {
+        self.changed.wait_timeout(facts, patience).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Notes that a stage of the start was reached.
+    pub fn reached(&self, stage: &str) {
+        self.update(|facts| {
+            let since = facts.asked.map_or(0, |asked| asked.elapsed().as_millis() as u64);
+            facts.stages_ms.push((stage.to_owned(), since));
+        });
+    }
+
+    /// Notes what the guest's sandbox refused.
+    pub fn denied(&self, denied: &Denied) {
+        let short = |text: &str| {
+            text.chars().filter(|c| !c.is_control()).take(GUEST_DENIAL_CHARS).collect::<String>()
+        };
+        self.update(|facts| {
+            facts.denials.push_back(format!("{}: {}", short(&denied.what), short(&denied.rule)));
+            if facts.denials.len() > GUEST_DENIALS_KEPT {
+                facts.denials.pop_front();
+                facts.denials_dropped += 1;
+            }
+        });
+    }
+}
+
+impl Facts {
+    /// A new life begins.
+    fn begin(&mut self, instance: Instance, loaded: Loaded, mail: SyncSender<Mail>, asked: Instant) {
+        self.instance = Some(instance);
+        self.loaded = Some(loaded);
+        self.mail = Some(mail);
+        self.asked = Some(asked);
+        (self.rootfs_digest, self.running_since, self.importing, self.exit) = (None, None, None, None);
+        (self.stages_ms, self.detail, self.denials, self.denials_dropped) = Default::default();
+    }
+
+    /// The life is over.
+    pub fn end(&mut self, happening: Happening, detail: String) {
+        if let Err(illegal) = self.state.let_happen(happening) {
+            log::error("state_table_disagrees", &[("illegal", &format!("{illegal:?}"))]);
+        }
+        self.detail = detail;
+        (self.session, self.cgroup, self.mail, self.importing, self.running_since) =
+            (None, None, None, None, None);
+    }
+
+    fn summary(&self, name: &AgentName, configured: Option<&Loaded>) -> Option<AgentSummary> {
+        let own = self.loaded.as_ref().filter(|_| state::alive(self.state.now()));
+        let manifest = &own.or(configured).or(self.loaded.as_ref())?.manifest;
+        Some(AgentSummary {
+            name: name.clone(),
+            version: manifest.version.clone(),
+            state: self.state.now(),
+            instance: self.instance.clone(),
+            rootfs: match &manifest.rootfs {
+                abi::manifest::RootfsRef::Name(name) => name.clone(),
+                abi::manifest::RootfsRef::Digest(digest) => digest.to_string(),
+            },
+            uptime_ms: self.running_since.map(|since| since.elapsed().as_millis() as u64),
+            detail: self.detail.clone(),
+        })
+    }
+
+    fn guest_denials(&self) -> Vec<String> {
+        let dropped =
+            (self.denials_dropped > 0).then(|| format!("{} earlier ones are not kept", self.denials_dropped));
+        dropped.into_iter().chain(self.denials.iter().cloned()).collect()
+    }
+}
+
+/// What should run, for the next life of cage.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wanted {
+    pub agents: Vec<WantedAgent>,
+}
+
+/// One agent that should run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WantedAgent {
+    pub instance: Instance,
+    /// Its life has ended and has its receipt; it should run again all the same.
+    pub ended: bool,
+}
+
+/// All of cage.
+#[derive(Debug)]
+pub struct Cage {
+    pub places: Places,
+    pub store: Store,
+    pub ledger: Client,
+    pub imports: Imports,
+    pub cgroups: Delegated,
+    pub slots: Slots,
+    /// Scratch disks live in memory, so they count as their VM's.
+    pub disks_in_memory: bool,
+    /// The node is going down: what is stopped now should run again.
+    leaving: AtomicBool,
+    generation: Mutex<u64>,
+    wanted: Mutex<Wanted>,
+    agents: Mutex<BTreeMap<AgentName, Arc<Agent>>>,
+}
+
+impl Cage {
+    /// Opens the state. What an earlier life of cage left is returned: what should run.
+    pub fn open(places: Places, cgroups: Delegated) -> io::Result<(Cage, Wanted)> {
+        for dir in ["scratch", "logs"] {
+            fs::create_dir_all(places.state.join(dir))?;
+        }
+        fs::create_dir_all(places.run.join("jails"))?;
+        let generation = match fs::read_to_string(places.state.join("generation")) {
+            Ok(text) => text.trim().parse().map_err(io::Error::other)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error),
+        };
+        let before: Wanted = match fs::read(places.state.join("running.json")) {
+            Ok(text) => serde_json::from_slice(&text)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Wanted::default(),
+            Err(error) => return Err(error),
+        };
+        let cage = Cage {
+            store: Store::open(&places.state.join("store")).map_err(io::Error::other)?,
+            ledger: Client::at(places.ctxgraph.clone()),
+            imports: Imports::default(),
+            cgroups,
+            slots: Slots::default(),
+            disks_in_memory: vmm::in_memory(&places.state)?,
+            leaving: AtomicBool::new(false),
+            generation: Mutex::new(generation),
+            wanted: Mutex::new(before.clone()),
+            agents: Mutex::default(),
+            places,
+        };
+        Ok((cage, before))
+    }
+
+    /// The record of an agent, made when it is new.
+    pub fn agent(&self, name: &AgentName) -> Arc<Agent> {
+        let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        let make = || Arc::new(Agent::new(name.clone(), &self.places.state.join("logs")));
+        agents.entry(name.clone()).or_insert_with(make).clone()
+    }
+
+    fn known(&self, name: &AgentName) -> Option<Arc<Agent>> {
+        self.agents.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    fn next_generation(&self) -> io::Result<u64> {
+        let mut generation = self.generation.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = *generation + 1;
+        write_whole(&self.places.state.join("generation"), next.to_string().as_bytes())?;
+        *generation = next;
+        Ok(next)
+    }
+
+    /// Notes on disk what should run.
+    pub fn want(&self, change: impl FnOnce(&mut Vec<WantedAgent>)) {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut wanted.agents);
+        let written = serde_json::to_vec(&*wanted)
+            .map_err(io::Error::from)
+            .and_then(|text| write_whole(&self.places.state.join("running.json"), &text));
+        if let Err(error) = written {
+            log::error("running_not_recorded", &[("error", &error)]);
+        }
+    }
+
+    /// A life has ended and has its receipt.
+    pub fn not_wanted(&self, instance: &Instance, by_itself: bool) {
+        let again = self.leaving.load(Ordering::Relaxed) && !by_itself;
+        self.want(|agents| match again {
+            true => agents.iter_mut().filter(|a| a.instance == *instance).for_each(|a| a.ended = true),
+            false => agents.retain(|a| a.instance.agent != instance.agent),
+        });
+    }
+
+    /// Begins a life of an agent. Whether it comes up shows in its facts.
+    pub fn start(self: &Arc<Self>, name: &AgentName, by: &str) -> Result<(Arc<Agent>, Instance), RpcError> {
+        let asked = Instant::now();
+        let loaded = find(manifests::load(&self.places.config), name)?;
+        let agent = self.agent(name);
+        let (mailbox, mail) = std::sync::mpsc::sync_channel(life::MAIL_MAX);
+        let order = {
+            let mut facts = agent.facts();
+            if self.leaving.load(Ordering::Relaxed) {
+                return Err(RpcError::new(Code::CONFLICT, "the node is going down"));
+            }
+            state::next(facts.state.now(), Happening::StartAsked)?;
+            let generation = self.next_generation().map_err(|error| {
+                RpcError::new(Code::FAILED, format!("no generation for {name}: {error}"))
+                    .explained("a life has a generation that never repeats", "look at /state: is it full?")
+            })?;
+            facts.state.let_happen(Happening::StartAsked)?;
+            let instance = Instance { agent: name.clone(), generation };
+            facts.begin(instance.clone(), loaded.clone(), mailbox.clone(), asked);
+            Order { instance, loaded, by: by.to_owned(), mailbox, mail }
+        };
+        let instance = order.instance.clone();
+        let (cage, alive) = (self.clone(), agent.clone());
+        std::thread::Builder::new()
+            .name("life".into())
+            .stack_size(256 * 1024)
+            .spawn(move || life::run(&cage, &alive, order))
+            .map_err(|error| {
+                agent.update(|facts| facts.end(Happening::Broke, error.to_string()));
+                RpcError::new(Code::FAILED, format!("no thread for {instance}: {error}"))
+            })?;
+        Ok((agent, instance))
+    }
+
+    /// Asks for the present life to end; its facts show when it has.
+    pub fn stop(&self, name: &AgentName) -> Result<Arc<Agent>, RpcError> {
+        let agent = match self.known(name) {
+            Some(agent) => agent,
+            None => {
+                find(manifests::load(&self.places.config), name)?; // unknown or wrong: say which
+                self.agent(name)
+            }
+        };
+        agent.update(|facts| {
+            facts.state.let_happen(Happening::StopAsked)?;
+            if let Some(mail) = &facts.mail {
+                let _ = mail.try_send(Mail::Stop); // full: it has enough reasons to look at its state
+            }
+            Ok::<(), state::Illegal>(())
+        })?;
+        Ok(agent)
+    }
+
+    /// Stops everything, for the node to go down; at most `patience`.
+    pub fn leave(&self, patience: Duration) {
+        self.leaving.store(true, Ordering::Relaxed);
+        let agents: Vec<_> =
+            self.agents.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let deadline = Instant::now() + patience;
+        let living: Vec<_> =
+            agents.into_iter().filter(|agent| state::alive(agent.facts().state.now())).collect();
+        for agent in &living {
+            if let Err(error) = self.stop(&agent.name) {
+                log::error("agent_not_stopped", &[("agent", &agent.name), ("error", &error)]);
+            }
+        }
+        for agent in living {
+            let mut facts = agent.facts();
+            while state::alive(facts.state.now()) && Instant::now() < deadline {
+                facts = agent.wait(facts, Duration::from_millis(100));
+            }
+        }
+    }
+
+    /// `agent.list`.
+    pub fn list(&self) -> abi::control::AgentList {
+        let manifests = manifests::load(&self.places.config);
+        let known = self.agents.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut agents = BTreeMap::new();
+        for (name, loaded) in &manifests.known {
+            let summary = match known.get(name) {
+                Some(agent) => agent.facts().summary(name, Some(loaded)),
+                None => Facts::default().summary(name, Some(loaded)),
+            };
+            agents.extend(summary.map(|summary| (name.clone(), summary)));
+        }
+        // An agent whose manifest has gone is shown as long as it lives.
+        for (name, agent) in known.iter().filter(|(name, _)| !manifests.known.contains_key(*name)) {
+            let facts = agent.facts();
+            if state::alive(facts.state.now()) {
+                agents.extend(facts.summary(name, None).map(|summary| (name.clone(), summary)));
+            }
+        }
+        abi::control::AgentList { agents: agents.into_values().collect(), rejected: manifests.rejected }
+    }
+
+    /// `agent.status`.
+    pub fn status(&self, name: &AgentName) -> Result<AgentStatus, RpcError> {
+        let known = self.known(name);
+        let configured = find(manifests::load(&self.places.config), name);
+        let facts = known.as_ref().map(|agent| agent.facts());
+        let facts = facts.as_deref();
+        let living =
+            facts.filter(|facts| state::alive(facts.state.now())).and_then(|facts| facts.loaded.clone());
+        let loaded = match living {
+            Some(loaded) => loaded,
+            None => configured?,
+        };
+        let nothing = Facts::default();
+        let facts = facts.unwrap_or(&nothing);
+        let summary = facts.summary(name, Some(&loaded)).ok_or_else(|| not_found(name))?;
+        let usage = facts.cgroup.as_ref().and_then(|cgroup| cgroup.usage());
+        Ok(AgentStatus {
+            summary,
+            manifest_digest: loaded.digest,
+            manifest: loaded.manifest,
+            rootfs_digest: facts.rootfs_digest,
+            memory_kib: usage.map(|usage| usage.memory_kib),
+            cpu_ms: usage.map(|usage| usage.cpu_ms),
+            stages_ms: facts.stages_ms.clone(),
+            exit: facts.exit.clone(),
+            execs_running: facts.session.as_ref().map_or(0, |session| session.execs_running()),
+            guest_denials: facts.guest_denials(),
+        })
+    }
+
+    /// The agent for reading its log: one that lives, is configured, or has left a log.
+    pub fn with_log(&self, name: &AgentName) -> Result<Arc<Agent>, RpcError> {
+        match self.known(name) {
+            Some(agent) => Ok(agent),
+            None => {
+                let left: PathBuf = self.places.state.join("logs").join(format!("{name}.log"));
+                if !left.exists() {
+                    find(manifests::load(&self.places.config), name)?;
+                }
+                Ok(self.agent(name))
+            }
+        }
+    }
+}
+
+/// The manifest of a name, or why there is none.
+fn find(mut manifests: manifests::Manifests, name: &AgentName) -> Result<Loaded, RpcError> {
+    if let Some(loaded) = manifests.known.remove(name) {
+        return Ok(loaded);
+    }
+    let quoted = format!("\"{name}\"");
+    let own = [format!("agents/{name}.toml"), format!("agents/{name}/AGENT.toml")];
+    match manifests.rejected.iter().find(|wrong| wrong.value == quoted || own.contains(&wrong.file)) {
+        Some(wrong) => Err(RpcError::new(Code::FAILED, format!("the manifest of {name} is wrong: {wrong}"))
+            .explained(wrong.rule.clone(), wrong.remedy.clone())),
+        None => Err(not_found(name)),
+    }
+}
+
+fn not_found(name: &AgentName) -> RpcError {
+    RpcError::new(Code::NOT_FOUND, format!("there is no agent `{name}`")).explained(
+        "an agent is a manifest in the configuration",
+        format!("put it into agents/{name}.toml of the configuration volume"),
+    )
+}
+
+/// Replaces a small file, durably: after a power cut it holds the old or the new content.
+fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = File::create(&new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    match path.parent() {
+        Some(dir) => File::open(dir)?.sync_all(),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,294 @@
+//! What egress and ctxgraph hold for a VM: its network and its memory port. Each lives as long as a connection to them.
+//!
+//! Must hold: while the VM runs, a lease that ended is made again, with the same namespace and the same listening socket, after a
+//! growing pause; when the VM ends, so do they. Must never: give one VM's namespace or socket to another's lease.
+
+use abi::control::{Attached, MemoryAttach, NetAttach};
+use abi::ids::Instance;
+use abi::log;
+use abi::rpc::{Incoming, Request, RpcError};
+use abi::wire::{Connection, WireError};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long egress or ctxgraph may take for one attach.
+const ATTACH_MS_MAX: u64 = 10_000;
+const PAUSE_MS_FIRST: u64 = 200;
+const PAUSE_MS_MAX: u64 = 5_000;
+
+/// Why there is no lease.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    #[error("{service} cannot be reached: {error}")]
+    Unreachable { service: &'static str, error: io::Error },
+    #[error("{service}: {error}")]
+    Wire { service: &'static str, error: WireError },
+    #[error("{service} refused: {error}")]
+    Refused { service: &'static str, error: RpcError },
+    #[error("{service} answered what was not asked: {what}")]
+    Protocol { service: &'static str, what: String },
+}
+
+/// Calls a peer and keeps the connection open: it is the lease.
+fn attach<T: DeserializeOwned>(
+    service: &'static str,
+    path: &str,
+    method: &str,
+    params: &impl Serialize,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(Connection, T), LeaseError> {
+    let unreachable = |error| LeaseError::Unreachable { service, error };
+    let wire = |error| LeaseError::Wire { service, error };
+    let protocol = |what: String| LeaseError::Protocol { service, what };
+    let params = serde_json::to_value(params).map_err(|error| protocol(error.to_string()))?;
+    let mut connection = Connection::connect(path).map_err(unreachable)?;
+    connection.set_timeout(Some(Duration::from_millis(ATTACH_MS_MAX))).map_err(unreachable)?;
+    connection.write_line_with_fds(&Request::call(1, method, params), fds).map_err(wire)?;
+    let line = connection.read_line().map_err(wire)?.ok_or_else(|| wire(WireError::CutLine))?;
+    let response = match serde_json::from_str(&line) {
+        Ok(Incoming::Response(response)) => response,
+        _ => return Err(protocol(line.chars().take(200).collect())),
+    };
+    match (response.result, response.error) {
+        (Some(value), None) => {
+            let result = serde_json::from_value(value).map_err(|error| protocol(error.to_string()))?;
+            Ok((connection, result))
+        }
+        (_, Some(error)) => Err(LeaseError::Refused { service, error }),
+        (None, None) => Err(protocol("neither result nor error".into())),
+    }
+}
+
+/// A VM's network.
+#[derive(Debug)]
+pub struct Network {
+    connection: Connection,
+    pub attached: Attached,
+    pub netns: Arc<OwnedFd>,
+}
+
+/// Asks egress for a network, in `kept` if there is one from before.
+pub fn attach_network(
+    egress: &str,
+    want: &NetAttach,
+    kept: Option<&Arc<OwnedFd>>,
+) -> Result<Network, LeaseError> {
+    let fds: Vec<BorrowedFd<'_>> = kept.iter().map(|fd| fd.as_fd()).collect();
+    let (mut connection, attached) = attach("egress", egress, "net.attach", want, &fds)?;
+    let netns = match (connection.take_fds().pop(), kept) {
+        (_, Some(kept)) => kept.clone(),
+        (Some(made), None) => Arc::new(made),
+        (None, None) => {
+            return Err(LeaseError::Protocol {
+                service: "egress",
+                what: "no namespace beside the answer".into(),
+            });
+        }
+    };
+    Ok(Network { connection, attached, netns })
+}
+
+/// Asks ctxgraph to serve a VM's memory on a listening socket.
+pub fn attach_memory(
+    ctxgraph: &str,
+    instance: &Instance,
+    listener: BorrowedFd<'_>,
+) -> Result<Connection, LeaseError> {
+    let want = MemoryAttach { instance: instance.clone() };
+    let (connection, _): (_, serde_json::Value) =
+        attach("ctxgraph", ctxgraph, "memory.attach", &want, &[listener])?;
+    Ok(connection)
+}
+
+/// What a keeper needs to make a VM's leases again.
+#[derive(Debug)]
+pub struct Leases {
+    pub instance: Instance,
+    pub egress: String,
+    pub ctxgraph: String,
+    /// Absent: the VM has no network.
+    pub network: Option<(NetAttach, Network)>,
+    pub memory: Connection,
+    pub listener: UnixListener,
+}
+
+/// Watches a VM's leases on a thread of its own until it is dropped; then the leases end.
+#[derive(Debug)]
+pub struct Keeper {
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// Starts watching.
+    pub fn start(leases: Leases) -> io::Result<Keeper> {
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let watched = stop.clone();
+        let thread = std::thread::Builder::new()
+            .name("leases".into())
+            .stack_size(128 * 1024)
+            .spawn(move || keep(leases, &watched))?;
+        Ok(Keeper { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Keeper {
+    /// Returns when the leases have ended; an attach under way ends within its own time limit.
+    fn drop(&mut self) {
+        let told = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
+        if let (Ok(_), Some(thread)) = (told, self.thread.take()) {
+            if thread.join().is_err() {
+                log::error("lease_keeper_failed", &[]);
+            }
+        }
+    }
+}
+
+/// One lease: held, or due again at some time.
+#[derive(Debug)]
+enum Lease {
+    Held(Connection),
+    Due { at: Instant, pause_ms: u64 },
+}
+
+impl Lease {
+    fn lost() -> Lease {
+        Lease::Due { at: Instant::now(), pause_ms: PAUSE_MS_FIRST }
+    }
+
+    /// Makes it again if its time has come.
+    fn renew(
+        &mut self,
+        what: &str,
+        instance: &Instance,
+        make: impl FnOnce() -> Result<Connection, LeaseError>,
+    ) {
+        let Lease::Due { at, pause_ms } = *self else { return };
+        if at > Instant::now() {
+            return;
+        }
+        *self = match make() {
+            Ok(connection) => {
+                log::info("lease_made_again", &[("lease", &what), ("instance", instance)]);
+                Lease::Held(connection)
+            }
+            Err(error) => {
+                log::warning(
+                    "lease_not_made",
+                    &[("lease", &what), ("instance", instance), ("error", &error)],
+                );
+                let pause = Duration::from_millis(pause_ms);
+                Lease::Due { at: Instant::now() + pause, pause_ms: (pause_ms * 2).min(PAUSE_MS_MAX) }
+            }
+        };
+    }
+
+    fn due(&self) -> Option<Instant> {
+        match self {
+            Lease::Held(_) => None,
+            Lease::Due { at, .. } => Some(*at),
+        }
+    }
+}
+
+fn keep(leases: Leases, stop: &OwnedFd) {
+    let Leases { instance, egress, ctxgraph, network, memory, listener } = leases;
+    let mut memory = Lease::Held(memory);
+    let (want, mut network) = match network {
+        Some((want, network)) => (Some((want, network.netns)), Some(Lease::Held(network.connection))),
+        None => (None, None),
+    };
+    loop {
+        let due = [Some(&memory), network.as_ref()].into_iter().flatten().filter_map(Lease::due).min();
+        let mut all = vec![PollFd::new(stop, PollFlags::IN)];
+        let held = |lease: &Lease| matches!(lease, Lease::Held(_));
+        for lease in [Some(&memory), network.as_ref()].into_iter().flatten() {
+            if let Lease::Held(connection) = lease {
+                all.push(PollFd::from_borrowed_fd(connection.stream().as_fd(), PollFlags::IN));
+            }
+        }
+        let patience = due.map(|at| at.saturating_duration_since(Instant::now()));
+        let patience = patience.and_then(|d| Timespec::try_from(d).ok());
+        match poll(&mut all, patience.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                log::error("lease_keeper_failed", &[("error", &error)]);
+                return;
+            }
+        }
+        let mut ended = all.iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>().into_iter();
+        drop(all);
+        if ended.next() == Some(true) {
+            return;
+        }
+        // A service never speaks first on a lease: whatever came means that it is over.
+        for lease in [Some(&mut memory), network.as_mut()].into_iter().flatten() {
+            if held(lease) && ended.next() == Some(true) {
+                *lease = Lease::lost();
+            }
+        }
+        memory.renew("memory", &instance, || attach_memory(&ctxgraph, &instance, listener.as_fd()));
+        if let (Some(lease), Some((want, netns))) = (&mut network, &want) {
+            lease.renew("network", &instance, || {
+                attach_network(&egress, want, Some(netns)).map(|network| network.connection)
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use abi::rpc::Response;
+    use serde_json::json;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn a_lost_lease_is_made_again_with_the_same_socket_and_ends_with_its_keeper() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ctxgraph.sock");
+        let service = UnixListener::bind(&path).unwrap();
+        let listener = UnixListener::bind(dir.path().join("memory")).unwrap();
+        let (sender, accepted) = channel();
+        std::thread::spawn(move || {
+            for stream in service.incoming() {
+                let mut connection = Connection::new(stream.unwrap());
+                let line = connection.read_line().unwrap().unwrap();
+                assert!(line.contains("memory.attach") && line.contains("a.1"), "{line}");
+                assert_eq!(connection.take_fds().len(), 1);
+                connection.write_line(&Response::of(Some(1), Ok(json!({})))).unwrap();
+                sender.send(connection).unwrap();
+            }
+        });
+        let ctxgraph = path.to_string_lossy().into_owned();
+        let instance: Instance = "a.1".parse().unwrap();
+        let memory = attach_memory(&ctxgraph, &instance, listener.as_fd()).unwrap();
+        let first = accepted.recv().unwrap();
+        let keeper = Keeper::start(Leases {
+            instance,
+            egress: String::new(),
+            ctxgraph,
+            network: None,
+            memory,
+            listener,
+        })
+        .unwrap();
+        drop(first);
+        let mut second = accepted.recv_timeout(Duration::from_secs(10)).unwrap();
+        drop(keeper);
+        assert!(second.read_line().unwrap().is_none());
+    }
+
+    #[test]
+    fn an_absent_service_is_an_error_that_names_it() {
+        let error = attach_memory("/nonexistent", &"a.1".parse().unwrap(), io::stdin().as_fd()).unwrap_err();
+        assert!(error.to_string().contains("ctxgraph cannot be reached"));
+    }
+}

@@ -1,0 +1,573 @@
+//! One life of an agent, from the request to the receipt of its end. One thread each.
+//!
+//! Must hold: every step has a bound in time; whatever happened, the life ends with nothing of the VM left; no VM starts
+//! without its receipt. Must never: leave the agent in a state that is not true.
+
+use abi::control::{NetAttach, Stream};
+use abi::guest::{Denied, Exit, PROTOCOL};
+use abi::ids::Instance;
+use abi::ledger::Event;
+use abi::manifest::RootfsRef;
+use abi::{limits, log};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::io::{self, PipeReader, PipeWriter};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::time::{Duration, Instant};
+
+use crate::agents::{Agent, Cage, WantedAgent};
+use crate::guest::{self, Said, Session, Sink};
+use crate::jail::cgroup::{Bounds, VmCgroup};
+use crate::jail::{JailNetwork, JailSpec};
+use crate::lease::{self, Keeper, Leases};
+use crate::manifests::Loaded;
+use crate::order;
+use crate::state::Happening;
+use crate::vmm::{self, Console, JailDir, Scratch, Slot};
+
+/// Mail that may wait for a life.
+pub const MAIL_MAX: usize = 32;
+/// How long a guest has to halt after its grace.
+const HALT_MS_MAX: u64 = 5_000;
+/// Grace for execs once the agent's command has ended.
+const EXEC_GRACE_MS: u64 = 1_000;
+/// How long a killed VMM may take to be gone.
+const KILL_MS_MAX: u64 = 10_000;
+/// How long to wait for a better reason than a closed connection.
+const REASON_MS_MAX: u64 = 2_000;
+
+/// What a life waits for.
+#[derive(Debug)]
+pub enum Mail {
+    Connected(Arc<Session>),
+    Guest(Said),
+    VmmEnded(ExitStatus),
+    Stop,
+}
+
+/// A life to be lived.
+#[derive(Debug)]
+pub struct Order {
+    pub instance: Instance,
+    pub loaded: Loaded,
+    /// Who asked for it.
+    pub by: String,
+    pub mailbox: SyncSender<Mail>,
+    pub mail: Receiver<Mail>,
+}
+
+/// Why a life ends.
+#[derive(Debug)]
+enum End {
+    /// Somebody asked.
+    Stopped,
+    ByItself(Exit),
+    Broken(String),
+}
+
+/// Everything of a VM that must be given back.
+#[derive(Debug, Default)]
+struct Held {
+    receipt: bool,
+    slot: Option<Slot>,
+    scratch: Option<Scratch>,
+    jail: Option<JailDir>,
+    cgroup: Option<Arc<VmCgroup>>,
+    keeper: Option<Keeper>,
+    /// Its end ends the wait for the guest's connection.
+    listening: Option<PipeWriter>,
+    session: Option<Arc<Session>>,
+    launched: bool,
+    vmm_ended: Option<ExitStatus>,
+}
+
+struct Life<'a> {
+    cage: &'a Arc<Cage>,
+    agent: &'a Arc<Agent>,
+    order: Order,
+    console: Arc<Console>,
+    held: Held,
+}
+
+/// Lives one life, to its end.
+pub fn run(cage: &Arc<Cage>, agent: &Arc<Agent>, order: Order) {
+    let instance = order.instance.clone();
+    let mut life = Life { cage, agent, order, console: Arc::default(), held: Held::default() };
+    let end = match life.come_up() {
+        Ok(()) => life.go_on(),
+        Err(end) => end,
+    };
+    life.wind_down(&end);
+    let problems = life.tear_down();
+    let receipt = life.held.receipt;
+    let (happening, detail, code, signal) = match &end {
+        End::Stopped => (Happening::Broke, String::new(), None, None),
+        End::ByItself(exit) => (Happening::EndedByItself, told(exit), exit.code, exit.signal),
+        End::Broken(why) => (Happening::Broke, why.clone(), None, None),
+    };
+    let reason = if matches!(end, End::Stopped) { "stopped".to_owned() } else { detail.clone() };
+    log::info("agent_ended", &[("instance", &instance), ("reason", &reason), ("left", &problems)]);
+    if matches!(end, End::Broken(_)) {
+        for line in life.console.tail(8).0 {
+            log::warning("console", &[("instance", &instance), ("line", &line)]);
+        }
+    }
+    let exit = match end {
+        End::ByItself(exit) => Some(exit),
+        _ => None,
+    };
+    let by_itself = exit.is_some();
+    agent.update(|facts| {
+        facts.exit = exit;
+        facts.end(happening, detail);
+    });
+    if receipt {
+        record(cage, Event::AgentExited { instance: instance.clone(), reason, code, signal });
+    }
+    cage.not_wanted(&instance, by_itself);
+}
+
+/// Appends a receipt for something that has happened: if it cannot be stored, that is said, not undone.
+pub fn record(cage: &Cage, event: Event) {
+    let what = format!("{event:?}");
+    if let Err(error) = cage.ledger.append(event) {
+        log::error("receipt_missing", &[("event", &what), ("error", &error)]);
+    }
+}
+
+/// How an agent's command ended, for people.
+fn told(exit: &Exit) -> String {
+    let mut text = match (exit.code, exit.signal) {
+        (Some(code), _) => format!("exited with code {code}"),
+        (None, Some(signal)) => format!("was killed by signal {signal}"),
+        (None, None) => "ended".into(),
+    };
+    if exit.oom_killed {
+        text.push_str(" (out of memory in the guest)");
+    }
+    if exit.dropped_bytes > 0 {
+        text.push_str(&format!(", {} bytes of output dropped", exit.dropped_bytes));
+    }
+    text
+}
+
+fn broken(error: impl std::fmt::Display) -> End {
+    End::Broken(error.to_string())
+}
+
+impl Life<'_> {
+    fn instance(&self) -> &Instance {
+        &self.order.instance
+    }
+
+    /// Whether somebody asked for the end meanwhile.
+    fn asked_to_stop(&self) -> bool {
+        self.agent.facts().state.now() == abi::control::AgentState::Stopping
+    }
+
+    fn reached(&self, stage: &str) -> Result<(), End> {
+        self.agent.reached(stage);
+        if self.asked_to_stop() { Err(End::Stopped) } else { Ok(()) }
+    }
+
+    /// All stages of a start, in order.
+    fn come_up(&mut self) -> Result<(), End> {
+        self.reached("manifest")?;
+        let (rootfs, image) = self.rootfs()?;
+        self.receipt()?;
+        let (control, memory, uid) = self.disk_and_jail()?;
+        let (network, netns, guest_network) = self.leases(memory, uid)?;
+        self.launch(rootfs, uid, control, network, netns)?;
+        let start = order::start(self.instance(), &self.order.loaded.manifest, &image, guest_network);
+        self.greet(start)
+    }
+
+    fn rootfs(&mut self) -> Result<(std::path::PathBuf, abi::control::Image), End> {
+        let reference = self.order.loaded.manifest.rootfs.clone();
+        if let RootfsRef::Name(name) = &reference {
+            let agent = self.agent;
+            let waited = self.cage.imports.wait(name, &mut |progress| {
+                agent.update(|facts| facts.importing = progress);
+                !self.asked_to_stop()
+            });
+            agent.update(|facts| facts.importing = None);
+            waited.map_err(|why| End::Broken(format!("rootfs `{name}`: {why}")))?;
+        }
+        let (digest, path, image) = self.cage.store.resolve(&reference).map_err(broken)?;
+        self.agent.update(|facts| facts.rootfs_digest = Some(digest));
+        self.reached("rootfs")?;
+        Ok((path, image))
+    }
+
+    /// No receipt, no VM.
+    fn receipt(&mut self) -> Result<(), End> {
+        let rootfs = self.agent.facts().rootfs_digest;
+        let Some(rootfs) = rootfs else { return Err(End::Broken("the rootfs has no digest".into())) };
+        let event = Event::AgentStarting {
+            instance: self.instance().clone(),
+            manifest: self.order.loaded.digest,
+            rootfs,
+            by: self.order.by.clone(),
+        };
+        self.cage
+            .ledger
+            .append(event)
+            .map_err(|error| End::Broken(format!("no receipt, so no VM: {error}")))?;
+        self.held.receipt = true;
+        let wanted = WantedAgent { instance: self.instance().clone(), ended: false };
+        self.cage.want(|agents| {
+            agents.retain(|other| other.instance.agent != wanted.instance.agent);
+            agents.push(wanted);
+        });
+        self.reached("receipt")
+    }
+
+    fn disk_and_jail(&mut self) -> Result<(UnixListener, UnixListener, u32), End> {
+        let (cage, manifest) = (self.cage, &self.order.loaded.manifest);
+        let slot = cage.slots.take().map_err(broken)?;
+        let uid = slot.uid();
+        self.held.slot = Some(slot);
+        let template = cage.places.guest.join("scratch.ext4");
+        let path = cage.places.scratch(self.instance());
+        self.held.scratch = Some(Scratch::create(&template, path, manifest.disk_mib, uid).map_err(broken)?);
+        self.reached("disk")?;
+        let bounds = Bounds {
+            cpu_percent: self.order.loaded.manifest.cpu_percent,
+            memory_mib: self.order.loaded.manifest.memory_mib,
+            disk_in_memory_mib: if cage.disks_in_memory { self.order.loaded.manifest.disk_mib } else { 0 },
+        };
+        let made = cage.cgroups.create(self.instance(), bounds);
+        let cgroup = Arc::new(made.map_err(|error| End::Broken(format!("cgroup: {error}")))?);
+        self.held.cgroup = Some(cgroup.clone());
+        self.agent.update(|facts| facts.cgroup = Some(cgroup));
+        let (jail, control, memory) =
+            JailDir::create(cage.places.jail(self.instance()), uid).map_err(broken)?;
+        self.held.jail = Some(jail);
+        self.reached("jail")?;
+        Ok((control, memory, uid))
+    }
+
+    /// The VM's network, unless it may reach nothing, and its memory.
+    #[expect(clippy::type_complexity, reason = "three parts of one answer, taken apart at once")]
+    fn leases(
+        &mut self,
+        listener: UnixListener,
+        uid: u32,
+    ) -> Result<(Option<JailNetwork>, Option<Arc<OwnedFd>>, Option<abi::guest::GuestNetwork>), End> {
+        let places = &self.cage.places;
+        let allow = self.order.loaded.manifest.network_allow.clone();
+        let network = match allow.is_empty() {
+            true => None,
+            false => {
+                let want = NetAttach { instance: self.instance().clone(), uid, allow };
+                let network = lease::attach_network(&places.egress, &want, None).map_err(broken)?;
+                self.reached("network")?;
+                Some((want, network))
+            }
+        };
+        let memory =
+            lease::attach_memory(&places.ctxgraph, self.instance(), std::os::fd::AsFd::as_fd(&listener));
+        let memory = memory.map_err(broken)?;
+        let (jail_network, netns, guest_network) = match &network {
+            None => (None, None, None),
+            Some((_, network)) => {
+                let attached = &network.attached;
+                let mac = order::mac(&attached.mac)
+                    .ok_or_else(|| End::Broken(format!("egress: `{}` is not a MAC address", attached.mac)))?;
+                let jail = JailNetwork { tap: attached.tap.clone(), mac };
+                (Some(jail), Some(network.netns.clone()), Some(attached.guest.clone()))
+            }
+        };
+        let (egress, ctxgraph) = (places.egress.clone(), places.ctxgraph.clone());
+        let leases =
+            Leases { instance: self.instance().clone(), egress, ctxgraph, network, memory, listener };
+        self.held.keeper = Some(Keeper::start(leases).map_err(broken)?);
+        self.reached("memory")?;
+        Ok((jail_network, netns, guest_network))
+    }
+
+    fn launch(
+        &mut self,
+        rootfs: std::path::PathBuf,
+        uid: u32,
+        control: UnixListener,
+        network: Option<JailNetwork>,
+        netns: Option<Arc<OwnedFd>>,
+    ) -> Result<(), End> {
+        let (Some(cgroup), Some(jail), Some(scratch)) =
+            (&self.held.cgroup, &self.held.jail, &self.held.scratch)
+        else {
+            return Err(End::Broken("a VM without cgroup, jail or disk".into()));
+        };
+        let (places, manifest) = (&self.cage.places, &self.order.loaded.manifest);
+        let spec = JailSpec {
+            instance: self.order.instance.clone(),
+            uid,
+            cgroup: cgroup.dir().to_owned(),
+            root: jail.root(),
+            kernel: places.guest.join("vmlinux"),
+            initramfs: places.guest.join("initramfs.cpio"),
+            rootfs,
+            scratch: scratch.path().to_owned(),
+            vsock: jail.vsock(),
+            scratch_bytes: u64::from(manifest.disk_mib) * 1024 * 1024,
+            vcpus: order::vcpus(manifest.cpu_percent),
+            memory_mib: manifest.memory_mib,
+            network,
+        };
+        let (until, listening) = io::pipe().map_err(broken)?;
+        let guest_said = self.order.mailbox.clone();
+        let sink = Recorder(self.agent.clone());
+        std::thread::Builder::new()
+            .name("guest".into())
+            .stack_size(256 * 1024)
+            .spawn(move || meet(control, until, uid, sink, &guest_said))
+            .map_err(broken)?;
+        self.held.listening = Some(listening);
+        self.held.launched = true;
+        let mailbox = self.order.mailbox.clone();
+        let ended = move |status| {
+            let _ = mailbox.send(Mail::VmmEnded(status)); // the life is over already
+        };
+        match vmm::launch(&places.vmm, &spec, netns.as_deref(), &self.console, ended) {
+            Ok(()) => self.reached("vm"),
+            Err(error) => {
+                // Without a process there will be no mail of its end.
+                self.held.launched = !matches!(error, vmm::VmmError::Process(_));
+                Err(broken(error))
+            }
+        }
+    }
+
+    /// From the guest's hello to its ready.
+    fn greet(&mut self, mut start: abi::guest::Start) -> Result<(), End> {
+        let deadline = Instant::now() + Duration::from_millis(limits::GUEST_BOOT_MS_MAX);
+        loop {
+            match self.mail(deadline) {
+                Some(Mail::Connected(session)) => self.held.session = Some(session),
+                Some(Mail::Guest(Said::Hello(hello))) => {
+                    if hello.protocol != PROTOCOL {
+                        let why =
+                            format!("the guest speaks protocol {}, this node {PROTOCOL}", hello.protocol);
+                        return Err(End::Broken(why));
+                    }
+                    let session = self.held.session.as_ref().ok_or_else(|| broken("a hello from nowhere"))?;
+                    start.clock_unix_ns = order::clock_unix_ns();
+                    session.start(&start).map_err(broken)?;
+                    self.reached("guest")?;
+                }
+                Some(Mail::Guest(Said::Ready(ready))) => {
+                    self.run_began(&ready)?;
+                    return Ok(());
+                }
+                Some(other) => return Err(self.ended_by(other)),
+                None => {
+                    let why =
+                        format!("the guest was not ready within {} s", limits::GUEST_BOOT_MS_MAX / 1000);
+                    return Err(End::Broken(why));
+                }
+            }
+        }
+    }
+
+    fn run_began(&mut self, ready: &abi::guest::Ready) -> Result<(), End> {
+        self.agent.reached("ready");
+        let stages = ready.stages_us.iter().take(32).map(|(stage, us)| format!("{stage}={us}us"));
+        log::info(
+            "agent_ready",
+            &[("instance", self.instance()), ("guest", &stages.collect::<Vec<_>>().join(" "))],
+        );
+        let boot_ms = self.agent.update(|facts| {
+            facts.session = self.held.session.clone();
+            facts.running_since = Some(Instant::now());
+            let boot_ms = facts.asked.map_or(0, |asked| asked.elapsed().as_millis() as u64);
+            facts.state.let_happen(Happening::Ready).map(|_| boot_ms)
+        });
+        let boot_ms =
+            boot_ms.map_err(|illegal| End::Broken(format!("ready in the wrong state: {illegal:?}")))?;
+        let event = Event::AgentReady { instance: self.instance().clone(), boot_ms };
+        if let Err(error) = self.cage.ledger.note(event) {
+            log::error("receipt_missing", &[("event", &"agent_ready"), ("error", &error)]);
+        }
+        if self.asked_to_stop() { Err(End::Stopped) } else { Ok(()) }
+    }
+
+    /// The agent runs until something ends it.
+    fn go_on(&mut self) -> End {
+        loop {
+            match self.order.mail.recv() {
+                Ok(Mail::Connected(_) | Mail::Guest(Said::Hello(_) | Said::Ready(_))) => {}
+                Ok(other) => return self.ended_by(other),
+                Err(_) => return End::Broken("nobody is left to tell how it ends".into()),
+            }
+        }
+    }
+
+    /// What an ending mail means.
+    fn ended_by(&mut self, mail: Mail) -> End {
+        match mail {
+            Mail::Stop => End::Stopped,
+            Mail::VmmEnded(status) => {
+                self.held.vmm_ended = Some(status);
+                End::Broken(self.explain(status))
+            }
+            Mail::Guest(Said::Exited(exit)) => End::ByItself(exit),
+            Mail::Guest(Said::Failed(failed)) => {
+                let short: String = failed.error.chars().filter(|c| !c.is_control()).take(500).collect();
+                End::Broken(format!("the guest could not run the agent: {}: {short}", failed.stage))
+            }
+            Mail::Guest(Said::Ended(why)) => self.better_reason(why),
+            Mail::Connected(_) | Mail::Guest(Said::Hello(_) | Said::Ready(_)) => {
+                End::Broken("the guest spoke out of turn".into())
+            }
+        }
+    }
+
+    fn explain(&self, status: ExitStatus) -> String {
+        let oom = self.held.cgroup.as_ref().is_some_and(|cgroup| cgroup.out_of_memory());
+        vmm::explain(status, oom)
+    }
+
+    /// A closed connection is often the first sign of a VMM's end, and the lesser one.
+    fn better_reason(&mut self, why: String) -> End {
+        let deadline = Instant::now() + Duration::from_millis(REASON_MS_MAX);
+        match self.mail(deadline) {
+            Some(Mail::VmmEnded(status)) => {
+                self.held.vmm_ended = Some(status);
+                let explained = self.explain(status);
+                if status.success() {
+                    End::Broken(format!("{why}; {explained}"))
+                } else {
+                    End::Broken(explained)
+                }
+            }
+            Some(Mail::Stop) => End::Stopped,
+            _ => End::Broken(why),
+        }
+    }
+
+    /// The next mail, or none at the deadline.
+    fn mail(&self, deadline: Instant) -> Option<Mail> {
+        match self.order.mail.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(mail) => Some(mail),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+        }
+    }
+
+    /// Lets the guest halt by itself, if it still listens.
+    fn wind_down(&mut self, end: &End) {
+        let grace_ms = match end {
+            End::Stopped => limits::AGENT_STOP_GRACE_MS,
+            End::ByItself(_) => EXEC_GRACE_MS,
+            End::Broken(_) => return,
+        };
+        if matches!(end, End::Stopped) && self.held.receipt {
+            let event = Event::AgentStopping { instance: self.instance().clone(), by: "operator".into() };
+            if let Err(error) = self.cage.ledger.note(event) {
+                log::error("receipt_missing", &[("event", &"agent_stopping"), ("error", &error)]);
+            }
+        }
+        let Some(session) = &self.held.session else { return };
+        if self.held.vmm_ended.is_some() || session.shutdown(grace_ms).is_err() {
+            return;
+        }
+        self.await_vmm(Duration::from_millis(grace_ms + HALT_MS_MAX));
+    }
+
+    fn await_vmm(&mut self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        while self.held.vmm_ended.is_none() {
+            match self.mail(deadline) {
+                Some(Mail::VmmEnded(status)) => self.held.vmm_ended = Some(status),
+                Some(_) => {}
+                None => return,
+            }
+        }
+    }
+
+    /// Gives everything back; says what could not be.
+    fn tear_down(&mut self) -> String {
+        let mut problems = Vec::new();
+        self.agent.update(|facts| (facts.session, facts.cgroup) = (None, None));
+        if let Some(Err(error)) = self.held.cgroup.as_ref().map(|cgroup| cgroup.kill()) {
+            problems.push(format!("cgroup not killed: {error}"));
+        }
+        if self.held.launched {
+            self.await_vmm(Duration::from_millis(KILL_MS_MAX));
+        }
+        self.held.listening = None;
+        self.held.keeper = None;
+        if let Some(Err(error)) = self.held.cgroup.as_ref().map(|cgroup| cgroup.remove()) {
+            problems.push(format!("cgroup not removed: {error}"));
+        }
+        self.held.jail = None;
+        self.held.scratch = None;
+        match self.held.slot.take() {
+            // Its uid must not go to another VM while the process may still live.
+            Some(slot) if self.held.launched && self.held.vmm_ended.is_none() => {
+                problems.push("the VMM could not be killed; its uid is not used again".into());
+                std::mem::forget(slot);
+            }
+            slot => drop(slot),
+        }
+        problems.join(", ")
+    }
+}
+
+/// Where a guest's output goes.
+struct Recorder(Arc<Agent>);
+
+impl Sink for Recorder {
+    fn output(&mut self, stream: Stream, data: &[u8]) {
+        self.0.log.append(stream, data);
+    }
+
+    fn denied(&mut self, denied: Denied) {
+        self.0.denied(&denied);
+    }
+}
+
+/// Waits for the guest's one control connection and serves it to its end. The listening socket is closed once it is there: a
+/// later connection is refused.
+fn meet(control: UnixListener, until: PipeReader, uid: u32, mut sink: Recorder, mailbox: &SyncSender<Mail>) {
+    let said = |said| {
+        let _ = mailbox.send(Mail::Guest(said)); // the life is over already
+    };
+    let stream = match accept(&control, &until, uid) {
+        Ok(Some(stream)) => stream,
+        Ok(None) => return,
+        Err(error) => return said(Said::Ended(format!("the guest's control connection: {error}"))),
+    };
+    drop(control);
+    match Session::new(&stream).map(Arc::new) {
+        Ok(session) => {
+            let _ = mailbox.send(Mail::Connected(session.clone())); // the life is over already
+            guest::listen(stream, &session, &mut sink, &said);
+        }
+        Err(error) => said(Said::Ended(format!("the guest's control connection: {error}"))),
+    }
+}
+
+/// The first connection of the jail's own uid; none when the life ends first.
+fn accept(control: &UnixListener, until: &PipeReader, uid: u32) -> io::Result<Option<UnixStream>> {
+    let patience = Timespec { tv_sec: (limits::GUEST_BOOT_MS_MAX / 1000) as i64, tv_nsec: 0 };
+    loop {
+        let mut both = [PollFd::new(control, PollFlags::IN), PollFd::new(until, PollFlags::IN)];
+        match poll(&mut both, Some(&patience)) {
+            Ok(0) => return Ok(None),
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+            Ok(_) if !both[1].revents().is_empty() => return Ok(None),
+            Ok(_) => {}
+        }
+        let (stream, _) = control.accept()?;
+        let peer = rustix::net::sockopt::socket_peercred(&stream)?.uid.as_raw();
+        if peer == uid {
+            return Ok(Some(stream));
+        }
+        log::warning("control_peer_refused", &[("uid", &peer)]);
+    }
+}
