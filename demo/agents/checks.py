@@ -33,14 +33,14 @@ def allowed(what, attempt):
     return value
 
 
-def refused(what, attempt):
-    """The attempt has to fail, and soon; how it failed is shown."""
+def refused(what, attempt, *kinds):
+    """The attempt has to fail, soon, and with one of these errors: failing for another reason proves nothing."""
     started = time.monotonic()
     try:
         found = attempt()
     except Exception as error:  # whatever it is, it is the finding
         soon = time.monotonic() - started < LIMIT_SECONDS
-        show(soon, "REFUSED", what, f"{type(error).__name__}: {error}", started)
+        show(soon and isinstance(error, kinds), "REFUSED", what, f"{type(error).__name__}: {error}", started)
         return
     show(False, "REFUSED", what, f"went through: {found}", started)
 
@@ -57,6 +57,17 @@ def connect(host, port, family=socket.AF_INET):
         s.settimeout(LIMIT_SECONDS)
         s.connect((host, port))
         return f"connected to {s.getpeername()[0]}"
+
+
+class NoSuchName(Exception):
+    """The DNS answered that there is no such name."""
+
+
+def resolve(name):
+    try:
+        return socket.getaddrinfo(name, 80, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+    except socket.gaierror as error:
+        raise NoSuchName(name) if error.errno == socket.EAI_NONAME else error
 
 
 class Refusal(Exception):
@@ -80,7 +91,7 @@ class Memory:
         self.lines.flush()
         line = self.lines.readline()
         if not line:
-            raise Refusal("the connection was closed")
+            raise ConnectionResetError("the memory closed the connection")
         answer = json.loads(line)
         if "error" in answer:
             error, why = answer["error"], answer["error"].get("data")

@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 
-from checks import Memory, allowed, connect, refused, report, say, stay
+from checks import Memory, Refusal, allowed, connect, refused, report, say, stay
 
 
 def own():
@@ -15,7 +15,7 @@ def own():
 
 
 def by_hash(digest):
-    refused("read an entry of the researcher by its hash", lambda: Memory().call("memory.read", hash=digest))
+    refused("read an entry of the researcher by its hash", lambda: Memory().call("memory.read", hash=digest), Refusal)
     sys.exit(0 if report("neighbour") else 1)
 
 
@@ -32,8 +32,8 @@ def main():
         ("memory.list", {}),
     ):
         who = " of the researcher" if params else " of all agents"
-        refused(f"{method}{who}", lambda: Memory().call(method, **params))
-    refused("any network at all, 1.1.1.1:443", lambda: connect("1.1.1.1", 443))
+        refused(f"{method}{who}", lambda: Memory().call(method, **params), Refusal)
+    refused("any network at all, 1.1.1.1:443", lambda: connect("1.1.1.1", 443), OSError)
     report("neighbour")
     stay()
 

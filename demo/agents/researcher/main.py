@@ -3,9 +3,10 @@
 import os
 import socket
 import subprocess
+import urllib.error
 import urllib.request
 
-from checks import LIMIT_SECONDS, Memory, allowed, connect, refused, report, say, stay
+from checks import LIMIT_SECONDS, Memory, NoSuchName, Refusal, allowed, connect, refused, report, resolve, say, stay
 
 OUTPUT = "/data/research/output/report.txt"
 
@@ -15,11 +16,6 @@ def fetch(url, headers=None):
     with urllib.request.urlopen(request, timeout=LIMIT_SECONDS) as answer:
         body = answer.read(65536).decode(errors="replace")
         return f"HTTP {answer.status}, {len(body)} bytes: {body.strip()[:60]!r}", body
-
-
-def resolve(name):
-    address = socket.getaddrinfo(name, 80, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
-    return address, address
 
 
 def udp(host, port):
@@ -47,31 +43,33 @@ def files():
     allowed("read  /data/research/question.txt", lambda: read("/data/research/question.txt"))
     allowed(f"write {OUTPUT}", lambda: write(OUTPUT, "found: one page, and many closed doors\n"))
     allowed(f"read  {OUTPUT}", lambda: read(OUTPUT))
-    refused("read  /data/secret.txt", lambda: read("/data/secret.txt")[0])
-    refused("write /data/secret.txt", lambda: write("/data/secret.txt", "mine\n")[0])
-    refused("append to /etc/passwd", lambda: write("/etc/passwd", "root2::0:0::/:/bin/sh\n", "a")[0])
+    refused("read  /data/secret.txt", lambda: read("/data/secret.txt")[0], PermissionError)
+    refused("write /data/secret.txt", lambda: write("/data/secret.txt", "mine\n")[0], PermissionError)
+    refused("append to /etc/passwd", lambda: write("/etc/passwd", "root2::0:0::/:/bin/sh\n", "a")[0], PermissionError)
 
 
 def programs():
     say("programs")
     for program in ("/bin/sh", "/usr/bin/busybox"):
-        refused(f"run   {program}", lambda: subprocess.run([program, "-c", "id"], timeout=LIMIT_SECONDS))
-    refused("become root", lambda: os.setuid(0))
+        refused(f"run   {program}", lambda: subprocess.run([program, "-c", "id"], timeout=LIMIT_SECONDS), PermissionError)
+    refused("become root", lambda: os.setuid(0), PermissionError)
 
 
 def network():
     say("network")
-    allowed("resolve api.exa.test", lambda: resolve("api.exa.test"))
+    turned_away = (urllib.error.HTTPError, ConnectionError)
+    allowed("resolve api.exa.test", lambda: (resolve("api.exa.test"), None))
     page = allowed("fetch http://api.exa.test/", lambda: fetch("http://api.exa.test/"))
-    refused("fetch http://evil.example/", lambda: fetch("http://evil.example/")[0])
-    refused("same address, other Host", lambda: fetch("http://api.exa.test/", {"Host": "evil.example"})[0])
-    refused("ungranted port api.exa.test:22", lambda: greeting("api.exa.test", 22))
-    refused("raw address 1.1.1.1:443", lambda: connect("1.1.1.1", 443))
-    refused("the server by its address 10.0.2.100:80", lambda: connect("10.0.2.100", 80))
-    refused("cloud metadata 169.254.169.254:80", lambda: connect("169.254.169.254", 80))
-    refused("the node's door 10.0.2.15:4466", lambda: connect("10.0.2.15", 4466))
-    refused("UDP to 8.8.8.8:53", lambda: udp("8.8.8.8", 53))
-    refused("IPv6 to 2001:4860:4860::8888", lambda: connect("2001:4860:4860::8888", 443, socket.AF_INET6))
+    refused("resolve evil.example", lambda: resolve("evil.example"), NoSuchName)
+    refused("fetch http://evil.example/", lambda: fetch("http://evil.example/")[0], OSError)
+    refused("same address, other Host", lambda: fetch("http://api.exa.test/", {"Host": "evil.example"})[0], *turned_away)
+    refused("ungranted port api.exa.test:22", lambda: greeting("api.exa.test", 22), *turned_away)
+    refused("raw address 1.1.1.1:443", lambda: connect("1.1.1.1", 443), OSError)
+    refused("the server by its address 10.0.2.100:80", lambda: connect("10.0.2.100", 80), OSError)
+    refused("cloud metadata 169.254.169.254:80", lambda: connect("169.254.169.254", 80), OSError)
+    refused("the node's door 10.0.2.15:4466", lambda: connect("10.0.2.15", 4466), OSError)
+    refused("UDP to 8.8.8.8:53", lambda: udp("8.8.8.8", 53), OSError)
+    refused("IPv6 to 2001:4860:4860::8888", lambda: connect("2001:4860:4860::8888", 443, socket.AF_INET6), OSError)
     return page
 
 
@@ -110,8 +108,8 @@ def remember(page):
 
     allowed("read it back by hash", back)
     allowed("history of notes/first", history)
-    refused("read the neighbour's memory", lambda: memory.call("memory.query", agent="neighbour", prefix=""))
-    refused("read the ledger", lambda: memory.call("ledger.tail"))
+    refused("read the neighbour's memory", lambda: memory.call("memory.query", agent="neighbour", prefix=""), Refusal)
+    refused("read the ledger", lambda: memory.call("ledger.tail"), Refusal)
 
 
 def main():
