@@ -135,4 +135,26 @@ mod tests {
     fn a_wrong_image_is_an_error() {
         assert!(matches!(merge("[services.x]\n", None), Err(LoadError::Image(_))));
     }
+
+    #[test]
+    fn the_images_own_configuration_holds_and_gives_each_service_its_uid() {
+        let text = include_str!("../../image/config/nulld.toml");
+        let config = merge(text, None).unwrap().config;
+        for (name, service) in &config.services {
+            let known = node::known_service(name).unwrap_or_else(|| panic!("{name} has no socket"));
+            assert_eq!(service.uid, known.uid(), "{name}");
+        }
+        let names: Vec<&str> = config.services.keys().map(String::as_str).collect();
+        assert_eq!(names, ["cage", "ctxgraph", "egress", "nullgate"]);
+    }
+
+    #[test]
+    fn the_example_of_the_page_is_right() {
+        let page = include_str!("../../docs/nulld.toml.md");
+        let example = page.split("```toml").nth(1).and_then(|rest| rest.split("```").next());
+        let image = include_str!("../../image/config/nulld.toml");
+        let loaded = merge(image, example).unwrap();
+        assert_eq!(loaded.problems, []);
+        assert_eq!(loaded.config.node.name, "node-1");
+    }
 }
