@@ -202,15 +202,31 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
-    fn scratch(name: &str) -> PathBuf {
+    /// A directory of one test, removed at its end.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn join(&self, name: &str) -> PathBuf {
+            self.0.join(name)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0); // only space is lost
+        }
+    }
+
+    fn scratch(name: &str) -> Scratch {
         let directory = std::env::temp_dir().join(format!("nullbox-keys-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
-        directory
+        Scratch(directory)
     }
 
     #[test]
     fn a_key_round_trips_through_its_file_and_its_texts() {
-        let path = scratch("round").join("sub/op.key");
+        let scratch = scratch("round");
+        let path = scratch.join("sub/op.key");
         let made = PrivateKey::create(&path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let read = PrivateKey::read(&path).unwrap();
@@ -235,7 +251,8 @@ mod tests {
 
     #[test]
     fn an_existing_key_is_never_replaced() {
-        let path = scratch("once").join("op.key");
+        let scratch = scratch("once");
+        let path = scratch.join("op.key");
         let first = PrivateKey::create(&path).unwrap();
         assert!(matches!(PrivateKey::create(&path), Err(KeyError::File { .. })));
         assert_eq!(PrivateKey::read(&path).unwrap().public(), first.public());
@@ -243,7 +260,8 @@ mod tests {
 
     #[test]
     fn a_key_that_others_can_read_is_refused_with_the_remedy() {
-        let path = scratch("mode").join("op.key");
+        let scratch = scratch("mode");
+        let path = scratch.join("op.key");
         PrivateKey::create(&path).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         let error = PrivateKey::read(&path).unwrap_err().to_string();
@@ -272,7 +290,8 @@ mod tests {
 
     #[test]
     fn debug_shows_no_private_key() {
-        let path = scratch("debug").join("op.key");
+        let scratch = scratch("debug");
+        let path = scratch.join("op.key");
         let key = PrivateKey::create(&path).unwrap();
         let pem = std::fs::read_to_string(&path).unwrap();
         let body = pem.lines().nth(1).unwrap();
