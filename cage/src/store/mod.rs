@@ -175,7 +175,8 @@ impl Store {
         let file = File::open(path).map_err(ImportError::host("open", path))?;
         let archive = Archive::scan(file, path)?;
         let plan = oci::plan(&archive)?;
-        if let Some(digest) = self.index().with_fingerprint(&plan.fingerprint) {
+        let known = self.index().with_fingerprint(&plan.fingerprint);
+        if let Some(digest) = known {
             return self.index().name(name, digest).map_err(ImportError::from);
         }
         let total = archive.size();
@@ -199,7 +200,8 @@ impl Store {
         }
         let spool = Scratch::new(temporary(&self.dir).join("upload"))?;
         let archive_digest = receive(reader, bytes, &spool, progress)?;
-        if let Some(digest) = self.index().with_archive(&archive_digest) {
+        let known = self.index().with_archive(&archive_digest);
+        if let Some(digest) = known {
             return self.index().name(name, digest).map_err(ImportError::from);
         }
         let file = File::open(&spool.path).map_err(ImportError::host("open", &spool.path))?;
