@@ -413,7 +413,7 @@ const HOSTILE_IMAGES: &[Hostile<Archive>] = &[
 
 #[rustfmt::skip]
 const HOSTILE_LAYOUTS: &[Hostile<Members>] = &[
-    ("layer changed", |m| m.change_blob(b"\x1f\x8b"), "does not unpack"),
+    ("layer changed", |m| m.change_blob(b"\x1f\x8b"), "not sha256:"),
     ("layer missing", |m| m.drop_blob(b"\x1f\x8b"), "is missing"),
     ("config changed", |m| m.change_blob(b"{\"architecture"), "not sha256:"),
     ("no layout", |m| m.remove("oci-layout"), "neither index.json"),

@@ -135,12 +135,17 @@ impl Archive {
         ExtentReader::new(&self.file, extent)
     }
 
-    /// SHA-256 of the whole file.
-    pub fn digest(&self, mut progress: impl FnMut(u64)) -> Result<Digest, ImportError> {
-        let mut reader = self.open(Extent {
+    /// The whole file.
+    pub fn whole(&self) -> Extent {
+        Extent {
             at: 0,
             size: self.size,
-        });
+        }
+    }
+
+    /// SHA-256 of a part.
+    pub fn digest(&self, extent: Extent, mut progress: impl FnMut(u64)) -> Result<Digest, ImportError> {
+        let mut reader = self.open(extent);
         let mut hash = Sha256::new();
         let mut buffer = vec![0u8; BUFFER_BYTES];
         let mut done = 0;
@@ -170,7 +175,7 @@ pub struct ExtentReader<'a> {
 }
 
 impl<'a> ExtentReader<'a> {
-    fn new(file: &'a File, extent: Extent) -> Self {
+    pub(super) fn new(file: &'a File, extent: Extent) -> Self {
         ExtentReader {
             file,
             at: extent.at,

@@ -43,7 +43,8 @@ impl Default for Allowance {
 /// Takes a file's content: its node, its size, a reader of exactly that much.
 pub type Each<'a> = &'a mut dyn FnMut(NodeId, u64, &mut dyn Read) -> Result<(), ImportError>;
 
-/// First reading: checks the layer and applies its entries to the tree. `progress` gets the packed bytes read so far.
+/// First reading: checks the layer and applies its entries to the tree. `progress` gets the packed bytes read so far. Returns how
+/// many entries were left out.
 pub fn merge(
     archive: &Archive,
     number: u16,
@@ -52,9 +53,38 @@ pub fn merge(
     allowance: &mut Allowance,
     progress: &mut dyn FnMut(u64),
 ) -> Result<u64, ImportError> {
+    let merged = read_all(archive, number, layer, tree, allowance, progress);
+    if merged.is_err() {
+        // Whatever a damaged layer looks like, that it is damaged is the reason.
+        blob_holds(archive, layer)?;
+    }
+    merged
+}
+
+fn blob_holds(archive: &Archive, layer: &Layer) -> Result<(), ImportError> {
+    let Some(want) = layer.blob else {
+        return Ok(());
+    };
+    let got = archive.digest(layer.extent, |_| {})?;
+    match got == want {
+        true => Ok(()),
+        false => Err(digest_differs(&layer.member, &want, &got)),
+    }
+}
+
+fn read_all(
+    archive: &Archive,
+    number: u16,
+    layer: &Layer,
+    tree: &mut Tree,
+    allowance: &mut Allowance,
+    progress: &mut dyn FnMut(u64),
+) -> Result<u64, ImportError> {
+    // An unpacked layer is its own blob: one hash serves for both.
+    let twice = layer.blob.is_some_and(|blob| blob != layer.diff_id);
     let packed = Hashing {
         inner: archive.open(layer.extent),
-        hash: layer.blob.map(|_| Sha256::new()),
+        hash: twice.then(Sha256::new),
         bytes: 0,
     };
     let unpacked = Unpacked::new(packed).map_err(|error| broken(layer, &error))?;
@@ -322,5 +352,36 @@ fn refused(number: u16, entry: &tar::Entry, refusal: Refusal) -> ImportError {
         offset: entry.at,
         rule: refusal.rule.to_string(),
         remedy: refusal.remedy,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_that_unpacks_to_more_than_its_allowance_is_refused() {
+        let zeros = vec![0u8; 1 << 20];
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        io::Write::write_all(&mut gzip, &zeros).unwrap();
+        let packed = gzip.finish().unwrap();
+        assert!(packed.len() < 2000);
+        let file = tempfile::tempfile().unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &packed, 0).unwrap();
+        let size = packed.len() as u64;
+        for (allowed, fits) in [(1 << 20, true), ((1 << 20) - 1, false)] {
+            let packed = Hashing {
+                inner: ExtentReader::new(&file, Extent { at: 0, size }),
+                hash: None,
+                bytes: 0,
+            };
+            let mut allowance = Allowance(allowed);
+            let mut checked = Checked {
+                inner: Unpacked::new(packed).unwrap(),
+                hash: Sha256::new(),
+                allowance: &mut allowance,
+            };
+            assert_eq!(io::copy(&mut checked, &mut io::sink()).is_ok(), fits);
+        }
     }
 }

@@ -180,7 +180,7 @@ impl Store {
             return self.index().name(name, digest).map_err(ImportError::from);
         }
         let total = archive.size();
-        let archive_digest = archive.digest(throttle(Stage::Hash, total, progress))?;
+        let archive_digest = archive.digest(archive.whole(), throttle(Stage::Hash, total, progress))?;
         self.convert(&archive, &plan, archive_digest, name, progress)
     }
 

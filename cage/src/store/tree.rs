@@ -485,3 +485,199 @@ impl Tree {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(kind: Kind, path: &str, link: &str, mode: u16, id: u64) -> Entry {
+        Entry {
+            kind,
+            path: path.into(),
+            link: link.into(),
+            mode,
+            uid: 0,
+            gid: 0,
+            mtime: 0,
+            size: 1,
+            data_at: id,
+            at: 0,
+        }
+    }
+
+    /// Path to what is there: a directory's mode, or the place of a file's content.
+    type Seen = BTreeMap<String, Result<u16, u64>>;
+
+    fn dump(tree: &Tree, id: NodeId, path: &str, seen: &mut Seen) {
+        let inode = tree.inode(id).unwrap();
+        match &inode.node {
+            Node::Directory(children) => {
+                seen.insert(path.to_owned(), Ok(inode.owner.mode));
+                for (name, dentry) in children {
+                    let name = std::str::from_utf8(name).unwrap();
+                    dump(tree, dentry.node, &format!("{path}/{name}"), seen);
+                }
+            }
+            Node::File(content) => {
+                seen.insert(path.to_owned(), Err(content.at));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The specification in its own words: whiteouts hide what is below, first; then the layer's entries, in order.
+    fn model(seen: &mut Seen, layer: &[Entry]) -> Result<(), ()> {
+        let remove_below = |seen: &mut Seen, path: &str| {
+            let below = format!("{path}/");
+            seen.retain(|known, _| !known.starts_with(&below));
+        };
+        let text = |entry: &Entry| format!("/{}", String::from_utf8(entry.path.clone()).unwrap());
+        for entry in layer {
+            let path = text(entry);
+            let (parent, name) = path.rsplit_once('/').unwrap();
+            if name == ".wh..wh..opq" {
+                remove_below(seen, parent);
+            } else if let Some(hidden) = name.strip_prefix(".wh.") {
+                let hidden = format!("{parent}/{hidden}");
+                remove_below(seen, &hidden);
+                seen.remove(&hidden);
+            }
+        }
+        for entry in layer {
+            let path = text(entry);
+            if path.contains(".wh.") {
+                continue;
+            }
+            for (at, _) in path.match_indices('/').skip(1) {
+                if seen.entry(path[..at].to_owned()).or_insert(Ok(0o755)).is_err() {
+                    return Err(());
+                }
+            }
+            if entry.kind == Kind::Directory && matches!(seen.get(&path), Some(Ok(_))) {
+                seen.insert(path, Ok(entry.mode));
+                continue;
+            }
+            remove_below(seen, &path);
+            let what = match entry.kind {
+                Kind::Directory => Ok(entry.mode),
+                _ => Err(entry.data_at),
+            };
+            seen.insert(path, what);
+        }
+        Ok(())
+    }
+
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, end: u64) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0 % end
+        }
+
+        fn path(&mut self) -> String {
+            let depth = 1 + self.below(3);
+            let names: Vec<&str> = (0..depth).map(|_| ["a", "b", "c"][self.below(3) as usize]).collect();
+            names.join("/")
+        }
+
+        fn entry(&mut self, id: u64) -> Entry {
+            let path = self.path();
+            let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+            let name = path.rsplit('/').next().unwrap();
+            let beside = |name: &str| format!("{parent}/{name}").trim_start_matches('/').to_owned();
+            match self.below(6) {
+                0 => entry(Kind::File, &beside(&format!(".wh.{name}")), "", 0, id),
+                1 => entry(Kind::File, &beside(".wh..wh..opq"), "", 0, id),
+                2 | 3 => entry(Kind::Directory, &path, "", 0o700 + (id % 8) as u16, id),
+                _ => entry(Kind::File, &path, "", 0o644, id),
+            }
+        }
+    }
+
+    #[test]
+    fn any_layers_merge_as_the_specification_says() {
+        let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let seed = std::env::var("NULLBOX_TEST_SEED")
+            .ok()
+            .map_or(time.as_nanos() as u64 | 1, |text| text.parse().unwrap());
+        eprintln!("NULLBOX_TEST_SEED={seed}");
+        let mut random = Random(seed);
+        let mut compared = 0;
+        for round in 0..20_000 {
+            let mut tree = Tree::default();
+            let mut want = Seen::from([(String::new(), Ok(0o755))]);
+            for layer in 0..1 + random.below(4) as u16 {
+                let entries: Vec<Entry> = (0..random.below(7)).map(|id| random.entry(u64::from(layer) * 100 + id)).collect();
+                tree.begin_layer(layer);
+                let applied = entries.iter().try_for_each(|entry| tree.apply(entry).map(|_| ()));
+                let modelled = model(&mut want, &entries);
+                // An entry below what is still a file is refused; the model only sees that after the whiteouts.
+                let (Ok(()), Ok(())) = (applied, modelled) else {
+                    assert!(applied.is_err(), "seed {seed}, round {round}: the model refuses more");
+                    break;
+                };
+                let mut got = Seen::new();
+                dump(&tree, NodeId::ROOT, "", &mut got);
+                assert_eq!(got, want, "seed {seed}, round {round}, layer {layer}: {entries:#?}");
+                compared += 1;
+            }
+        }
+        assert!(compared > 20_000, "only {compared} layers were compared");
+    }
+
+    #[test]
+    fn freed_nodes_are_used_again_and_links_keep_theirs() {
+        let mut tree = Tree::default();
+        tree.apply(&entry(Kind::File, "one", "", 0o644, 1)).unwrap();
+        tree.apply(&entry(Kind::HardLink, "two", "one", 0, 0)).unwrap();
+        // A link to itself changes nothing.
+        tree.apply(&entry(Kind::HardLink, "two", "two", 0, 0)).unwrap();
+        tree.begin_layer(1);
+        for id in 0..1000 {
+            tree.apply(&entry(Kind::File, "one", "", 0o644, id)).unwrap();
+        }
+        assert_eq!(tree.index_end(), 4);
+        let mut seen = Seen::new();
+        dump(&tree, NodeId::ROOT, "", &mut seen);
+        assert_eq!((seen["/one"], seen["/two"]), (Err(999), Err(1)));
+        assert!(tree.inodes().all(|(_, inode)| inode.names == 1));
+    }
+
+    #[test]
+    fn each_bound_is_a_refusal() {
+        let file = entry(Kind::File, "x", "", 0o644, 1);
+        let limits: [(fn(&mut Tree), &str); 3] = [
+            (|tree| tree.entries = limits::ROOTFS_ENTRIES_MAX, "more entries"),
+            (|tree| tree.text_bytes = limits::ROOTFS_TEXT_BYTES_MAX, "names and links larger"),
+            (|tree| tree.lookups = limits::ROOTFS_LOOKUPS_MAX, "look-ups"),
+        ];
+        for (fill, rule) in limits {
+            let mut tree = Tree::default();
+            fill(&mut tree);
+            let refused = match tree.apply(&file) {
+                Err(refusal) => refusal,
+                // Creating looks nothing up; a directory does.
+                Ok(_) => tree.apply(&entry(Kind::Directory, "x", "", 0, 1)).unwrap_err(),
+            };
+            assert!(refused.rule.contains(rule), "{refused:?}");
+        }
+    }
+
+    /// What a hostile layer repeats costs no more than the first time.
+    #[test]
+    fn repeated_whiteouts_of_a_large_directory_are_done_once() {
+        let mut tree = Tree::default();
+        for id in 0..10_000 {
+            tree.apply(&entry(Kind::File, &format!("d/{id}"), "", 0o644, id)).unwrap();
+        }
+        let before = tree.lookups;
+        for _ in 0..10_000 {
+            tree.apply(&entry(Kind::File, "d/.wh..wh..opq", "", 0, 0)).unwrap();
+            tree.apply(&entry(Kind::File, ".wh.d", "", 0, 0)).unwrap();
+        }
+        assert!(tree.lookups - before < 100_000, "{}", tree.lookups - before);
+    }
+}
