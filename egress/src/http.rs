@@ -390,6 +390,21 @@ mod tests {
     }
 
     #[test]
+    fn any_bytes_are_survived_and_judged_alike_in_any_pieces() {
+        let whole = "POST / HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\n\r\n3;x\r\nabc\r\n0\r\n\r\n\
+                     PUT /2 HTTP/1.1\r\nHost: api.test\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\nHost: api.test\r\n\r\n";
+        for at in 0..whole.len() {
+            for byte in b"\r\n\0 :;0fz\x7f" {
+                let mut bent = whole.as_bytes().to_vec();
+                bent[at] = *byte;
+                if let Ok(bent) = String::from_utf8(bent) {
+                    let _ = run(&bent); // compares one push with many
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_refusal_cannot_be_bent_by_what_was_asked() {
         let text =
             String::from_utf8(refusal("403 Forbidden", "host-mismatch", "host a\r\nX: y", "b")).unwrap();

@@ -87,9 +87,9 @@ fn a_port_that_was_not_granted_is_refused_at_once() {
     let world = World::new();
     let lease = world.attach("a.1", &["web.test:443"], None);
     let guest = world.guest(&lease);
-    let begun = Instant::now();
-    let refused = guest.text("curl -sS -m 10 http://web.test/");
-    assert!(refused.contains("curl: (") && begun.elapsed() < Duration::from_secs(3), "{refused}");
+    let refused = guest.text("curl -sS -m 10 -w 'after %{time_total}s' http://web.test/");
+    let seconds: f64 = refused.split("after ").nth(1).unwrap().split('s').next().unwrap().parse().unwrap();
+    assert!(refused.contains("curl: (") && seconds < 2.0, "{refused}");
     assert!(world.denied("port-not-granted", "tcp web.test:80").remedy.contains("\"web.test:80\""));
 }
 
@@ -108,12 +108,11 @@ fn addresses_other_than_synthetic_ones_are_refused_at_once_and_told() {
         ("100.64.0.1", 15001),
         ("198.20.0.1", 80),
     ] {
-        let begun = Instant::now();
         let said = guest.python(&format!(
-            "try:\n  socket.create_connection(('{address}', {port}))\n  print('connected')\nexcept OSError as e: print(repr(e))"
+            "t = time.time()\ntry:\n  socket.create_connection(('{address}', {port}))\n  print('connected')\n\
+             except OSError as e: print(repr(e))\nprint('soon' if time.time() - t < 1 else 'late')"
         ));
-        assert!(said.contains("ConnectionRefused"), "{address}:{port} {said}");
-        assert!(begun.elapsed() < Duration::from_secs(3), "{address}:{port} took {:?}", begun.elapsed());
+        assert!(said.contains("ConnectionRefused") && said.contains("soon"), "{address}:{port} {said}");
         world.denied("raw-address", &format!("tcp {address}:{port}"));
     }
     assert!(!world.seen().contains("connect "), "{}", world.seen());
@@ -308,7 +307,7 @@ fn the_end_of_the_lease_cuts_open_connections_and_stops_everything() {
     let begun = Instant::now();
     drop(connection);
     assert!(lines.next().unwrap().starts_with("cut"));
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     child.wait().unwrap();
     let until = Instant::now() + Duration::from_secs(5);
     while !world.events.lock().unwrap().iter().any(|event| matches!(event, Event::NetDetached { .. })) {
