@@ -9,7 +9,16 @@ use std::os::fd::{AsFd, OwnedFd};
 fn open(dir: impl AsFd, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let flags = flags | OFlags::PATH | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve)?)
+    match rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve) {
+        Err(rustix::io::Errno::LOOP) => {
+            let rule = format!("`{name}` is a symbolic link in this rootfs: name the real path");
+            Err(io::Error::other(rule))
+        }
+        Err(rustix::io::Errno::NOTDIR) => {
+            Err(io::Error::other(format!("`{name}` is not a directory in this rootfs")))
+        }
+        other => Ok(other?),
+    }
 }
 
 /// A directory, made with its parents (root's, 0755) where it is missing. `path` may start with `/`.
@@ -109,7 +118,8 @@ mod tests {
         std::os::unix::fs::symlink("a", path.join("inside")).unwrap();
         std::os::unix::fs::symlink("/tmp", path.join("outside")).unwrap();
         for link in ["/inside/x", "/outside/x", "/outside", "/inside"] {
-            assert!(granted(&fd, link, 0).is_err(), "{link}");
+            let error = granted(&fd, link, 0).unwrap_err().to_string();
+            assert!(error.contains("side` is a symbolic link"), "{link}: {error}");
         }
         assert!(directory(&fd, "/a/../../x").is_err());
         write_file(&fd, "outside", "text").unwrap();

@@ -34,6 +34,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use abi::guest::{FrameError, Hello, Kind, PROTOCOL, Ready, Start};
+use abi::limits;
 use verifier::plan::Plan;
 
 use crate::control::Control;
@@ -43,6 +44,8 @@ use crate::spawn::SpawnError;
 
 /// How long the host may take to say what to run.
 const START_TIME: Duration = Duration::from_secs(60);
+/// Descriptors of PID 1: four for each channel, two for each memory connection, one for each program with several names.
+const OWN_NOFILE: u64 = 4096;
 /// How long the host may take to read the last report.
 const FINISH_TIME: Duration = Duration::from_secs(2);
 
@@ -52,6 +55,9 @@ struct Failure {
     stage: &'static str,
     error: String,
 }
+
+const _: () =
+    assert!(OWN_NOFILE as usize > limits::EXECS_PER_AGENT_MAX * 4 + limits::MANIFEST_LIST_MAX * 4 + 64);
 
 /// Stages with the time each was reached, in microseconds since the kernel started.
 #[derive(Debug, Default)]
@@ -83,6 +89,9 @@ fn main() -> ExitCode {
 
 /// The guest's whole life.
 fn live() -> Result<(), String> {
+    let nofile = rustix::process::Rlimit { current: Some(OWN_NOFILE), maximum: Some(OWN_NOFILE) };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, nofile)
+        .map_err(|error| format!("limit on open files: {error}"))?;
     let signals = sys::signals().map_err(|error| format!("signals: {error}"))?;
     let mut control = Control::connect().map_err(|error| format!("control connection: {error}"))?;
     let start = greet(&mut control).map_err(|error| format!("control {error}"))?;

@@ -37,17 +37,20 @@ const CAPABILITY_BITS: u32 = 64;
 #[derive(Debug)]
 pub struct Sandbox {
     ruleset: OwnedFd,
+    /// Files with several names that have a rule. overlayfs gives such a file another inode, without the rule, when its
+    /// directory entry is looked up anew; an open descriptor keeps the entry.
+    pinned: Vec<OwnedFd>,
     filter: Vec<libc::sock_filter>,
 }
 
 impl Sandbox {
     /// Resolves the plan's paths in the current root, once.
     pub fn new(plan: &Plan) -> Result<Sandbox, StepError> {
-        let sandbox = Sandbox::with_rules(&access::rules(plan), plan.shell)?;
+        let mut sandbox = Sandbox::with_rules(&access::rules(plan), plan.shell)?;
         if !plan.shell {
             let mut sealed = BTreeSet::new();
             for program in &plan.programs {
-                sandbox.allow_program(program, &mut sealed).step(format_args!("program `{program}`"))?;
+                sandbox.allow_program(program, &mut sealed).step("command and exec")?;
             }
         }
         Ok(sandbox)
@@ -63,7 +66,7 @@ impl Sandbox {
             .step("landlock");
         }
         let ruleset = sys::landlock_ruleset(access::HANDLED, access::SCOPED).step("landlock ruleset")?;
-        let sandbox = Sandbox { ruleset, filter: seccomp::filter(shell) };
+        let mut sandbox = Sandbox { ruleset, pinned: Vec::new(), filter: seccomp::filter(shell) };
         for rule in rules {
             match sandbox.allow(Path::new(&rule.path), rule.rights) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !rule.required => {}
@@ -73,15 +76,20 @@ impl Sandbox {
         Ok(sandbox)
     }
 
-    fn allow(&self, path: &Path, rights: u64) -> io::Result<()> {
+    fn allow(&mut self, path: &Path, rights: u64) -> io::Result<()> {
         let place = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-        let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode);
-        let rights = access::rights_for(rights, kind == rustix::fs::FileType::Directory);
-        sys::landlock_allow(self.ruleset.as_fd(), place.as_fd(), rights)
+        let stat = rustix::fs::fstat(&place)?;
+        let is_directory =
+            rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory;
+        sys::landlock_allow(self.ruleset.as_fd(), place.as_fd(), access::rights_for(rights, is_directory))?;
+        if !is_directory && stat.st_nlink > 1 {
+            self.pinned.push(place);
+        }
+        Ok(())
     }
 
     /// EXECUTE on one program and on what the kernel needs to execute it.
-    fn allow_program(&self, program: &str, sealed: &mut BTreeSet<PathBuf>) -> io::Result<()> {
+    fn allow_program(&mut self, program: &str, sealed: &mut BTreeSet<PathBuf>) -> io::Result<()> {
         let mut path = program.to_owned();
         for _ in 0..=INTERPRETERS_MAX {
             let real = fs::canonicalize(&path).map_err(|error| at(&path, error))?;
@@ -146,7 +154,11 @@ fn give_up_root() -> io::Result<()> {
 }
 
 fn at(path: &str, error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("`{path}`: {error}"))
+    let error = match error.kind() {
+        io::ErrorKind::NotFound => String::from("there is no such file in the rootfs"),
+        _ => error.to_string(),
+    };
+    io::Error::other(format!("`{path}`: {error}"))
 }
 
 /// Opens a file of the image for reading, only if it is one: a FIFO would make PID 1 wait.

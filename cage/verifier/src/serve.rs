@@ -331,7 +331,7 @@ impl Server {
     fn exec(&mut self, channel: u32, exec: Exec) -> Result<(), ServeError> {
         let refused = if self.stop != Stop::No {
             Some(String::from("the agent is being stopped"))
-        } else if self.processes.len() > limits::EXECS_PER_AGENT_MAX {
+        } else if self.processes.range(1..).count() >= limits::EXECS_PER_AGENT_MAX {
             Some(format!("{} execs are running: at most that many are allowed", limits::EXECS_PER_AGENT_MAX))
         } else {
             None
