@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use abi::door::{Call, Handler, Inherited, Outcome};
 use abi::identity::Service;
-use abi::rpc::RpcError;
+use abi::rpc::{Request, RpcError};
 use serde_json::json;
 
 struct Echo;
@@ -64,6 +64,18 @@ fn main() {
             std::process::exit(0);
         }
         "silent" => wait(),
+        "call" => {
+            announce();
+            for method in std::env::args().skip(2) {
+                let mut door = abi::wire::Connection::connect(abi::node::CONTROL_SOCKET).unwrap();
+                door.write_line(&Request::call(1, &method, serde_json::Value::Null)).unwrap();
+                let answer = door.read_line().unwrap().unwrap_or_default();
+                for piece in answer.as_bytes().chunks(200) {
+                    println!("{}", String::from_utf8_lossy(piece));
+                }
+            }
+            wait();
+        }
         "stubborn" => {
             // A shell ignores SIGTERM for itself and its children, without unsafe code here.
             ignore_sigterm();

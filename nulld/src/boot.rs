@@ -66,8 +66,9 @@ impl Record<'_> {
 
 /// Runs the phases mounts, config, state and the first half of network.
 pub fn run(record: &mut Record<'_>, facts: &mut Facts) -> Result<Booted, Halted> {
-    record.run("mounts", |_| {
+    record.run("mounts", |journal| {
         let lacking = mounts::mount_kernel().map_err(|error| error.to_string())?;
+        journal.console.open_if_none();
         Ok(((), lacking.into_iter().map(|what| format!("no {what}")).collect()))
     })?;
     facts.boot_id =

@@ -52,6 +52,13 @@ impl Console {
         Console { screens, ..Console::default() }
     }
 
+    /// Opens them again where none could be opened before /dev was mounted.
+    pub fn open_if_none(&mut self) {
+        if self.screens.is_empty() {
+            self.screens = Console::open().screens;
+        }
+    }
+
     /// A line of nulld's own, with the time since kernel start.
     pub fn say(&mut self, text: &str) {
         let ms = clock::now_ms();
@@ -66,12 +73,12 @@ impl Console {
                 continue;
             }
             if screen.lost > 0 && screen.pending.len() < PENDING_BYTES_MAX / 2 {
-                let note = format!("nulld: {} console lines lost\r\n", screen.lost);
+                let note = format!("nulld: {} console lines lost\n", screen.lost);
                 screen.pending.extend(note.as_bytes());
                 screen.lost = 0;
             }
             screen.pending.extend(text.as_bytes());
-            screen.pending.extend(b"\r\n");
+            screen.pending.push_back(b'\n');
         }
         self.flush();
     }

@@ -49,11 +49,10 @@ fn mount(what: &str, at: &str, kind: &str, flags: MountFlags, data: &str) -> Res
 
 /// Mounts what every node has. The answer lists what this kernel lacks.
 pub fn mount_kernel() -> Result<Vec<String>, MountError> {
-    let table: [(&str, &str, MountFlags, &str); 8] = [
+    let table: [(&str, &str, MountFlags, &str); 7] = [
         ("proc", "/proc", CLOSED, ""),
         ("sysfs", "/sys", CLOSED, ""),
         ("devtmpfs", "/dev", MountFlags::NOSUID.union(MountFlags::NOEXEC), "mode=0755"),
-        ("devpts", "/dev/pts", MountFlags::NOSUID.union(MountFlags::NOEXEC), "mode=0600,ptmxmode=0666"),
         ("tmpfs", "/dev/shm", CLOSED, "size=16m,nr_inodes=1024,mode=1777"),
         ("tmpfs", "/run", CLOSED, "size=64m,nr_inodes=16384,mode=0755"),
         ("tmpfs", "/tmp", CLOSED, "size=16m,nr_inodes=4096,mode=1777"),

@@ -37,6 +37,8 @@ const DIR: &str = "/run/nullbox/uplink";
 const FILE: &str = "/run/nullbox/uplink/uplink.json";
 /// The name under which other services read it.
 const LINK: &str = "/run/nullbox/uplink.json";
+/// How long a carrier is waited for before the first message.
+const CARRIER_WAIT_MS_MAX: u64 = 5_000;
 /// Settings of the node's own network. IPv6 is off on the uplink: egress speaks IPv4 only.
 const SETTINGS: [(&str, &str); 10] = [
     ("ipv4/ip_forward", "0"),
@@ -105,7 +107,8 @@ fn run() -> io::Result<std::convert::Infallible> {
     let interface = wait_for_interface(&node.network, &mut ready);
     let mut uplink = Uplink { index: index_of(&interface)?, netlink: Netlink::open()?, interface };
     uplink.netlink.link_up(uplink.index)?;
-    log::info("interface_up", &[("interface", &uplink.interface)]);
+    let carrier = uplink.wait_for_carrier();
+    log::info("interface_up", &[("interface", &uplink.interface), ("carrier", &carrier)]);
     match node.network.mode {
         NetworkMode::Static => uplink.keep_static(&node.network, &mut ready),
         NetworkMode::Dhcp | NetworkMode::None => uplink.keep_lease(&node, &mut ready),
@@ -158,21 +161,24 @@ fn wait_for_interface(network: &Network, ready: &mut Ready) -> String {
 
 /// Ethernet devices (ARPHRD_ETHER with hardware behind them), with a carrier first, else by name.
 fn interfaces() -> Vec<String> {
-    let read = |name: &str, file: &str| {
-        fs::read_to_string(format!("/sys/class/net/{name}/{file}")).unwrap_or_default().trim().to_owned()
-    };
     let mut names: Vec<(bool, String)> = fs::read_dir("/sys/class/net")
         .into_iter()
         .flatten()
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|name| {
-            read(name, "type") == "1" && Path::new(&format!("/sys/class/net/{name}/device")).exists()
+            read_attribute(name, "type") == "1"
+                && Path::new(&format!("/sys/class/net/{name}/device")).exists()
         })
-        .map(|name| (read(&name, "carrier") != "1", name))
+        .map(|name| (read_attribute(&name, "carrier") != "1", name))
         .collect();
     names.sort();
     names.into_iter().map(|(_, name)| name).collect()
+}
+
+/// A file of the interface in sysfs; empty when it cannot be read.
+fn read_attribute(interface: &str, file: &str) -> String {
+    fs::read_to_string(format!("/sys/class/net/{interface}/{file}")).unwrap_or_default().trim().to_owned()
 }
 
 fn index_of(interface: &str) -> io::Result<u32> {
@@ -197,6 +203,20 @@ struct Uplink {
 }
 
 impl Uplink {
+    /// Copper takes a moment to agree on a speed; what is sent before is lost, and the next try is later than this.
+    fn wait_for_carrier(&self) -> bool {
+        let until = clock::now_ms() + CARRIER_WAIT_MS_MAX;
+        loop {
+            if read_attribute(&self.interface, "carrier") == "1" {
+                return true;
+            }
+            if clock::now_ms() >= until {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     fn keep_static(&mut self, network: &Network, ready: &mut Ready) -> io::Result<std::convert::Infallible> {
         let (address, prefix) = parse_cidr(&network.address).ok_or_else(|| {
             io::Error::other(format!("network.address `{}` is not in CIDR form", network.address))
