@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use abi::ledger::{Client, Event};
+use abi::ledger::{Client, Event, LedgerError};
 use abi::limits;
 
 /// The caller's end. Events wait in it until the ledger is [`Queue::open`].
@@ -65,12 +65,15 @@ impl Queue {
 
 fn deliver(receiver: &Receiver<Event>, client: &Client, waiting: &AtomicUsize) {
     for event in receiver {
-        // The ledger may be restarting: a few tries, then the event is lost, as its absence in the ledger shows.
+        // The ledger may be restarting: a few tries, then the event is lost, as its absence in the ledger shows. A
+        // refused event would be refused again.
         for attempt in 0..3 {
-            if client.note(event.clone()).is_ok() {
-                break;
+            match client.note(event.clone()) {
+                Ok(_) | Err(LedgerError::Refused(_) | LedgerError::Protocol(_)) => break,
+                Err(LedgerError::Unreachable(_) | LedgerError::Wire(_)) => {
+                    std::thread::sleep(Duration::from_millis(200 << attempt));
+                }
             }
-            std::thread::sleep(Duration::from_millis(200 << attempt));
         }
         waiting.fetch_sub(1, Ordering::Relaxed);
     }
