@@ -47,24 +47,17 @@ fn parse_exports(text: &str) -> Result<Vec<(String, String)>> {
         let (name, value) = line.strip_prefix("export ")?.split_once('=')?;
         Some((name.to_owned(), value.trim_matches('\'').to_owned()))
     };
-    text.lines()
-        .map(|line| parse(line).with_context(|| format!("`{line}` is no export line")))
-        .collect()
+    text.lines().map(|line| parse(line).with_context(|| format!("`{line}` is no export line"))).collect()
 }
 
 /// All binaries by name.
 pub fn build(tree: &Tree) -> Result<Built> {
     let environment = toolchain(tree)?;
     let step = Step::start("binaries");
-    let cargo = environment
-        .iter()
-        .find(|(name, _)| name == "CARGO")
-        .map_or("cargo", |(_, path)| path);
+    let cargo = environment.iter().find(|(name, _)| name == "CARGO").map_or("cargo", |(_, path)| path);
     let target = target_folder(tree);
     let mut command = tool(tree, cargo);
-    command
-        .current_dir(tree.path(""))
-        .envs(environment.iter().map(|(name, value)| (name, value)));
+    command.current_dir(tree.path("")).envs(environment.iter().map(|(name, value)| (name, value)));
     // What `cargo run` set for us is not meant for the cargo below us.
     for (name, _) in std::env::vars_os() {
         let name_text = name.to_string_lossy();
@@ -75,20 +68,8 @@ pub fn build(tree: &Tree) -> Result<Built> {
             command.env_remove(name);
         }
     }
-    command
-        .env_remove("RUSTUP_TOOLCHAIN")
-        .env_remove("RUSTFLAGS")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS");
-    command
-        .args([
-            "build",
-            "--release",
-            "--locked",
-            "--target",
-            TARGET,
-            "--target-dir",
-        ])
-        .arg(&target);
+    command.env_remove("RUSTUP_TOOLCHAIN").env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    command.args(["build", "--release", "--locked", "--target", TARGET, "--target-dir"]).arg(&target);
     for (package, binary) in BINARIES {
         command.args(["-p", package, "--bin", binary]);
     }
@@ -107,9 +88,7 @@ pub fn build(tree: &Tree) -> Result<Built> {
 
 /// Apart from the folder of ordinary builds, so that the two do not undo each other's work.
 pub fn target_folder(tree: &Tree) -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| tree.path("target"), PathBuf::from)
-        .join("node")
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| tree.path("target"), PathBuf::from).join("node")
 }
 
 /// Where `build` leaves a binary.

@@ -31,21 +31,7 @@ impl Archive {
         self.entries += 1;
         let size = u32::try_from(content.len()).expect("initramfs files are far below 4 GiB");
         let links = 1;
-        let fields = [
-            self.entries,
-            mode,
-            0,
-            0,
-            links,
-            0,
-            size,
-            0,
-            0,
-            major,
-            minor,
-            name.len() as u32 + 1,
-            0,
-        ];
+        let fields = [self.entries, mode, 0, 0, links, 0, size, 0, 0, major, minor, name.len() as u32 + 1, 0];
         self.bytes.extend(b"070701");
         for field in fields {
             self.bytes.extend(format!("{field:08x}").bytes());
@@ -84,17 +70,8 @@ mod tests {
         let listing = String::from_utf8(cpio.wait_with_output().unwrap().stdout).unwrap();
         let lines: Vec<&str> = listing.lines().collect();
         assert_eq!(lines.len(), 3, "{listing}");
-        assert!(
-            lines[0].starts_with("drwxr-xr-x") && lines[0].ends_with("dev"),
-            "{listing}"
-        );
-        assert!(
-            lines[1].starts_with("crw-------") && lines[1].contains("5,   1"),
-            "{listing}"
-        );
-        assert!(
-            lines[2].starts_with("-rwxr-xr-x") && lines[2].contains(" 5 "),
-            "{listing}"
-        );
+        assert!(lines[0].starts_with("drwxr-xr-x") && lines[0].ends_with("dev"), "{listing}");
+        assert!(lines[1].starts_with("crw-------") && lines[1].contains("5,   1"), "{listing}");
+        assert!(lines[2].starts_with("-rwxr-xr-x") && lines[2].contains(" 5 "), "{listing}");
     }
 }

@@ -41,9 +41,7 @@ fn check_dynamic(file: &[u8], offset: u64, length: u64) -> Result<()> {
 }
 
 fn field<const N: usize>(file: &[u8], at: u64) -> Result<[u8; N]> {
-    let bytes = usize::try_from(at)
-        .ok()
-        .and_then(|at| file.get(at..at.checked_add(N)?));
+    let bytes = usize::try_from(at).ok().and_then(|at| file.get(at..at.checked_add(N)?));
     match bytes.and_then(|bytes| bytes.try_into().ok()) {
         Some(bytes) => Ok(bytes),
         None => bail!("truncated: nothing at byte {at}"),
@@ -89,22 +87,12 @@ mod tests {
 
     #[test]
     fn interpreter_is_refused() {
-        assert!(
-            check_static(&elf(PT_INTERP, 0))
-                .unwrap_err()
-                .to_string()
-                .contains("PT_INTERP")
-        );
+        assert!(check_static(&elf(PT_INTERP, 0)).unwrap_err().to_string().contains("PT_INTERP"));
     }
 
     #[test]
     fn needed_library_is_refused() {
-        assert!(
-            check_static(&elf(PT_DYNAMIC, DT_NEEDED))
-                .unwrap_err()
-                .to_string()
-                .contains("DT_NEEDED")
-        );
+        assert!(check_static(&elf(PT_DYNAMIC, DT_NEEDED)).unwrap_err().to_string().contains("DT_NEEDED"));
     }
 
     #[test]

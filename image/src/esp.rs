@@ -39,21 +39,13 @@ pub fn unified_kernel_image(tree: &Tree, boot: &Boot<'_>, folder: &Path, out: &P
         fs::read(STUB).with_context(|| format!("{STUB} (package systemd-boot-efi); run scripts/deps.sh"))?;
     let mut lengths = Vec::new();
     for (_, file) in &sections {
-        lengths.push(
-            fs::metadata(file)
-                .with_context(|| format!("cannot read {}", file.display()))?
-                .len(),
-        );
+        lengths.push(fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?.len());
     }
     let addresses = pe::layout(&stub)?.place(&lengths);
     let mut objcopy = tool(tree, "objcopy");
     for ((name, file), address) in sections.iter().zip(addresses) {
-        objcopy
-            .arg("--add-section")
-            .arg(format!("{name}={}", file.display()));
-        objcopy
-            .arg("--change-section-vma")
-            .arg(format!("{name}={address:#x}"));
+        objcopy.arg("--add-section").arg(format!("{name}={}", file.display()));
+        objcopy.arg("--change-section-vma").arg(format!("{name}={address:#x}"));
     }
     run(objcopy.arg(STUB).arg(out)).context("the unified kernel image")?;
     // objcopy writes the time of day into the header.
@@ -90,11 +82,7 @@ pub fn system_partition(tree: &Tree, uki: &Path, out: &Path) -> Result<()> {
         run(tool(tree, "mmd").arg("-i").arg(out).arg(folder))?;
     }
     set_time(tree, uki)?;
-    run(tool(tree, "mcopy")
-        .args(["-m", "-i"])
-        .arg(out)
-        .arg(uki)
-        .arg("::/EFI/BOOT/BOOTX64.EFI"))?;
+    run(tool(tree, "mcopy").args(["-m", "-i"]).arg(out).arg(uki).arg("::/EFI/BOOT/BOOTX64.EFI"))?;
     Ok(())
 }
 

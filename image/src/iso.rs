@@ -25,15 +25,7 @@ const ROOT_TYPE: &str = "fab3b0bf-9d4b-4b05-8d3c-0a1e6f6e7862";
 const COMMAND_LINE: &str = "console=tty0 console=ttyS0,115200 quiet loglevel=4 panic=5";
 const GRUB: &str = "/usr/lib/grub/i386-pc";
 /// What it takes to load two files from ISO 9660; no menu, no command line.
-const GRUB_MODULES: [&str; 7] = [
-    "biosdisk",
-    "iso9660",
-    "search_label",
-    "linux",
-    "echo",
-    "sleep",
-    "reboot",
-];
+const GRUB_MODULES: [&str; 7] = ["biosdisk", "iso9660", "search_label", "linux", "echo", "sleep", "reboot"];
 
 /// Builds `out`; the files of `overlay`, which lie as on the node, replace or join those of the root.
 pub fn build(tree: &Tree, out: &Path, overlay: Option<&Path>) -> Result<()> {
@@ -50,27 +42,23 @@ pub fn build(tree: &Tree, out: &Path, overlay: Option<&Path>) -> Result<()> {
 /// Everything behind the compilers; a function of `input` and the epoch.
 fn assemble(tree: &Tree, input: &Input, out: &Path) -> Result<()> {
     let parts = parts(out);
+    // Two builds of one ISO would clear each other's parts.
+    fs::create_dir_all(out.parent().context("the ISO needs a folder")?)?;
+    let lock = fs::File::create(out.with_extension("lock"))?;
+    lock.lock().context("cannot lock the build")?;
     root::clear(&parts)?;
     let root_image = parts.join("root.img");
     let seal = root::build(tree, input, &parts.join("root"), &root_image)?;
     let step = Step::start("ISO");
     let initramfs = boot_initramfs(tree, &input.binaries, &seal, &parts)?;
-    let boot = Boot {
-        kernel: &input.host_kernel,
-        initramfs: &initramfs,
-        command_line: COMMAND_LINE,
-    };
+    let boot = Boot { kernel: &input.host_kernel, initramfs: &initramfs, command_line: COMMAND_LINE };
     let uki = parts.join("nullbox.efi");
     esp::unified_kernel_image(tree, &boot, &parts, &uki)?;
     let esp = parts.join("esp.img");
     esp::system_partition(tree, &uki, &esp)?;
     let stage = bios_tree(tree, &boot, &parts)?;
     write_iso(tree, &stage, &esp, &root_image, out)?;
-    step.done(&format!(
-        "{} ({:.1} MB)",
-        out.display(),
-        fs::metadata(out)?.len() as f64 / 1e6
-    ));
+    step.done(&format!("{} ({:.1} MB)", out.display(), fs::metadata(out)?.len() as f64 / 1e6));
     Ok(())
 }
 
@@ -110,13 +98,8 @@ fn bios_tree(tree: &Tree, boot: &Boot<'_>, parts: &Path) -> Result<PathBuf> {
     let script = parts.join("grub.cfg");
     fs::write(&script, grub_script(boot.command_line))?;
     let mut mkimage = tool(tree, "grub-mkimage");
-    mkimage
-        .args(["-O", "i386-pc-eltorito", "-d", GRUB, "-p", "/boot", "-c"])
-        .arg(&script);
-    mkimage
-        .arg("-o")
-        .arg(stage.join("boot/bios.img"))
-        .args(GRUB_MODULES);
+    mkimage.args(["-O", "i386-pc-eltorito", "-d", GRUB, "-p", "/boot", "-c"]).arg(&script);
+    mkimage.arg("-o").arg(stage.join("boot/bios.img")).args(GRUB_MODULES);
     run(&mut mkimage)?;
     for path in ["boot/vmlinuz", "boot/initrd", "boot/bios.img", "boot", ""] {
         esp::set_time(tree, &stage.join(path))?;
@@ -153,47 +136,18 @@ fn write_iso(tree: &Tree, stage: &Path, esp: &Path, root_image: &Path, out: &Pat
         "-publisher",
         "NULLBOX",
     ]);
-    xorriso.args([
-        "-uid",
-        "0",
-        "-gid",
-        "0",
-        "-dir-mode",
-        "0555",
-        "-file-mode",
-        "0444",
-    ]);
+    xorriso.args(["-uid", "0", "-gid", "0", "-dir-mode", "0555", "-file-mode", "0444"]);
     // BIOS, from optical media and (grub2-mbr) from a stick.
-    xorriso.args([
-        "-c",
-        "boot/boot.cat",
-        "-b",
-        "boot/bios.img",
-        "-no-emul-boot",
-        "-boot-load-size",
-        "4",
-    ]);
+    xorriso.args(["-c", "boot/boot.cat", "-b", "boot/bios.img", "-no-emul-boot", "-boot-load-size", "4"]);
     xorriso
         .args(["-boot-info-table", "--grub2-boot-info", "--grub2-mbr"])
         .arg(format!("{GRUB}/boot_hybrid.img"));
     // Some BIOSes boot only disks with an active partition.
-    xorriso.args([
-        "--mbr-force-bootable",
-        "-appended_part_as_gpt",
-        "-partition_offset",
-        "16",
-    ]);
+    xorriso.args(["--mbr-force-bootable", "-appended_part_as_gpt", "-partition_offset", "16"]);
     xorriso.args(["-append_partition", "2", "0xef"]).arg(esp);
-    xorriso
-        .args(["-append_partition", "3", ROOT_TYPE])
-        .arg(root_image);
+    xorriso.args(["-append_partition", "3", ROOT_TYPE]).arg(root_image);
     // UEFI boots the same partition by El Torito.
-    xorriso.args([
-        "-eltorito-alt-boot",
-        "-e",
-        "--interval:appended_partition_2:all::",
-        "-no-emul-boot",
-    ]);
+    xorriso.args(["-eltorito-alt-boot", "-e", "--interval:appended_partition_2:all::", "-no-emul-boot"]);
     xorriso.arg("-o").arg(&partial).arg(stage);
     run(&mut xorriso)?;
     ensure!(partial.exists(), "xorriso wrote no {}", partial.display());
@@ -237,10 +191,7 @@ mod tests {
             fs::create_dir_all(&folder).unwrap();
             let out = folder.join("nullbox.iso");
             assemble(&tree, &input(&folder), &out).unwrap();
-            let (iso, root) = (
-                fs::read(&out).unwrap(),
-                fs::read(parts(&out).join("root.img")).unwrap(),
-            );
+            let (iso, root) = (fs::read(&out).unwrap(), fs::read(parts(&out).join("root.img")).unwrap());
             fs::remove_dir_all(folder).unwrap();
             (iso, root)
         };
@@ -249,11 +200,7 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(2100));
         let (second, _) = build("b");
         let difference = first.iter().zip(&second).position(|(one, other)| one != other);
-        assert_eq!(
-            (difference, first.len()),
-            (None, second.len()),
-            "first differing byte"
-        );
+        assert_eq!((difference, first.len()), (None, second.len()), "first differing byte");
         assert_eq!(root_partition(&first), root);
     }
 
@@ -261,13 +208,9 @@ mod tests {
     fn root_partition(iso: &[u8]) -> &[u8] {
         let number = |at: usize| u64::from_le_bytes(iso[at..at + 8].try_into().unwrap()) as usize;
         let entries = number(512 + 72) * 512;
-        let guid = [
-            0xbf, 0xb0, 0xb3, 0xfa, 0x4b, 0x9d, 0x05, 0x4b, 0x8d, 0x3c, 0x0a, 0x1e, 0x6f, 0x6e, 0x78, 0x62,
-        ];
-        let entry = (0..128)
-            .map(|index| entries + index * 128)
-            .find(|at| iso[*at..at + 16] == guid)
-            .unwrap();
+        let guid =
+            [0xbf, 0xb0, 0xb3, 0xfa, 0x4b, 0x9d, 0x05, 0x4b, 0x8d, 0x3c, 0x0a, 0x1e, 0x6f, 0x6e, 0x78, 0x62];
+        let entry = (0..128).map(|index| entries + index * 128).find(|at| iso[*at..at + 16] == guid).unwrap();
         &iso[number(entry + 32) * 512..(number(entry + 40) + 1) * 512]
     }
 }

@@ -59,9 +59,7 @@ impl Kind {
 /// The kernel's file, built when it is not in the cache.
 pub fn build(tree: &Tree, kind: Kind) -> Result<PathBuf> {
     let fragments = Fragments::read(&tree.path("kernel-config").join(kind.name()))?;
-    let folder = tree
-        .cache("kernel")
-        .join(fragments.key(kind, &Compiler::find(tree)?));
+    let folder = tree.cache("kernel").join(fragments.key(kind, &Compiler::find(tree)?));
     let output = folder.join(kind.output());
     if output.exists() {
         return Ok(output);
@@ -85,18 +83,11 @@ pub fn build(tree: &Tree, kind: Kind) -> Result<PathBuf> {
         Kind::Host => work.object.join("arch/x86/boot/bzImage"),
         Kind::Guest => {
             let stripped = work.object.join("vmlinux.stripped");
-            run(tool(tree, "strip")
-                .arg("-s")
-                .arg("-o")
-                .arg(&stripped)
-                .arg(work.object.join("vmlinux")))?;
+            run(tool(tree, "strip").arg("-s").arg("-o").arg(&stripped).arg(work.object.join("vmlinux")))?;
             stripped
         }
     };
-    publish(
-        &folder,
-        &[(&built, kind.output()), (&work.object.join(".config"), "config")],
-    )?;
+    publish(&folder, &[(&built, kind.output()), (&work.object.join(".config"), "config")])?;
     step.done(&output.display().to_string());
     Ok(output)
 }
@@ -162,22 +153,12 @@ struct Work {
 
 impl Work {
     fn create(tree: &Tree, kind: Kind) -> Result<Work> {
-        let folder = tree
-            .cache("kernel")
-            .join(format!("work-{}-{}", kind.name(), std::process::id()));
-        let work = Work {
-            source: folder.join(PACKAGE),
-            object: folder.join(PACKAGE).join("build"),
-            folder,
-        };
+        let folder = tree.cache("kernel").join(format!("work-{}-{}", kind.name(), std::process::id()));
+        let work = Work { source: folder.join(PACKAGE), object: folder.join(PACKAGE).join("build"), folder };
         fs::create_dir_all(&work.folder).with_context(|| format!("cannot make {}", work.folder.display()))?;
         let archive = format!("/usr/src/{PACKAGE}.tar.xz");
         let step = Step::start(format!("{} kernel: unpack {archive}", kind.name()));
-        run(tool(tree, "tar")
-            .arg("-xf")
-            .arg(&archive)
-            .arg("-C")
-            .arg(&work.folder))?;
+        run(tool(tree, "tar").arg("-xf").arg(&archive).arg("-C").arg(&work.folder))?;
         fs::create_dir_all(&work.object)?;
         step.done("");
         Ok(work)
@@ -186,18 +167,11 @@ impl Work {
     fn make(&self, tree: &Tree) -> Command {
         let mut make = tool(tree, "make");
         // The kernel prints these; they must not tell one build from another.
-        make.env("KBUILD_BUILD_TIMESTAMP", "1970-01-01 00:00:00 UTC")
-            .env("KBUILD_BUILD_VERSION", "1");
-        make.env("KBUILD_BUILD_USER", "nullbox")
-            .env("KBUILD_BUILD_HOST", "nullbox");
+        make.env("KBUILD_BUILD_TIMESTAMP", "1970-01-01 00:00:00 UTC").env("KBUILD_BUILD_VERSION", "1");
+        make.env("KBUILD_BUILD_USER", "nullbox").env("KBUILD_BUILD_HOST", "nullbox");
         // `make` of this repository may have started us; its flags are not for this one.
-        make.env_remove("MAKEFLAGS")
-            .env_remove("MFLAGS")
-            .env_remove("MAKELEVEL");
-        make.arg("-C")
-            .arg(&self.source)
-            .arg(format!("O={}", self.object.display()))
-            .arg("ARCH=x86_64");
+        make.env_remove("MAKEFLAGS").env_remove("MFLAGS").env_remove("MAKELEVEL");
+        make.arg("-C").arg(&self.source).arg(format!("O={}", self.object.display())).arg("ARCH=x86_64");
         make
     }
 }
@@ -254,36 +228,22 @@ impl Fragments {
 
     /// The lines in byte order, as the kernel's tools and the cache key take them.
     fn merged(&self) -> String {
-        let mut lines: Vec<String> = self
-            .options
-            .iter()
-            .map(|(name, value)| format!("{name}={value}\n"))
-            .collect();
+        let mut lines: Vec<String> =
+            self.options.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
         lines.sort();
         lines.concat()
     }
 
     fn key(&self, kind: Kind, compiler: &Compiler) -> String {
         let Compiler { source, gcc, ld } = compiler;
-        let text = format!(
-            "nullbox-kernel-1\n{}\n{source}\n{gcc}\n{ld}\n{}",
-            kind.name(),
-            self.merged()
-        );
-        Sha256::digest(text)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        let text = format!("nullbox-kernel-1\n{}\n{source}\n{gcc}\n{ld}\n{}", kind.name(), self.merged());
+        Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     fn configure(&self, tree: &Tree, work: &Work) -> Result<()> {
         let merged = work.folder.join("merged.config");
         fs::write(&merged, self.merged())?;
-        run(work
-            .make(tree)
-            .arg("-s")
-            .env("KCONFIG_ALLCONFIG", &merged)
-            .arg("allnoconfig"))?;
+        run(work.make(tree).arg("-s").env("KCONFIG_ALLCONFIG", &merged).arg("allnoconfig"))?;
         let config = fs::read_to_string(work.object.join(".config"))?;
         let mut known = BTreeSet::new();
         collect_symbols(&work.source, &mut known)?;
@@ -349,10 +309,7 @@ mod tests {
     fn options_that_took_pass() {
         let fragments = parse("# why\nCONFIG_A=y\nCONFIG_B=n\nCONFIG_S=\"x\"\n").unwrap();
         let config = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_S=\"x\"\n";
-        assert_eq!(
-            fragments.not_taken(config, &known(&["A", "B", "S"])),
-            Vec::<String>::new()
-        );
+        assert_eq!(fragments.not_taken(config, &known(&["A", "B", "S"])), Vec::<String>::new());
     }
 
     #[test]
@@ -361,50 +318,27 @@ mod tests {
         let wrong = fragments.not_taken("# CONFIG_A is not set\nCONFIG_B=y\n", &known(&["A", "B"]));
         assert_eq!(
             wrong,
-            [
-                "CONFIG_A=y: is n",
-                "CONFIG_B=n: is y",
-                "CONFIG_C: this kernel has no such option"
-            ]
+            ["CONFIG_A=y: is n", "CONFIG_B=n: is y", "CONFIG_C: this kernel has no such option"]
         );
     }
 
     #[test]
     fn double_and_malformed_lines_are_refused_with_their_place() {
         let double = parse("CONFIG_A=y\n\nCONFIG_A=n\n").unwrap_err().to_string();
-        assert!(
-            double.starts_with("a.config:3: `CONFIG_A` is set a second time"),
-            "{double}"
-        );
+        assert!(double.starts_with("a.config:3: `CONFIG_A` is set a second time"), "{double}");
         assert!(parse("# CONFIG_A is not set\n").unwrap().options.is_empty());
-        assert!(
-            parse("CONFIG_A\n")
-                .unwrap_err()
-                .to_string()
-                .contains("a.config:1")
-        );
+        assert!(parse("CONFIG_A\n").unwrap_err().to_string().contains("a.config:1"));
     }
 
     #[test]
     fn key_depends_on_options_compiler_and_kind_and_not_on_comments() {
-        let compiler = |gcc: &str| Compiler {
-            source: "s".to_owned(),
-            gcc: gcc.to_owned(),
-            ld: "l".to_owned(),
-        };
+        let compiler =
+            |gcc: &str| Compiler { source: "s".to_owned(), gcc: gcc.to_owned(), ld: "l".to_owned() };
         let fragments = parse("CONFIG_A=y\n").unwrap();
         let key = fragments.key(Kind::Host, &compiler("12"));
-        assert_eq!(
-            key,
-            parse("# why\nCONFIG_A=y\n")
-                .unwrap()
-                .key(Kind::Host, &compiler("12"))
-        );
+        assert_eq!(key, parse("# why\nCONFIG_A=y\n").unwrap().key(Kind::Host, &compiler("12")));
         assert_ne!(key, fragments.key(Kind::Guest, &compiler("12")));
         assert_ne!(key, fragments.key(Kind::Host, &compiler("13")));
-        assert_ne!(
-            key,
-            parse("CONFIG_A=n\n").unwrap().key(Kind::Host, &compiler("12"))
-        );
+        assert_ne!(key, parse("CONFIG_A=n\n").unwrap().key(Kind::Host, &compiler("12")));
     }
 }

@@ -49,11 +49,7 @@ fn run() -> Result<()> {
     match words.as_slice() {
         ["iso", options @ ..] => {
             let [out, overlay] = parse_options(options, ["--out", "--overlay"])?;
-            iso::build(
-                &tree,
-                &out.unwrap_or(tree.build().join("nullbox.iso")),
-                overlay.as_deref(),
-            )
+            iso::build(&tree, &out.unwrap_or(tree.build().join("nullbox.iso")), overlay.as_deref())
         }
         ["kernel", kind] => kernel::build(&tree, kernel::Kind::parse(kind)?).map(drop),
         ["kernel", kind, "--print-path"] => {

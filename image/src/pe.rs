@@ -39,16 +39,9 @@ pub fn layout(file: &[u8]) -> Result<Layout> {
         end = end.max(number(file, section + 8, 4)? + number(file, section + 12, 4)?);
     }
     let alignment = number(file, optional + 32, 4)?;
-    ensure!(
-        alignment.is_power_of_two(),
-        "section alignment {alignment} is no power of two"
-    );
+    ensure!(alignment.is_power_of_two(), "section alignment {alignment} is no power of two");
     // The kernel wants page alignment at least.
-    Ok(Layout {
-        image_base: number(file, optional + 24, 8)?,
-        alignment: alignment.max(4096),
-        end,
-    })
+    Ok(Layout { image_base: number(file, optional + 24, 8)?, alignment: alignment.max(4096), end })
 }
 
 /// Zeroes the header's time stamp and checksum, which depends on it; firmware reads neither.
@@ -62,13 +55,9 @@ pub fn clear_time(file: &mut [u8]) -> Result<()> {
 
 fn number(file: &[u8], at: u64, bytes: usize) -> Result<u64> {
     let at = usize::try_from(at)?;
-    let field = file
-        .get(at..at + bytes)
-        .with_context(|| format!("truncated PE file: nothing at byte {at}"))?;
-    Ok(field
-        .iter()
-        .rev()
-        .fold(0, |value, byte| (value << 8) | u64::from(*byte)))
+    let field =
+        file.get(at..at + bytes).with_context(|| format!("truncated PE file: nothing at byte {at}"))?;
+    Ok(field.iter().rev().fold(0, |value, byte| (value << 8) | u64::from(*byte)))
 }
 
 #[cfg(test)]
@@ -77,15 +66,8 @@ mod tests {
 
     #[test]
     fn sections_are_placed_behind_each_other_and_aligned() {
-        let layout = Layout {
-            image_base: 0x1000_0000,
-            alignment: 4096,
-            end: 0x1001,
-        };
-        assert_eq!(
-            layout.place(&[1, 4096, 10]),
-            [0x1000_2000, 0x1000_3000, 0x1000_4000]
-        );
+        let layout = Layout { image_base: 0x1000_0000, alignment: 4096, end: 0x1001 };
+        assert_eq!(layout.place(&[1, 4096, 10]), [0x1000_2000, 0x1000_3000, 0x1000_4000]);
     }
 
     #[test]

@@ -15,10 +15,7 @@ const TAIL_LINES: usize = 40;
 /// A tool in a fixed locale, time zone and epoch.
 pub fn tool(tree: &Tree, program: &str) -> Command {
     let mut command = Command::new(program);
-    command
-        .env("LC_ALL", "C")
-        .env("TZ", "UTC")
-        .env("SOURCE_DATE_EPOCH", tree.epoch_s.to_string());
+    command.env("LC_ALL", "C").env("TZ", "UTC").env("SOURCE_DATE_EPOCH", tree.epoch_s.to_string());
     command.stdin(Stdio::null());
     command
 }
@@ -26,19 +23,13 @@ pub fn tool(tree: &Tree, program: &str) -> Command {
 /// Runs to the end; the error carries what the tool printed.
 pub fn run(command: &mut Command) -> Result<String> {
     let name = display(command);
-    let output = command
-        .output()
-        .with_context(|| format!("cannot start {name}: {}", install_hint()))?;
+    let output = command.output().with_context(|| format!("cannot start {name}: {}", install_hint()))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.success() {
         return Ok(text);
     }
     let errors = String::from_utf8_lossy(&output.stderr);
-    bail!(
-        "{name} failed ({}):\n{}",
-        output.status,
-        tail(&format!("{text}{errors}"))
-    )
+    bail!("{name} failed ({}):\n{}", output.status, tail(&format!("{text}{errors}")))
 }
 
 /// Runs a long tool; every line that it prints is a unit of progress. The whole output goes to `log`.
@@ -47,9 +38,7 @@ pub fn run_watched(command: &mut Command, step: &mut Step, expected_lines: usize
     let file = std::fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     let mut writer = std::io::BufWriter::new(&file);
     command.stdout(Stdio::piped()).stderr(file.try_clone()?);
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot start {name}: {}", install_hint()))?;
+    let mut child = command.spawn().with_context(|| format!("cannot start {name}: {}", install_hint()))?;
     let stdout = child.stdout.take().context("the tool has no output")?;
     for (number, line) in BufReader::new(stdout).split(b'\n').enumerate() {
         let line = line?;
@@ -63,11 +52,7 @@ pub fn run_watched(command: &mut Command, step: &mut Step, expected_lines: usize
         return Ok(());
     }
     let text = String::from_utf8_lossy(&std::fs::read(log)?).into_owned();
-    bail!(
-        "{name} failed ({status}); all of its output is in {}:\n{}",
-        log.display(),
-        tail(&text)
-    )
+    bail!("{name} failed ({status}); all of its output is in {}:\n{}", log.display(), tail(&text))
 }
 
 fn display(command: &Command) -> String {

@@ -21,23 +21,14 @@ impl Step {
         if !terminal {
             eprintln!("image: {name} ...");
         }
-        let step = Step {
-            name,
-            start: now,
-            shown: now,
-            terminal,
-        };
+        let step = Step { name, start: now, shown: now, terminal };
         step.show("");
         step
     }
 
     /// `done` of about `expected` units; the estimate may be wrong, so it never shows more than 99 %.
     pub fn at(&mut self, done: usize, expected: usize) {
-        let every = if self.terminal {
-            TERMINAL_EVERY
-        } else {
-            PLAIN_EVERY
-        };
+        let every = if self.terminal { TERMINAL_EVERY } else { PLAIN_EVERY };
         if self.shown.elapsed() < every {
             return;
         }
@@ -45,16 +36,9 @@ impl Step {
         let percent = (done * 100 / expected.max(1)).min(99);
         if self.terminal {
             let bar = "#".repeat(percent * 30 / 100);
-            self.show(&format!(
-                "[{bar:<30}] {percent:>2} %  {:>4} s",
-                self.start.elapsed().as_secs()
-            ));
+            self.show(&format!("[{bar:<30}] {percent:>2} %  {:>4} s", self.start.elapsed().as_secs()));
         } else {
-            eprintln!(
-                "image: {} ... {percent} %, {} s",
-                self.name,
-                self.start.elapsed().as_secs()
-            );
+            eprintln!("image: {} ... {percent} %, {} s", self.name, self.start.elapsed().as_secs());
         }
     }
 
@@ -62,11 +46,7 @@ impl Step {
         if self.terminal {
             eprint!("\r\x1b[K");
         }
-        eprintln!(
-            "image: {} ({:.1} s) {result}",
-            self.name,
-            self.start.elapsed().as_secs_f32()
-        );
+        eprintln!("image: {} ({:.1} s) {result}", self.name, self.start.elapsed().as_secs_f32());
     }
 
     fn show(&self, text: &str) {

@@ -17,16 +17,7 @@ use crate::verity::{self, Seal};
 
 const NODE_BINARIES: [&str; 6] = ["nulld", "cage", "cage-vmm", "egress", "ctxgraph", "nullgate"];
 /// Mount points, empty in the image.
-const FOLDERS: [&str; 8] = [
-    "dev",
-    "proc",
-    "sys",
-    "run",
-    "tmp",
-    "state",
-    "etc",
-    "system/config-volume",
-];
+const FOLDERS: [&str; 8] = ["dev", "proc", "sys", "run", "tmp", "state", "etc", "system/config-volume"];
 /// The scratch template: small, grown by the guest to what its manifest allows (64 GiB at most).
 const SCRATCH_MIB: u64 = 64;
 const SCRATCH_MIB_MAX: u64 = 65_536;
@@ -53,11 +44,7 @@ pub fn build(tree: &Tree, input: &Input, stage: &Path, out: &Path) -> Result<Sea
         make_folder(&stage.join(folder))?;
     }
     for name in NODE_BINARIES {
-        install(
-            binary(binaries, name)?,
-            &stage.join("system/bin").join(name),
-            0o755,
-        )?;
+        install(binary(binaries, name)?, &stage.join("system/bin").join(name), 0o755)?;
     }
     install(&input.guest_kernel, &stage.join("system/guest/vmlinux"), 0o644)?;
     let guest = guest_initramfs(&fs::read(binary(binaries, "verifier")?)?);
@@ -73,19 +60,12 @@ pub fn build(tree: &Tree, input: &Input, stage: &Path, out: &Path) -> Result<Sea
 
     squash(tree, stage, out)?;
     let seal = verity::seal(out)?;
-    step.done(&format!(
-        "{} KiB, root hash {}",
-        fs::metadata(out)?.len() / 1024,
-        &seal.root_hash
-    ));
+    step.done(&format!("{} KiB, root hash {}", fs::metadata(out)?.len() / 1024, &seal.root_hash));
     Ok(seal)
 }
 
 pub fn binary<'a>(binaries: &'a Built, name: &str) -> Result<&'a Path> {
-    binaries
-        .get(name)
-        .map(PathBuf::as_path)
-        .with_context(|| format!("no binary `{name}` was built"))
+    binaries.get(name).map(PathBuf::as_path).with_context(|| format!("no binary `{name}` was built"))
 }
 
 /// The guest's initramfs is the verifier and nothing else; uncompressed, so that the guest kernel needs no unpacker.
@@ -108,9 +88,7 @@ fn scratch_template(tree: &Tree, path: &Path) -> Result<()> {
     let mut mke2fs = tool(tree, "/usr/sbin/mke2fs");
     // The file system's own time stamps; mke2fs of Debian 12 does not read SOURCE_DATE_EPOCH.
     mke2fs.env("E2FSPROGS_FAKE_TIME", tree.epoch_s.to_string());
-    mke2fs.args([
-        "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-L", "scratch",
-    ]);
+    mke2fs.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-L", "scratch"]);
     mke2fs.args([
         "-O",
         "^has_journal,resize_inode,^metadata_csum_seed,^orphan_file",
@@ -188,11 +166,7 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     for entry in fs::read_dir(from).with_context(|| format!("cannot list {}", from.display()))? {
         let entry = entry?;
         let kind = entry.file_type()?;
-        ensure!(
-            kind.is_dir() || kind.is_file(),
-            "{} is neither a file nor a folder",
-            entry.path().display()
-        );
+        ensure!(kind.is_dir() || kind.is_file(), "{} is neither a file nor a folder", entry.path().display());
         if kind.is_dir() {
             copy_folder(&entry.path(), &to.join(entry.file_name()))?;
         } else {

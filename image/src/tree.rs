@@ -21,17 +21,10 @@ impl Tree {
             .context("the image crate lies in no tree")?
             .to_owned();
         if !root.join("kernel-config").is_dir() {
-            bail!(
-                "{} is no NullBox source tree any more; build the image builder again",
-                root.display()
-            );
+            bail!("{} is no NullBox source tree any more; build the image builder again", root.display());
         }
         let epoch_s = epoch(&root)?;
-        Ok(Tree {
-            root,
-            cache: cache()?,
-            epoch_s,
-        })
+        Ok(Tree { root, cache: cache()?, epoch_s })
     }
 
     pub fn path(&self, relative: &str) -> PathBuf {
@@ -56,26 +49,14 @@ fn epoch(root: &Path) -> Result<u64> {
             .parse()
             .with_context(|| format!("SOURCE_DATE_EPOCH is `{value}`; it must be seconds since 1970"));
     }
-    let log = Command::new("git")
-        .arg("-C")
-        .arg(root)
-        .args(["log", "-1", "--format=%ct"])
-        .output();
-    let seconds = log
-        .ok()
-        .filter(|out| out.status.success())
-        .and_then(|out| String::from_utf8(out.stdout).ok());
-    Ok(seconds
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(315_532_800))
+    let log = Command::new("git").arg("-C").arg(root).args(["log", "-1", "--format=%ct"]).output();
+    let seconds =
+        log.ok().filter(|out| out.status.success()).and_then(|out| String::from_utf8(out.stdout).ok());
+    Ok(seconds.and_then(|text| text.trim().parse().ok()).unwrap_or(315_532_800))
 }
 
 fn cache() -> Result<PathBuf> {
-    let variable = |name| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     variable("NULLBOX_CACHE")
         .or_else(|| variable("XDG_CACHE_HOME").map(|dir| dir.join("nullbox")))
         .or_else(|| variable("HOME").map(|dir| dir.join(".cache/nullbox")))

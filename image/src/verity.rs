@@ -28,13 +28,7 @@ pub struct Seal {
 impl Seal {
     /// The file that initramfs/src/image.rs reads.
     pub fn to_text(&self) -> String {
-        let Seal {
-            root_hash,
-            salt,
-            data_blocks,
-            hash_start_block,
-            total_blocks,
-        } = self;
+        let Seal { root_hash, salt, data_blocks, hash_start_block, total_blocks } = self;
         format!(
             "root_hash={root_hash}\nsalt={salt}\ndata_blocks={data_blocks}\nhash_start_block={hash_start_block}\ntotal_blocks={total_blocks}\n"
         )
@@ -48,11 +42,7 @@ pub fn seal(path: &Path) -> Result<Seal> {
     let mut data = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     data.resize(data.len().next_multiple_of(BLOCK), 0);
     // With a single block the format has no tree at all; no image is that small.
-    ensure!(
-        data.len() > BLOCK,
-        "{} is smaller than two blocks",
-        path.display()
-    );
+    ensure!(data.len() > BLOCK, "{} is smaller than two blocks", path.display());
     let salt: [u8; DIGEST] = Sha256::digest(&data).into();
     let (root, tree) = hash_tree(&data, &salt);
     let data_blocks = (data.len() / BLOCK) as u64;
@@ -98,11 +88,7 @@ fn hash_level(blocks: &[u8], salt: &[u8]) -> Vec<u8> {
 }
 
 fn digest(block: &[u8], salt: &[u8]) -> [u8; DIGEST] {
-    Sha256::new()
-        .chain_update(salt)
-        .chain_update(block)
-        .finalize()
-        .into()
+    Sha256::new().chain_update(salt).chain_update(block).finalize().into()
 }
 
 fn superblock(data_blocks: u64, salt: &[u8]) -> Vec<u8> {
@@ -161,10 +147,7 @@ mod tests {
         for blocks in [2, 128, 129, 128 * 128, 128 * 128 + 1] {
             let (path, seal) = sealed(&format!("depth-{blocks}"), blocks * BLOCK - 17);
             assert_eq!(seal.data_blocks, blocks as u64);
-            assert_eq!(
-                fs::metadata(&path).unwrap().len(),
-                seal.total_blocks * BLOCK as u64
-            );
+            assert_eq!(fs::metadata(&path).unwrap().len(), seal.total_blocks * BLOCK as u64);
             assert!(verify(&path, &seal), "{blocks} blocks");
             fs::remove_file(path).unwrap();
         }

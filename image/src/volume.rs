@@ -21,9 +21,7 @@ pub fn config(from: &Path, out: &Path) -> Result<()> {
     // ext4's own tables, a block's slack for each file, and some room.
     let size = total.bytes + total.files * 8192 + (total.bytes / 20) + 16 * MIB;
     let mut mke2fs = mke2fs("NULLBOX-CONFIG");
-    mke2fs
-        .args(["-O", "^has_journal", "-m", "0", "-N"])
-        .arg((total.files + 64).to_string());
+    mke2fs.args(["-O", "^has_journal", "-m", "0", "-N"]).arg((total.files + 64).to_string());
     mke2fs.args(["-E", "root_owner=0:0", "-d"]).arg(from);
     make(&mut mke2fs, size.next_multiple_of(MIB), out)
 }
@@ -31,26 +29,16 @@ pub fn config(from: &Path, out: &Path) -> Result<()> {
 /// An empty disk, sparse on the build machine.
 pub fn state(size: u64, out: &Path) -> Result<()> {
     let mut mke2fs = mke2fs("NULLBOX-STATE");
-    mke2fs.args([
-        "-m",
-        "1",
-        "-E",
-        "root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1",
-    ]);
+    mke2fs.args(["-m", "1", "-E", "root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1"]);
     make(&mut mke2fs, size, out)
 }
 
 /// `512M`, `1G`, or bytes.
 pub fn parse_size(text: &str) -> Result<u64> {
     let units = [("K", 1 << 10), ("M", MIB), ("G", 1 << 30), ("T", 1 << 40)];
-    let unit = units
-        .into_iter()
-        .find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, unit)));
+    let unit = units.into_iter().find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, unit)));
     let (digits, unit) = unit.unwrap_or((text, 1));
-    let size = digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(unit));
+    let size = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
     match size {
         Some(size) if (SIZE_MIN..=SIZE_MAX).contains(&size) => Ok(size),
         Some(_) => bail!("size `{text}` is out of range: 16M to 16T"),
@@ -123,13 +111,7 @@ mod tests {
     }
 
     fn clean(path: &Path) -> bool {
-        Command::new("/usr/sbin/e2fsck")
-            .args(["-f", "-n"])
-            .arg(path)
-            .output()
-            .unwrap()
-            .status
-            .success()
+        Command::new("/usr/sbin/e2fsck").args(["-f", "-n"]).arg(path).output().unwrap().status.success()
     }
 
     #[test]
@@ -142,11 +124,8 @@ mod tests {
         config(&folder.join("in"), &out).unwrap();
         assert_eq!(label(&out), "NULLBOX-CONFIG");
         assert!(clean(&out));
-        let cat = Command::new("/usr/sbin/debugfs")
-            .args(["-R", "cat /nulld.toml"])
-            .arg(&out)
-            .output()
-            .unwrap();
+        let cat =
+            Command::new("/usr/sbin/debugfs").args(["-R", "cat /nulld.toml"]).arg(&out).output().unwrap();
         assert_eq!(cat.stdout, b"x = 1\n");
         fs::remove_dir_all(folder).unwrap();
     }
