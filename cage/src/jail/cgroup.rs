@@ -6,7 +6,7 @@
 use abi::ids::Instance;
 use abi::limits;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -73,7 +73,7 @@ impl Delegated {
                 return Err(io::Error::new(io::ErrorKind::Unsupported, rule));
             }
         }
-        fs::write(dir.join("cgroup.subtree_control"), "+cpu +memory +pids")?;
+        write(&dir.join("cgroup.subtree_control"), "+cpu +memory +pids")?;
         Ok(Delegated { dir })
     }
 
@@ -84,7 +84,7 @@ impl Delegated {
         let cgroup = VmCgroup { dir };
         for (file, value) in bounds.files() {
             let path = cgroup.dir.join(file);
-            match fs::write(&path, value) {
+            match put(&path, &value) {
                 // A kernel without swap has no such file, and no swap.
                 Err(error) if file == "memory.swap.max" && error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
@@ -107,6 +107,11 @@ impl Delegated {
         }
         Ok(found)
     }
+}
+
+/// Writes to a file that must exist: `fs::write` would try to make it, which cgroupfs answers with EACCES, not ENOENT.
+fn put(path: &Path, value: &str) -> io::Result<()> {
+    fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
 }
 
 /// The cgroup v2 path of /proc/PID/cgroup (cgroups(7): the line `0::PATH`).
@@ -154,7 +159,7 @@ impl VmCgroup {
 
     /// Kills all tasks in it. They may take a moment to be gone.
     pub fn kill(&self) -> io::Result<()> {
-        fs::write(self.dir.join("cgroup.kill"), "1")
+        write(&self.dir.join("cgroup.kill"), "1")
     }
 
     /// Kills what is left and removes the cgroup; an error after a bounded time if tasks do not go.
@@ -171,6 +176,11 @@ impl VmCgroup {
             }
         }
     }
+}
+
+/// Writes a file of the kernel's. Never makes one: what is missing must be seen as missing.
+pub(crate) fn write(path: &Path, value: &str) -> io::Result<()> {
+    fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
 }
 
 /// A value of a flat keyed file.
