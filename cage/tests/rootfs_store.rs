@@ -28,10 +28,7 @@ impl Bench {
 
     fn import(&self, name: &str, archive: &[u8]) -> Result<Image, ImportError> {
         let mut reader = archive;
-        let source = Source::Stream {
-            reader: &mut reader,
-            bytes: archive.len() as u64,
-        };
+        let source = Source::Stream { reader: &mut reader, bytes: archive.len() as u64 };
         self.store.import(source, name, &mut |_, _, _| {})
     }
 
@@ -107,10 +104,7 @@ fn long_path() -> String {
 }
 
 fn expected_of_two_layers() -> BTreeMap<String, Facts> {
-    let file = |mode: u32, content: &[u8]| Facts::File {
-        mode,
-        content: content.to_vec(),
-    };
+    let file = |mode: u32, content: &[u8]| Facts::File { mode, content: content.to_vec() };
     let directory = |mode| Facts::Directory { mode };
     let expected: Vec<(String, Facts)> = vec![
         ("".into(), directory(0o755)),
@@ -188,7 +182,8 @@ fn the_kernel_mounts_it_and_sees_hard_links_and_listings_of_every_size() {
 
     let mount = bench.dir.path().join("mount");
     std::fs::create_dir(&mount).unwrap();
-    let mounted = Command::new("mount").args(["-t", "squashfs", "-o", "loop,ro"]).arg(&path).arg(&mount).output();
+    let mounted =
+        Command::new("mount").args(["-t", "squashfs", "-o", "loop,ro"]).arg(&path).arg(&mount).output();
     let mounted = mounted.unwrap();
     if !mounted.status.success() {
         eprintln!("not mounted here: {}", String::from_utf8_lossy(&mounted.stderr));
@@ -324,10 +319,7 @@ fn a_connection_that_ends_early_leaves_nothing() {
     let bench = Bench::new();
     let bytes = Archive::of(two_layers(), Packing::Gzip).oci();
     let mut reader = &bytes[..bytes.len() / 2];
-    let source = Source::Stream {
-        reader: &mut reader,
-        bytes: bytes.len() as u64,
-    };
+    let source = Source::Stream { reader: &mut reader, bytes: bytes.len() as u64 };
     let error = bench.store.import(source, "x", &mut |_, _, _| {}).unwrap_err();
     assert!(matches!(error, ImportError::Receive { .. }), "{error}");
     assert_eq!(bench.files(), Vec::<String>::new());
@@ -511,7 +503,8 @@ fn a_real_image_of_debian_packages_is_what_umoci_unpacks() {
     let work = tempfile::tempdir().unwrap();
     let at = |name: &str| work.path().join(name);
     let run = |command: &mut Command| {
-        let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}: run scripts/deps.sh"));
+        let output =
+            command.output().unwrap_or_else(|error| panic!("{command:?}: {error}: run scripts/deps.sh"));
         let told = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{command:?}: {told}");
     };

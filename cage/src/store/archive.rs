@@ -44,10 +44,7 @@ impl Archive {
     pub fn scan(file: File, path: &Path) -> Result<Self, ImportError> {
         let size = file.metadata().map_err(ImportError::host("stat", path))?.len();
         if size > limits::ARCHIVE_BYTES_MAX {
-            let rule = format!(
-                "{size} bytes, more than the limit of {}",
-                limits::ARCHIVE_BYTES_MAX
-            );
+            let rule = format!("{size} bytes, more than the limit of {}", limits::ARCHIVE_BYTES_MAX);
             return Err(ImportError::archive("", rule, "make the image smaller"));
         }
         let mut members = BTreeMap::new();
@@ -61,17 +58,10 @@ impl Archive {
                 return Err(ImportError::archive("", rule, "save one image into it"));
             }
             let Some(name) = plain_name(&entry.path) else {
-                return Err(ImportError::archive(
-                    &entry.path,
-                    "leads out of the archive",
-                    AGAIN,
-                ));
+                return Err(ImportError::archive(&entry.path, "leads out of the archive", AGAIN));
             };
             let member = match entry.kind {
-                Kind::File => Member::File(Extent {
-                    at: entry.data_at,
-                    size: entry.size,
-                }),
+                Kind::File => Member::File(Extent { at: entry.data_at, size: entry.size }),
                 Kind::Symlink | Kind::HardLink => Member::Link(link_target(&name, &entry)),
                 _ => continue,
             };
@@ -110,16 +100,9 @@ impl Archive {
     pub fn read(&self, name: &str) -> Result<Vec<u8>, ImportError> {
         let extent = self.find(name)?;
         if extent.size > limits::OCI_JSON_BYTES_MAX {
-            let rule = format!(
-                "{} bytes, more than the limit of {}",
-                extent.size,
-                limits::OCI_JSON_BYTES_MAX
-            );
-            return Err(ImportError::archive(
-                name,
-                rule,
-                "a JSON document is expected here",
-            ));
+            let rule =
+                format!("{} bytes, more than the limit of {}", extent.size, limits::OCI_JSON_BYTES_MAX);
+            return Err(ImportError::archive(name, rule, "a JSON document is expected here"));
         }
         let mut bytes = Vec::new();
         self.open(extent)
@@ -137,10 +120,7 @@ impl Archive {
 
     /// The whole file.
     pub fn whole(&self) -> Extent {
-        Extent {
-            at: 0,
-            size: self.size,
-        }
+        Extent { at: 0, size: self.size }
     }
 
     /// SHA-256 of a part.
@@ -190,9 +170,7 @@ impl<'a> ExtentReader<'a> {
     }
 
     fn fill(&mut self) -> io::Result<()> {
-        let want = usize::try_from(self.end.saturating_sub(self.at))
-            .unwrap_or(usize::MAX)
-            .min(BUFFER_BYTES);
+        let want = usize::try_from(self.end.saturating_sub(self.at)).unwrap_or(usize::MAX).min(BUFFER_BYTES);
         self.buffer.resize(want, 0);
         self.used = 0;
         let got = loop {

@@ -34,8 +34,7 @@ pub fn convert(
     let tree = merge(archive, plan, progress)?;
     let file = File::create_new(path).map_err(ImportError::host("create", path))?;
     let file = write(archive, plan, &tree, file, path, progress)?;
-    file.set_permissions(fs::Permissions::from_mode(0o444))
-        .map_err(ImportError::host("chmod", path))?;
+    file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(ImportError::host("chmod", path))?;
     file.sync_all().map_err(ImportError::host("sync", path))?;
     digest(path)
 }
@@ -88,9 +87,7 @@ fn write(
         layer::extract(archive, layer, &wanted, &mut each)?;
     }
     let buffered = writer.finish(tree, &label(plan)).map_err(failed)?;
-    buffered
-        .into_inner()
-        .map_err(|error| ImportError::host("write", path)(error.into_error()))
+    buffered.into_inner().map_err(|error| ImportError::host("write", path)(error.into_error()))
 }
 
 /// How the image wants to be run, inside the bytes that its digest covers: images that differ only in that are two.
@@ -128,8 +125,5 @@ fn digest(path: &Path) -> Result<Made, ImportError> {
         hash.update(buffer.get(..got).unwrap_or_default());
         bytes += got as u64;
     }
-    Ok(Made {
-        digest: Digest(hash.finalize().into()),
-        bytes,
-    })
+    Ok(Made { digest: Digest(hash.finalize().into()), bytes })
 }

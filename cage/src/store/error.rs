@@ -17,30 +17,16 @@ pub enum ImportError {
     Name(String),
     /// Culprit: the archive, outside its layers.
     #[error("archive: `{place}`: {rule}; {remedy}")]
-    Archive {
-        place: String,
-        rule: String,
-        remedy: &'static str,
-    },
+    Archive { place: String, rule: String, remedy: &'static str },
     /// Culprit: an entry of a layer (counted from 1, lowest first), at this offset of the unpacked layer.
     #[error("layer {layer}: `{path}` at byte {offset}: {rule}; {remedy}")]
-    Layer {
-        layer: usize,
-        path: String,
-        offset: u64,
-        rule: String,
-        remedy: &'static str,
-    },
+    Layer { layer: usize, path: String, offset: u64, rule: String, remedy: &'static str },
     /// Culprit: whoever sends the archive.
     #[error("archive: {got} of {want} bytes came: {source}; send it again")]
     Receive { got: u64, want: u64, source: io::Error },
     /// Culprit: this host.
     #[error("{operation} `{}`: {source}{}", path.display(), host_remedy(source))]
-    Host {
-        operation: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Host { operation: &'static str, path: PathBuf, source: io::Error },
     #[error("the store holds {max} images already; remove one")]
     Full { max: usize },
 }
@@ -53,55 +39,31 @@ pub enum StoreError {
     #[error("no rootfs {0} in the store; see image list")]
     UnknownDigest(Digest),
     #[error("{operation} `{}`: {source}{}", path.display(), host_remedy(source))]
-    Host {
-        operation: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Host { operation: &'static str, path: PathBuf, source: io::Error },
     #[error("`{}`: {rule}; move it away and import again", path.display())]
     Index { path: PathBuf, rule: String },
 }
 
 impl ImportError {
     pub(super) fn archive(place: impl AsRef<[u8]>, rule: impl Into<String>, remedy: &'static str) -> Self {
-        ImportError::Archive {
-            place: shown(place.as_ref()),
-            rule: rule.into(),
-            remedy,
-        }
+        ImportError::Archive { place: shown(place.as_ref()), rule: rule.into(), remedy }
     }
 
     pub(super) fn host(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| ImportError::Host {
-            operation,
-            path: path.to_path_buf(),
-            source,
-        }
+        move |source| ImportError::Host { operation, path: path.to_path_buf(), source }
     }
 }
 
 impl StoreError {
     pub(super) fn host(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| StoreError::Host {
-            operation,
-            path: path.to_path_buf(),
-            source,
-        }
+        move |source| StoreError::Host { operation, path: path.to_path_buf(), source }
     }
 }
 
 impl From<StoreError> for ImportError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Host {
-                operation,
-                path,
-                source,
-            } => ImportError::Host {
-                operation,
-                path,
-                source,
-            },
+            StoreError::Host { operation, path, source } => ImportError::Host { operation, path, source },
             other => ImportError::Archive {
                 place: "store".into(),
                 rule: other.to_string(),
@@ -127,10 +89,7 @@ pub(super) fn shown(bytes: &[u8]) -> String {
         .chars()
         .flat_map(|c| {
             let plain = !c.is_control() && c != '`';
-            plain
-                .then_some(c)
-                .into_iter()
-                .chain((!plain).then(|| c.escape_unicode()).into_iter().flatten())
+            plain.then_some(c).into_iter().chain((!plain).then(|| c.escape_unicode()).into_iter().flatten())
         })
         .collect();
     if cut.len() < bytes.len() {

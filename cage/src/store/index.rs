@@ -77,23 +77,12 @@ impl Index {
             !metas.keys().any(|digest| squashfs_path(dir, digest) == *path)
         })?;
         let names: Names = read_json(&dir.join("names.json"))?.unwrap_or_default();
-        let names = names
-            .names
-            .into_iter()
-            .filter(|(_, digest)| metas.contains_key(digest))
-            .collect();
-        Ok(Index {
-            dir: dir.to_path_buf(),
-            metas,
-            names,
-        })
+        let names = names.names.into_iter().filter(|(_, digest)| metas.contains_key(digest)).collect();
+        Ok(Index { dir: dir.to_path_buf(), metas, names })
     }
 
     pub fn images(&self) -> Vec<Image> {
-        self.metas
-            .keys()
-            .filter_map(|digest| self.image(digest))
-            .collect()
+        self.metas.keys().filter_map(|digest| self.image(digest)).collect()
     }
 
     pub fn image(&self, digest: &Digest) -> Option<Image> {
@@ -139,10 +128,7 @@ impl Index {
         if sources.len() >= SOURCES_MAX {
             sources.remove(1);
         }
-        sources.push(Source {
-            archive,
-            fingerprint: plan.fingerprint,
-        });
+        sources.push(Source { archive, fingerprint: plan.fingerprint });
         let meta = Meta {
             version: VERSION,
             bytes: made.bytes,
@@ -203,10 +189,7 @@ impl Index {
     }
 
     fn write_names(&mut self, names: BTreeMap<String, Digest>) -> Result<(), StoreError> {
-        let document = Names {
-            version: VERSION,
-            names,
-        };
+        let document = Names { version: VERSION, names };
         write_json(&self.dir, &self.dir.join("names.json"), &document)?;
         self.names = document.names;
         Ok(())
@@ -215,10 +198,7 @@ impl Index {
 
 /// The description at `path` if it is one of ours and its SquashFS is whole; none: it is of no use.
 fn read_meta(dir: &Path, path: &Path) -> Result<Option<(Digest, Meta)>, StoreError> {
-    let hex = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .and_then(|name| name.strip_suffix(".json"));
+    let hex = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"));
     let Some(digest) = hex.and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok()) else {
         return Ok(None);
     };
@@ -242,31 +222,23 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> 
     };
     serde_json::from_slice(&bytes)
         .map(Some)
-        .map_err(|error| StoreError::Index {
-            path: path.to_path_buf(),
-            rule: error.to_string(),
-        })
+        .map_err(|error| StoreError::Index { path: path.to_path_buf(), rule: error.to_string() })
 }
 
 /// Writes a document under a temporary name, makes it durable, and only then gives it its own.
 fn write_json(dir: &Path, path: &Path, document: &impl Serialize) -> Result<(), StoreError> {
-    let bytes = serde_json::to_vec_pretty(document).map_err(|error| StoreError::Index {
-        path: path.to_path_buf(),
-        rule: error.to_string(),
-    })?;
+    let bytes = serde_json::to_vec_pretty(document)
+        .map_err(|error| StoreError::Index { path: path.to_path_buf(), rule: error.to_string() })?;
     let scratch = temporary(dir).join("document");
     let mut file = File::create(&scratch).map_err(StoreError::host("create", &scratch))?;
-    file.write_all(&bytes)
-        .map_err(StoreError::host("write", &scratch))?;
+    file.write_all(&bytes).map_err(StoreError::host("write", &scratch))?;
     file.sync_all().map_err(StoreError::host("sync", &scratch))?;
     fs::rename(&scratch, path).map_err(StoreError::host("rename", path))?;
     sync_dir(path.parent().unwrap_or(dir))
 }
 
 fn sync_dir(dir: &Path) -> Result<(), StoreError> {
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(StoreError::host("sync", dir))
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(StoreError::host("sync", dir))
 }
 
 fn files(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {

@@ -82,24 +82,13 @@ fn read_all(
 ) -> Result<u64, ImportError> {
     // An unpacked layer is its own blob: one hash serves for both.
     let twice = layer.blob.is_some_and(|blob| blob != layer.diff_id);
-    let packed = Hashing {
-        inner: archive.open(layer.extent),
-        hash: twice.then(Sha256::new),
-        bytes: 0,
-    };
+    let packed = Hashing { inner: archive.open(layer.extent), hash: twice.then(Sha256::new), bytes: 0 };
     let unpacked = Unpacked::new(packed).map_err(|error| broken(layer, &error))?;
-    let checked = Checked {
-        inner: unpacked,
-        hash: Sha256::new(),
-        allowance,
-    };
+    let checked = Checked { inner: unpacked, hash: Sha256::new(), allowance };
     let mut reader = tar::Reader::new(checked, false);
     let mut ignored = 0;
     tree.begin_layer(number);
-    while let Some(entry) = reader
-        .next_entry()
-        .map_err(|error| not_a_layer(number, layer, error))?
-    {
+    while let Some(entry) = reader.next_entry().map_err(|error| not_a_layer(number, layer, error))? {
         let applied = tree.apply(&entry);
         match applied {
             Ok(super::tree::Applied::Kept) => {}
@@ -139,11 +128,7 @@ pub fn extract(
     wanted: &[(Content, NodeId)],
     each: Each<'_>,
 ) -> Result<(), ImportError> {
-    let packed = Hashing {
-        inner: archive.open(layer.extent),
-        hash: None,
-        bytes: 0,
-    };
+    let packed = Hashing { inner: archive.open(layer.extent), hash: None, bytes: 0 };
     let mut unpacked = Unpacked::new(packed).map_err(|error| broken(layer, &error))?;
     let mut position = 0u64;
     for (content, node) in wanted {
@@ -155,11 +140,7 @@ pub fn extract(
         let mut body = (&mut unpacked).take(content.size);
         each(*node, content.size, &mut body)?;
         if body.limit() != 0 {
-            return Err(ImportError::archive(
-                &layer.member,
-                "the layer changed while it was read",
-                DAMAGED,
-            ));
+            return Err(ImportError::archive(&layer.member, "the layer changed while it was read", DAMAGED));
         }
         position = content.at + content.size;
     }
@@ -258,10 +239,7 @@ impl Read for Checked<'_, '_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let got = self.inner.read(out)?;
         self.allowance.0 = self.allowance.0.checked_sub(got as u64).ok_or_else(|| {
-            io::Error::other(format!(
-                "it unpacks to more than {} bytes",
-                limits::ROOTFS_BYTES_MAX
-            ))
+            io::Error::other(format!("it unpacks to more than {} bytes", limits::ROOTFS_BYTES_MAX))
         })?;
         self.hash.update(out.get(..got).unwrap_or_default());
         Ok(got)
@@ -285,11 +263,7 @@ impl<R: BufRead> ZstdFrames<R> {
     fn new(packed: R) -> Self {
         let mut decoder = FrameDecoder::new();
         decoder.set_max_window_size(limits::ZSTD_WINDOW_BYTES_MAX);
-        ZstdFrames {
-            packed,
-            decoder,
-            in_frame: false,
-        }
+        ZstdFrames { packed, decoder, in_frame: false }
     }
 
     /// Begins the next frame; false at the end.
@@ -370,11 +344,8 @@ mod tests {
         std::os::unix::fs::FileExt::write_all_at(&file, &packed, 0).unwrap();
         let size = packed.len() as u64;
         for (allowed, fits) in [(1 << 20, true), ((1 << 20) - 1, false)] {
-            let packed = Hashing {
-                inner: ExtentReader::new(&file, Extent { at: 0, size }),
-                hash: None,
-                bytes: 0,
-            };
+            let packed =
+                Hashing { inner: ExtentReader::new(&file, Extent { at: 0, size }), hash: None, bytes: 0 };
             let mut allowance = Allowance(allowed);
             let mut checked = Checked {
                 inner: Unpacked::new(packed).unwrap(),

@@ -87,19 +87,10 @@ pub struct Store {
 impl Store {
     /// Opens the store, making it where there is none. Left-overs of an import that was cut off are removed.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        for part in [
-            dir.to_path_buf(),
-            temporary(dir),
-            squashfs_dir(dir),
-            dir.join("meta"),
-        ] {
+        for part in [dir.to_path_buf(), temporary(dir), squashfs_dir(dir), dir.join("meta")] {
             fs::create_dir_all(&part).map_err(StoreError::host("create", &part))?;
         }
-        Ok(Store {
-            dir: dir.to_path_buf(),
-            index: Mutex::new(Index::open(dir)?),
-            importing: Mutex::new(()),
-        })
+        Ok(Store { dir: dir.to_path_buf(), index: Mutex::new(Index::open(dir)?), importing: Mutex::new(()) })
     }
 
     /// Brings an archive in and lets `name` mean it. An archive that is known already only gets the name.
@@ -129,9 +120,9 @@ impl Store {
         let index = self.index();
         let digest = match reference {
             RootfsRef::Digest(digest) => *digest,
-            RootfsRef::Name(name) => index
-                .named(name)
-                .ok_or_else(|| StoreError::UnknownName(error::shown(name.as_bytes())))?,
+            RootfsRef::Name(name) => {
+                index.named(name).ok_or_else(|| StoreError::UnknownName(error::shown(name.as_bytes())))?
+            }
         };
         let image = index.image(&digest).ok_or(StoreError::UnknownDigest(digest))?;
         Ok((digest, squashfs_path(&self.dir, &digest), image))
@@ -192,10 +183,7 @@ impl Store {
         progress: Progress<'_>,
     ) -> Result<Image, ImportError> {
         if bytes > limits::ARCHIVE_BYTES_MAX {
-            let rule = format!(
-                "{bytes} bytes, more than the limit of {}",
-                limits::ARCHIVE_BYTES_MAX
-            );
+            let rule = format!("{bytes} bytes, more than the limit of {}", limits::ARCHIVE_BYTES_MAX);
             return Err(ImportError::archive("", rule, "make the image smaller"));
         }
         let spool = Scratch::new(temporary(&self.dir).join("upload"))?;
@@ -219,9 +207,7 @@ impl Store {
         progress: Progress<'_>,
     ) -> Result<Image, ImportError> {
         if self.index().is_full() {
-            return Err(ImportError::Full {
-                max: limits::STORE_IMAGES_MAX,
-            });
+            return Err(ImportError::Full { max: limits::STORE_IMAGES_MAX });
         }
         let scratch = Scratch::new(temporary(&self.dir).join("squashfs"))?;
         let made = convert::convert(archive, plan, &scratch.path, progress)?;
@@ -249,15 +235,9 @@ fn receive(
     let mut tell = throttle(Stage::Receive, bytes, progress);
     let mut got = 0u64;
     while got < bytes {
-        let want = usize::try_from(bytes - got)
-            .unwrap_or(usize::MAX)
-            .min(buffer.len());
+        let want = usize::try_from(bytes - got).unwrap_or(usize::MAX).min(buffer.len());
         let part = buffer.get_mut(..want).unwrap_or_default();
-        let cut = |source| ImportError::Receive {
-            got,
-            want: bytes,
-            source,
-        };
+        let cut = |source| ImportError::Receive { got, want: bytes, source };
         let read = match reader.read(part) {
             Ok(0) => return Err(cut(io::ErrorKind::UnexpectedEof.into())),
             Ok(read) => read,
@@ -266,8 +246,7 @@ fn receive(
         };
         let part = part.get(..read).unwrap_or_default();
         hash.update(part);
-        file.write_all(part)
-            .map_err(ImportError::host("write", &spool.path))?;
+        file.write_all(part).map_err(ImportError::host("write", &spool.path))?;
         got += read as u64;
         tell(got);
     }
@@ -320,6 +299,3 @@ fn squashfs_dir(dir: &Path) -> PathBuf {
 fn squashfs_path(dir: &Path, digest: &Digest) -> PathBuf {
     squashfs_dir(dir).join(format!("{}.squashfs", digest.hex()))
 }
-
-#[cfg(test)]
-mod tests;

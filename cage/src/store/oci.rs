@@ -119,11 +119,7 @@ fn plan_oci(archive: &Archive) -> Result<Plan, ImportError> {
                 wanted_platform(),
                 shown(passed_over.join(", ").as_bytes())
             );
-            return Err(ImportError::archive(
-                "index.json",
-                rule,
-                "save the image for this platform",
-            ));
+            return Err(ImportError::archive("index.json", rule, "save the image for this platform"));
         }
         (more, _) => {
             let rule = format!("holds {more} images for {}", wanted_platform());
@@ -137,10 +133,7 @@ fn plan_oci(archive: &Archive) -> Result<Plan, ImportError> {
     let mut blobs = Vec::new();
     for descriptor in &manifest.layers {
         if !is_layer(&descriptor.media_type) {
-            let rule = format!(
-                "a layer of media type {}",
-                shown(descriptor.media_type.as_bytes())
-            );
+            let rule = format!("a layer of media type {}", shown(descriptor.media_type.as_bytes()));
             return Err(ImportError::archive(
                 &place,
                 rule,
@@ -163,30 +156,17 @@ fn choose(
 ) -> Result<(), ImportError> {
     for descriptor in index.manifests {
         if found.len() + passed_over.len() > limits::ARCHIVE_ENTRIES_MAX {
-            return Err(ImportError::archive(
-                "index.json",
-                "names too many images",
-                ONE_IMAGE,
-            ));
+            return Err(ImportError::archive("index.json", "names too many images", ONE_IMAGE));
         }
-        let fits = descriptor
-            .platform
-            .as_ref()
-            .is_none_or(|p| fits(&p.os, &p.architecture));
+        let fits = descriptor.platform.as_ref().is_none_or(|p| fits(&p.os, &p.architecture));
         match descriptor.media_type.as_str() {
-            _ if !fits => passed_over.extend(
-                descriptor
-                    .platform
-                    .map(|p| format!("{}/{}", p.os, p.architecture)),
-            ),
+            _ if !fits => {
+                passed_over.extend(descriptor.platform.map(|p| format!("{}/{}", p.os, p.architecture)))
+            }
             "application/vnd.oci.image.index.v1+json"
             | "application/vnd.docker.distribution.manifest.list.v2+json" => {
                 if depth >= NESTING_MAX {
-                    return Err(ImportError::archive(
-                        "index.json",
-                        "indexes nested too deep",
-                        ONE_IMAGE,
-                    ));
+                    return Err(ImportError::archive("index.json", "indexes nested too deep", ONE_IMAGE));
                 }
                 let (place, bytes) = blob(archive, &descriptor)?;
                 choose(archive, json(&place, &bytes)?, depth + 1, found, passed_over)?;
@@ -223,12 +203,7 @@ fn plan_docker(archive: &Archive) -> Result<Plan, ImportError> {
         blobs.push((member.clone(), archive.find(member)?, None));
     }
     let config: Config = json(&saved.config, &config_bytes)?;
-    assemble(
-        &saved.config,
-        config,
-        blobs,
-        fingerprint(&[&bytes, &config_bytes]),
-    )
+    assemble(&saved.config, config, blobs, fingerprint(&[&bytes, &config_bytes]))
 }
 
 fn assemble(
@@ -240,31 +215,15 @@ fn assemble(
     let wrong = |rule: String| ImportError::archive(place, rule, REBUILD);
     if !fits(&config.os, &config.architecture) {
         let image = format!("{}/{}", config.os, config.architecture);
-        let rule = format!(
-            "the image is for {}, not {}",
-            shown(image.as_bytes()),
-            wanted_platform()
-        );
-        return Err(ImportError::archive(
-            place,
-            rule,
-            "save the image for this platform",
-        ));
+        let rule = format!("the image is for {}, not {}", shown(image.as_bytes()), wanted_platform());
+        return Err(ImportError::archive(place, rule, "save the image for this platform"));
     }
     let diff_ids = config.rootfs.diff_ids;
     if diff_ids.len() != blobs.len() {
-        return Err(wrong(format!(
-            "{} layers with {} diff_ids",
-            blobs.len(),
-            diff_ids.len()
-        )));
+        return Err(wrong(format!("{} layers with {} diff_ids", blobs.len(), diff_ids.len())));
     }
     if blobs.is_empty() || blobs.len() > limits::OCI_LAYERS_MAX {
-        return Err(wrong(format!(
-            "{} layers; 1 to {} can be merged",
-            blobs.len(),
-            limits::OCI_LAYERS_MAX
-        )));
+        return Err(wrong(format!("{} layers; 1 to {} can be merged", blobs.len(), limits::OCI_LAYERS_MAX)));
     }
     let mut layers = Vec::new();
     for ((member, extent, blob), diff_id) in blobs.into_iter().zip(diff_ids) {
@@ -272,9 +231,7 @@ fn assemble(
             member,
             extent,
             blob,
-            diff_id: diff_id
-                .parse()
-                .map_err(|error| wrong(format!("diff_ids: {error}")))?,
+            diff_id: diff_id.parse().map_err(|error| wrong(format!("diff_ids: {error}")))?,
         });
     }
     let run = config.config.unwrap_or_default();
@@ -298,10 +255,7 @@ fn checked_env(env: Vec<String>) -> Result<Vec<String>, String> {
     }
     let well_formed = |text: &String| text.find('=').is_some_and(|at| at > 0) && !text.contains('\0');
     match env.iter().find(|text| !well_formed(text)) {
-        Some(text) => Err(format!(
-            "Env has `{}`, which is not KEY=VALUE",
-            shown(text.as_bytes())
-        )),
+        Some(text) => Err(format!("Env has `{}`, which is not KEY=VALUE", shown(text.as_bytes()))),
         None => Ok(env),
     }
 }
@@ -316,10 +270,7 @@ fn checked_workdir(workdir: String) -> Result<Option<String>, String> {
         || workdir.contains('\0')
         || workdir.len() > limits::PATH_BYTES_MAX
     {
-        return Err(format!(
-            "WorkingDir `{}` is not a plain absolute path",
-            shown(workdir.as_bytes())
-        ));
+        return Err(format!("WorkingDir `{}` is not a plain absolute path", shown(workdir.as_bytes())));
     }
     Ok(Some(workdir))
 }
@@ -343,15 +294,8 @@ fn locate(archive: &Archive, descriptor: &Descriptor) -> Result<(Digest, Extent)
     let place = member_of(&digest);
     let extent = archive.find(&place)?;
     if extent.size != descriptor.size {
-        let rule = format!(
-            "{} bytes, not the {} of its descriptor",
-            extent.size, descriptor.size
-        );
-        return Err(ImportError::archive(
-            place,
-            rule,
-            "fetch or write the archive again",
-        ));
+        let rule = format!("{} bytes, not the {} of its descriptor", extent.size, descriptor.size);
+        return Err(ImportError::archive(place, rule, "fetch or write the archive again"));
     }
     Ok((digest, extent))
 }

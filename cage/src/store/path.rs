@@ -55,12 +55,9 @@ mod tests {
 
     #[test]
     fn paths_are_names_below_the_root() {
-        for (claimed, last) in [
-            (&b"./usr/bin/x"[..], &b"x"[..]),
-            (b"/usr//bin/./x/", b"x"),
-            (b"x", b"x"),
-            (b"..x", b"..x"),
-        ] {
+        for (claimed, last) in
+            [(&b"./usr/bin/x"[..], &b"x"[..]), (b"/usr//bin/./x/", b"x"), (b"x", b"x"), (b"..x", b"..x")]
+        {
             assert_eq!(RootfsPath::parse(claimed).unwrap().split().unwrap().1, last);
         }
         for root in [&b"./"[..], b"/", b"."] {
@@ -73,17 +70,7 @@ mod tests {
         let deep = b"d/".repeat(limits::ROOTFS_DEPTH_MAX + 1);
         let name = [b'n'; limits::ROOTFS_NAME_BYTES_MAX + 1];
         let long = b"n".repeat(limits::ROOTFS_PATH_BYTES_MAX + 1);
-        for claimed in [
-            &b"../x"[..],
-            b"a/../../x",
-            b"a/..",
-            b"/..",
-            b"",
-            b"a\0b",
-            &deep,
-            &name,
-            &long,
-        ] {
+        for claimed in [&b"../x"[..], b"a/../../x", b"a/..", b"/..", b"", b"a\0b", &deep, &name, &long] {
             assert!(RootfsPath::parse(claimed).is_err());
         }
     }

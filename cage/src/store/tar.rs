@@ -86,14 +86,7 @@ pub struct Reader<R> {
 impl<R: Input> Reader<R> {
     /// `strict_end`: the closing zero block must be there. Layers are covered by their digests and need it not.
     pub fn new(input: R, strict_end: bool) -> Self {
-        Reader {
-            input,
-            position: 0,
-            content_left: 0,
-            padding: 0,
-            ended: false,
-            strict_end,
-        }
+        Reader { input, position: 0, content_left: 0, padding: 0, ended: false, strict_end }
     }
 
     pub fn get_ref(&self) -> &R {
@@ -122,9 +115,7 @@ impl<R: Input> Reader<R> {
                 return Ok(None);
             };
             match header.flag() {
-                b'x' => extension
-                    .pax(&self.extension_body(&header)?)
-                    .map_err(|rule| self.wrong(rule))?,
+                b'x' => extension.pax(&self.extension_body(&header)?).map_err(|rule| self.wrong(rule))?,
                 b'g' => global_pax(&self.extension_body(&header)?).map_err(|rule| self.wrong(rule))?,
                 b'L' => extension.path = Some(until_nul(&self.extension_body(&header)?)),
                 b'K' => extension.link = Some(until_nul(&self.extension_body(&header)?)),
@@ -166,19 +157,14 @@ impl<R: Input> Reader<R> {
             Some(gid) => gid,
             None => number(header.field(116, 8), "the gid is not a number")?,
         };
-        let wide = TarError::Malformed {
-            at,
-            rule: "the uid or gid does not fit 32 bits",
-        };
+        let wide = TarError::Malformed { at, rule: "the uid or gid does not fit 32 bits" };
         let (Ok(uid), Ok(gid)) = (u32::try_from(uid), u32::try_from(gid)) else {
             return Err(wide);
         };
         let mtime = match extension.mtime {
             Some(mtime) => mtime,
-            None => clamped_time(header.field(136, 12)).ok_or(TarError::Malformed {
-                at,
-                rule: "the mtime is not a number",
-            })?,
+            None => clamped_time(header.field(136, 12))
+                .ok_or(TarError::Malformed { at, rule: "the mtime is not a number" })?,
         };
         let mode = number(header.field(100, 8), "the mode is not a number")? & 0o7777;
         self.content_left = size;
@@ -216,9 +202,7 @@ impl<R: Input> Reader<R> {
             return Ok(None);
         }
         if filled < BLOCK {
-            return Err(TarError::Cut {
-                at: self.position + filled as u64,
-            });
+            return Err(TarError::Cut { at: self.position + filled as u64 });
         }
         let header = Header(block);
         if header.0.iter().all(|b| *b == 0) {
@@ -260,10 +244,7 @@ impl<R: Input> Reader<R> {
     }
 
     fn wrong(&self, rule: &'static str) -> TarError {
-        TarError::Malformed {
-            at: self.position,
-            rule,
-        }
+        TarError::Malformed { at: self.position, rule }
     }
 }
 
@@ -391,15 +372,10 @@ fn until_nul(bytes: &[u8]) -> Vec<u8> {
 fn number(field: &[u8]) -> Option<u64> {
     let (first, rest) = field.split_first()?;
     if *first == 0x80 {
-        return rest.iter().try_fold(0u64, |sum, byte| {
-            sum.checked_mul(256)?.checked_add(u64::from(*byte))
-        });
+        return rest.iter().try_fold(0u64, |sum, byte| sum.checked_mul(256)?.checked_add(u64::from(*byte)));
     }
     let text = field.trim_ascii_start();
-    let end = text
-        .iter()
-        .position(|b| *b == 0 || *b == b' ')
-        .unwrap_or(text.len());
+    let end = text.iter().position(|b| *b == 0 || *b == b' ').unwrap_or(text.len());
     let (digits, after) = text.split_at_checked(end)?;
     if !after.iter().all(|b| *b == 0 || *b == b' ') {
         return None;
@@ -429,11 +405,7 @@ fn pax_time(value: &[u8]) -> Option<u32> {
     if !parts.next().unwrap_or_default().iter().all(u8::is_ascii_digit) {
         return None;
     }
-    Some(if negative {
-        0
-    } else {
-        u32::try_from(seconds).unwrap_or(u32::MAX)
-    })
+    Some(if negative { 0 } else { u32::try_from(seconds).unwrap_or(u32::MAX) })
 }
 
 fn decimal(text: &[u8]) -> Option<u64> {
@@ -444,4 +416,82 @@ fn decimal(text: &[u8]) -> Option<u64> {
         b'0'..=b'9' => sum.checked_mul(10)?.checked_add(u64::from(byte - b'0')),
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_octal_or_base_256_and_nothing_else() {
+        for (field, want) in [
+            (&b"0000644\0"[..], Some(0o644)),
+            (b"  644 \0\0", Some(0o644)),
+            (b"\0\0\0\0", Some(0)),
+            (b"77777777777 ", Some(0o77777777777)),
+            (b"\x80\0\0\0\0\0\0\0\0\0\x01\x00", Some(256)),
+            (b"\x80\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", None),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xff", None),
+            (b"0000648\0", None),
+            (b"64 4\0\0\0\0", None),
+            (b"-1\0", None),
+        ] {
+            assert_eq!(number(field), want, "{field:?}");
+        }
+    }
+
+    #[test]
+    fn times_are_whole_seconds_within_32_bits() {
+        for (value, want) in [
+            (&b"1700000000.999"[..], Some(1_700_000_000)),
+            (b"-5.5", Some(0)),
+            (b"99999999999", Some(u32::MAX)),
+            (b"1.x", None),
+            (b"", None),
+        ] {
+            assert_eq!(pax_time(value), want, "{value:?}");
+        }
+        assert_eq!(clamped_time(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"), Some(0));
+    }
+
+    impl Input for &[u8] {
+        fn skip(&mut self, bytes: u64) -> io::Result<()> {
+            skip_by_reading(self, bytes)
+        }
+    }
+
+    /// Whatever the bytes are: an end or an error, after no more entries than there are blocks.
+    #[test]
+    fn any_bytes_end_in_an_entry_an_error_or_the_end() {
+        let mut builder = ::tar::Builder::new(Vec::new());
+        let mut header = ::tar::Header::new_gnu();
+        header.set_size(700);
+        builder.append_data(&mut header, "n".repeat(150), &[7; 700][..]).unwrap();
+        builder.append_pax_extensions([("mtime", &b"1.5"[..]), ("path", b"p")]).unwrap();
+        header.set_size(0);
+        builder.append_data(&mut header, "x", io::empty()).unwrap();
+        let good = builder.into_inner().unwrap();
+        let mut random = std::hash::DefaultHasher::new();
+        for round in 0..20_000u32 {
+            use std::hash::Hasher;
+            random.write_u32(round);
+            let dice = random.finish();
+            let mut bytes = good.clone();
+            let at = dice as usize % bytes.len();
+            bytes[at] = (dice >> 32) as u8;
+            // The checksum is made right again, so that the change gets past it.
+            if let Some(block) = bytes.get_mut(at / 512 * 512..at / 512 * 512 + 512) {
+                let mut header = ::tar::Header::new_old();
+                header.as_mut_bytes().copy_from_slice(block);
+                header.set_cksum();
+                block[148..156].copy_from_slice(&header.as_bytes()[148..156]);
+            }
+            let mut reader = Reader::new(bytes.as_slice(), true);
+            let mut entries = 0;
+            while let Ok(Some(_)) = reader.next_entry() {
+                entries += 1;
+            }
+            assert!(entries <= good.len() / 512);
+        }
+    }
 }

@@ -71,12 +71,7 @@ pub struct Owner {
 }
 
 /// A directory nobody described.
-const IMPLIED: Owner = Owner {
-    mode: 0o755,
-    uid: 0,
-    gid: 0,
-    mtime: 0,
-};
+const IMPLIED: Owner = Owner { mode: 0o755, uid: 0, gid: 0, mtime: 0 };
 
 /// What became of an entry that was not refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,11 +113,7 @@ pub struct Tree {
 impl Default for Tree {
     fn default() -> Self {
         Tree {
-            nodes: vec![Some(Inode {
-                node: Node::Directory(BTreeMap::new()),
-                owner: IMPLIED,
-                names: 1,
-            })],
+            nodes: vec![Some(Inode { node: Node::Directory(BTreeMap::new()), owner: IMPLIED, names: 1 })],
             free: Vec::new(),
             layer: 0,
             opaque_done: BTreeSet::new(),
@@ -146,12 +137,7 @@ impl Tree {
     pub fn apply(&mut self, entry: &Entry) -> Result<Applied, Refusal> {
         self.count_entry()?;
         let path = RootfsPath::parse(&entry.path).map_err(|rule| Refusal { rule, remedy: REPACK })?;
-        let owner = Owner {
-            mode: entry.mode,
-            uid: entry.uid,
-            gid: entry.gid,
-            mtime: entry.mtime,
-        };
+        let owner = Owner { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime };
         let Some((parents, name)) = path.split() else {
             return match entry.kind {
                 Kind::Directory => {
@@ -179,11 +165,7 @@ impl Tree {
             }
             Kind::HardLink => return self.hard_link(parents, name, &entry.link),
             Kind::Directory => return self.directory(parents, name, owner),
-            Kind::File => Node::File(Content {
-                layer: self.layer,
-                at: entry.data_at,
-                size: entry.size,
-            }),
+            Kind::File => Node::File(Content { layer: self.layer, at: entry.data_at, size: entry.size }),
             Kind::Symlink => Node::Symlink(self.symlink_target(&entry.link)?),
             Kind::Fifo => Node::Fifo,
         };
@@ -204,9 +186,7 @@ impl Tree {
 
     /// All nodes, in no meaningful order.
     pub fn inodes(&self) -> impl Iterator<Item = (NodeId, &Inode)> {
-        (0u32..)
-            .zip(&self.nodes)
-            .filter_map(|(id, slot)| Some((NodeId(id), slot.as_ref()?)))
+        (0u32..).zip(&self.nodes).filter_map(|(id, slot)| Some((NodeId(id), slot.as_ref()?)))
     }
 
     /// Bytes of all files.
@@ -387,9 +367,7 @@ impl Tree {
 
     /// Removes a name and all below it.
     fn unlink(&mut self, parent: NodeId, name: &[u8]) {
-        let removed = self
-            .children_mut(parent)
-            .and_then(|children| children.remove(name));
+        let removed = self.children_mut(parent).and_then(|children| children.remove(name));
         let mut todo: Vec<NodeId> = removed.into_iter().map(|dentry| dentry.node).collect();
         while let Some(id) = todo.pop() {
             let Some(slot) = self.nodes.get_mut(id.index()) else {
@@ -409,11 +387,7 @@ impl Tree {
     }
 
     fn insert(&mut self, node: Node, owner: Owner) -> Result<NodeId, Refusal> {
-        let inode = Inode {
-            node,
-            owner,
-            names: 1,
-        };
+        let inode = Inode { node, owner, names: 1 };
         if let Some(id) = self.free.pop()
             && let Some(slot) = self.nodes.get_mut(id.index())
         {
@@ -443,9 +417,7 @@ impl Tree {
         if self.lookups > limits::ROOTFS_LOOKUPS_MAX {
             return refuse("merging takes more directory look-ups than the limit", SMALLER);
         }
-        Ok(self
-            .children_mut(directory)
-            .and_then(|children| children.get(name).copied()))
+        Ok(self.children_mut(directory).and_then(|children| children.get(name).copied()))
     }
 
     fn count_entry(&mut self) -> Result<(), Refusal> {
@@ -610,7 +582,8 @@ mod tests {
             let mut tree = Tree::default();
             let mut want = Seen::from([(String::new(), Ok(0o755))]);
             for layer in 0..1 + random.below(4) as u16 {
-                let entries: Vec<Entry> = (0..random.below(7)).map(|id| random.entry(u64::from(layer) * 100 + id)).collect();
+                let entries: Vec<Entry> =
+                    (0..random.below(7)).map(|id| random.entry(u64::from(layer) * 100 + id)).collect();
                 tree.begin_layer(layer);
                 let applied = entries.iter().try_for_each(|entry| tree.apply(entry).map(|_| ()));
                 let modelled = model(&mut want, &entries);

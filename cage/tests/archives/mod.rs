@@ -44,10 +44,7 @@ pub fn facts(squashfs: &Path) -> BTreeMap<String, Facts> {
             "I" => Facts::Fifo { mode },
             "R" => {
                 let numbers: Vec<usize> = words[6].split(' ').map(|n| n.parse().unwrap()).collect();
-                Facts::File {
-                    mode,
-                    content: data[numbers[1]..numbers[1] + numbers[0]].to_vec(),
-                }
+                Facts::File { mode, content: data[numbers[1]..numbers[1] + numbers[0]].to_vec() }
             }
             other => panic!("{other} in {line}"),
         };
@@ -75,10 +72,7 @@ pub fn facts_of_directory(root: &Path) -> BTreeMap<String, Facts> {
         } else if kind.file_type().is_fifo() {
             Facts::Fifo { mode }
         } else {
-            Facts::File {
-                mode,
-                content: std::fs::read(&path).unwrap(),
-            }
+            Facts::File { mode, content: std::fs::read(&path).unwrap() }
         };
         found.insert(name, facts);
     }
@@ -279,7 +273,8 @@ impl Archive {
             members.add(&name, layer);
             names.push(name);
         }
-        let manifest = serde_json::json!([{ "Config": config_name, "RepoTags": ["x:latest"], "Layers": names }]);
+        let manifest =
+            serde_json::json!([{ "Config": config_name, "RepoTags": ["x:latest"], "Layers": names }]);
         members.add("manifest.json", &serde_json::to_vec(&manifest).unwrap());
         members.tar()
     }
@@ -304,7 +299,8 @@ impl Members {
     }
 
     fn index(&mut self, manifest: &serde_json::Value) {
-        let manifest = self.blob("application/vnd.oci.image.manifest.v1+json", &serde_json::to_vec(manifest).unwrap());
+        let manifest =
+            self.blob("application/vnd.oci.image.manifest.v1+json", &serde_json::to_vec(manifest).unwrap());
         self.remove("index.json");
         let index = serde_json::json!({ "schemaVersion": 2, "manifests": [manifest] });
         self.add("index.json", &serde_json::to_vec(&index).unwrap());
@@ -334,7 +330,10 @@ impl Members {
     }
 
     fn blob_starting(&mut self, start: &[u8]) -> usize {
-        self.0.iter().position(|(name, bytes)| name.starts_with("blobs/") && bytes.starts_with(start)).unwrap()
+        self.0
+            .iter()
+            .position(|(name, bytes)| name.starts_with("blobs/") && bytes.starts_with(start))
+            .unwrap()
     }
 
     /// Changes a byte in the middle of the first blob that starts so.
@@ -367,7 +366,8 @@ impl Members {
         let mut index: serde_json::Value = serde_json::from_slice(self.bytes("index.json")).unwrap();
         let mut manifest = self.manifest();
         manifest["annotations"] = serde_json::json!({ "other": "yes" });
-        let second = self.blob("application/vnd.oci.image.manifest.v1+json", &serde_json::to_vec(&manifest).unwrap());
+        let second =
+            self.blob("application/vnd.oci.image.manifest.v1+json", &serde_json::to_vec(&manifest).unwrap());
         index["manifests"].as_array_mut().unwrap().push(second);
         self.replace("index.json", &serde_json::to_vec(&index).unwrap());
     }

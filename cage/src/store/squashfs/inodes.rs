@@ -71,11 +71,7 @@ fn number(tree: &Tree) -> Result<(Vec<u32>, u32), WriteError> {
         *root = last;
     }
     while let Some(id) = queue.pop_front() {
-        let Some(Inode {
-            node: Node::Directory(children),
-            ..
-        }) = tree.inode(id)
-        else {
+        let Some(Inode { node: Node::Directory(children), .. }) = tree.inode(id) else {
             continue;
         };
         for dentry in children.values() {
@@ -171,12 +167,7 @@ impl Encoder<'_> {
             .iter()
             .filter_map(|(name, dentry)| {
                 let kind = kind_of(&self.tree.inode(dentry.node)?.node);
-                Some((
-                    &**name,
-                    self.place_of(dentry.node)?,
-                    self.number_of(dentry.node),
-                    kind,
-                ))
+                Some((&**name, self.place_of(dentry.node)?, self.number_of(dentry.node), kind))
             })
             .collect();
         let mut rest = rows.as_slice();

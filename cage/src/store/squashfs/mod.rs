@@ -62,16 +62,13 @@ pub struct Writer<W> {
 
 impl<W> std::fmt::Debug for Writer<W> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Writer")
-            .field("position", &self.position)
-            .finish_non_exhaustive()
+        f.debug_struct("Writer").field("position", &self.position).finish_non_exhaustive()
     }
 }
 
 impl<W: Write + Seek> Writer<W> {
     pub fn new(mut out: W) -> Result<Self, WriteError> {
-        out.write_all(&[0; SUPERBLOCK_BYTES as usize])
-            .map_err(WriteError::Output)?;
+        out.write_all(&[0; SUPERBLOCK_BYTES as usize]).map_err(WriteError::Output)?;
         Ok(Writer {
             out,
             position: SUPERBLOCK_BYTES,
@@ -85,20 +82,13 @@ impl<W: Write + Seek> Writer<W> {
 
     /// Stores the content of a file: `size` bytes of `content`, which must have them.
     pub fn file(&mut self, node: NodeId, size: u64, content: &mut dyn Read) -> Result<(), WriteError> {
-        let mut stored = Stored {
-            start: self.position,
-            size,
-            ..Stored::default()
-        };
+        let mut stored = Stored { start: self.position, size, ..Stored::default() };
         let mut blocks = Vec::new();
         let mut left = size;
         while left > 0 {
             let want = left.min(BLOCK_BYTES as u64);
             self.block.clear();
-            content
-                .take(want)
-                .read_to_end(&mut self.block)
-                .map_err(WriteError::Input)?;
+            content.take(want).read_to_end(&mut self.block).map_err(WriteError::Input)?;
             if self.block.len() as u64 != want {
                 return Err(WriteError::Input(io::ErrorKind::UnexpectedEof.into()));
             }
@@ -141,9 +131,7 @@ impl<W: Write + Seek> Writer<W> {
                 at
             }
         };
-        let ids = self
-            .packer
-            .table(tables.ids.iter().flat_map(|id| id.to_le_bytes()))?;
+        let ids = self.packer.table(tables.ids.iter().flat_map(|id| id.to_le_bytes()))?;
         let id_table = self.indexed_table(&ids)?;
         let bytes_used = self.position;
         self.write(label)?;
