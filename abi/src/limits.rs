@@ -128,6 +128,8 @@ pub const PROXY_FIRST_BYTES_MS_MAX: u64 = 10_000;
 pub const PROXY_SILENCE_MS: u64 = 300;
 /// How long resolving a name may take, all resolvers together. Later: the connection fails.
 pub const RESOLVE_MS_MAX: u64 = 6_000;
+/// How long egress remembers what a resolver said, in seconds, whatever the answer's own time is.
+pub const RESOLVED_SECS_MAX: u32 = 60;
 /// Addresses of a name that the proxy tries.
 pub const DIAL_ADDRESSES_MAX: usize = 3;
 /// How long one dial may take.

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use crate::denials::{Denials, Rule};
 use crate::names::Names;
 use crate::receipts::Receipts;
+use crate::resolve::Resolver;
 use crate::settings::Settings;
 
 /// What all agents share.
@@ -19,6 +20,7 @@ pub struct Node {
     pub settings: Settings,
     pub receipts: Arc<Receipts>,
     pub denials: Denials,
+    pub resolver: Resolver,
     /// Bounds the threads that wait for receipts.
     pub receipt_turns: Semaphore,
 }

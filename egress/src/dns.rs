@@ -186,14 +186,16 @@ pub fn question(id: u16, name: &HostName) -> Option<Vec<u8>> {
 /// What a resolver said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resolved {
-    /// Perhaps none.
-    Addresses(Vec<Ipv4Addr>),
+    /// Perhaps none; and for how many seconds they hold.
+    Addresses(Vec<Ipv4Addr>, u32),
     /// Ask again over TCP.
     Cut,
     /// The resolver could not, and says so.
     Failed(String),
 }
 
+/// Addresses taken from one answer.
+const ADDRESSES_MAX: usize = 32;
 /// Aliases followed in one answer.
 const ALIASES_MAX: usize = 8;
 
@@ -215,22 +217,25 @@ pub fn resolved(bytes: &[u8], id: u16, name: &HostName) -> Option<Resolved> {
         ResponseCode::NoError | ResponseCode::NXDomain => {}
         code => return Some(Resolved::Failed(code.to_string())),
     }
+    let mut seconds = u32::MAX;
     for _ in 0..ALIASES_MAX {
         let of_name = || answer.answers.iter().filter(|record| record.name == wanted);
         let alias = of_name().find_map(|record| match &record.data {
-            RData::CNAME(alias) => Some(alias.0.clone()),
+            RData::CNAME(alias) => Some((alias.0.clone(), record.ttl)),
             _ => None,
         });
-        match alias {
-            Some(alias) => wanted = alias,
-            None => {
-                let addresses = of_name().filter_map(|record| match &record.data {
-                    RData::A(A(address)) => Some(*address),
-                    _ => None,
-                });
-                return Some(Resolved::Addresses(addresses.take(32).collect()));
-            }
+        if let Some((alias, ttl)) = alias {
+            seconds = seconds.min(ttl);
+            wanted = alias;
+            continue;
         }
+        let addresses = of_name().filter_map(|record| match &record.data {
+            RData::A(A(address)) => Some((*address, record.ttl)),
+            _ => None,
+        });
+        let (addresses, ttls): (Vec<_>, Vec<_>) = addresses.take(ADDRESSES_MAX).unzip();
+        let seconds = ttls.into_iter().fold(seconds, u32::min);
+        return Some(Resolved::Addresses(addresses, if seconds == u32::MAX { 0 } else { seconds }));
     }
     Some(Resolved::Failed(format!("more than {ALIASES_MAX} aliases")))
 }
@@ -359,7 +364,7 @@ mod tests {
             RData::A(A(Ipv4Addr::new(203, 0, 113, 6))),
         ));
         let bytes = reply.to_vec().unwrap();
-        let found = Resolved::Addresses(vec![Ipv4Addr::new(203, 0, 113, 5)]);
+        let found = Resolved::Addresses(vec![Ipv4Addr::new(203, 0, 113, 5)], 1);
         assert_eq!(resolved(&bytes, 3, &name), Some(found));
         assert_eq!(resolved(&bytes, 4, &name), None, "another question's answer");
         assert_eq!(resolved(&bytes, 3, &"other.example".parse().unwrap()), None);

@@ -9,6 +9,7 @@ use abi::{limits, log};
 use egress::agent::Node;
 use egress::denials::Denials;
 use egress::receipts::Receipts;
+use egress::resolve::Resolver;
 use egress::service::Egress;
 use egress::settings::{Settings, UPLINK_PATH};
 use egress::{nft, wall};
@@ -38,6 +39,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         settings,
         receipts: receipts.clone(),
         denials: Denials::new(receipts),
+        resolver: Resolver::default(),
         receipt_turns: Semaphore::new(limits::RECEIPTS_WAITING_MAX),
     });
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::agent::{Agent, Slot};
 use crate::http;
-use crate::resolve::{ResolveError, resolve};
+use crate::resolve::ResolveError;
 use crate::sniff::{Guard, Refusal, Speaks};
 use crate::splice::{self, End};
 use crate::tls;
@@ -158,7 +158,7 @@ async fn first_bytes(client: &mut TcpStream, guard: &mut Guard, port: u16) -> Re
 async fn connect(agent: &Arc<Agent>, target: &Target, speaks: Speaks) -> Result<TcpStream, End> {
     let failed = |why: String| End::Failed { why, speaks };
     let snapshot = agent.node.settings.now();
-    let addresses = resolve(&target.name, &snapshot).await.map_err(|error| match error {
+    let addresses = agent.node.resolver.resolve(&target.name, &snapshot).await.map_err(|error| match error {
         ResolveError::Refused { name, address, why } => End::Refused(Refusal {
             what: format!("tcp {name}:{} at {address}", target.port),
             rule: "private-address",

@@ -7,9 +7,11 @@
 use abi::ids::HostName;
 use abi::limits;
 use rustix::rand::{GetRandomFlags, getrandom};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
@@ -34,13 +36,57 @@ pub enum ResolveError {
     Failed { name: HostName, why: String },
 }
 
-/// Resolves a name; what comes back may be dialled, in this order.
-pub async fn resolve(name: &HostName, snapshot: &Snapshot) -> Result<Vec<IpAddr>, ResolveError> {
-    let (addresses, word) = match snapshot.config.network.hosts.get(name) {
-        Some(addresses) => (addresses.clone(), Word::Operator),
-        None => (ask_all(name, &snapshot.resolvers).await?, Word::Resolver),
-    };
-    judge(name, &addresses, word, &snapshot.own)
+/// Names asked for lately; one more empties the memory.
+const REMEMBERED_MAX: usize = 4096;
+
+/// Asks for each name once at a time, and remembers an answer as long as it says, at most [`limits::RESOLVED_SECS_MAX`].
+/// What is remembered is judged again at each use.
+#[derive(Debug, Default)]
+pub struct Resolver {
+    names: Mutex<HashMap<HostName, Arc<tokio::sync::Mutex<Option<Remembered>>>>>,
+}
+
+#[derive(Debug, Clone)]
+struct Remembered {
+    result: Result<Vec<IpAddr>, ResolveError>,
+    answered: Instant,
+    until: Instant,
+}
+
+impl Resolver {
+    /// Resolves a name; what comes back may be dialled, in this order.
+    pub async fn resolve(&self, name: &HostName, snapshot: &Snapshot) -> Result<Vec<IpAddr>, ResolveError> {
+        let (addresses, word) = match snapshot.config.network.hosts.get(name) {
+            Some(addresses) => (addresses.clone(), Word::Operator),
+            None => (self.ask(name, &snapshot.resolvers).await?, Word::Resolver),
+        };
+        judge(name, &addresses, word, &snapshot.own)
+    }
+
+    /// An answer that came while waiting counts for all who waited, also a failure: or a slow resolver would be asked
+    /// by one connection after the other.
+    async fn ask(&self, name: &HostName, resolvers: &[IpAddr]) -> Result<Vec<IpAddr>, ResolveError> {
+        let arrived = Instant::now();
+        let slot = self.slot(name);
+        let mut slot = slot.lock().await;
+        if let Some(known) = slot.as_ref().filter(|k| k.answered >= arrived || k.until > Instant::now()) {
+            return known.result.clone();
+        }
+        let asked = ask_all(name, resolvers).await;
+        let seconds = asked.as_ref().map_or(0, |(_, seconds)| (*seconds).min(limits::RESOLVED_SECS_MAX));
+        let (answered, result) = (Instant::now(), asked.map(|(addresses, _)| addresses));
+        let until = answered + Duration::from_secs(u64::from(seconds));
+        *slot = Some(Remembered { result: result.clone(), answered, until });
+        result
+    }
+
+    fn slot(&self, name: &HostName) -> Arc<tokio::sync::Mutex<Option<Remembered>>> {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if names.len() >= REMEMBERED_MAX {
+            names.clear();
+        }
+        names.entry(name.clone()).or_default().clone()
+    }
 }
 
 fn judge(
@@ -71,7 +117,7 @@ fn is_local(address: IpAddr) -> bool {
     std::net::UdpSocket::bind((address, 0)).is_ok()
 }
 
-async fn ask_all(name: &HostName, resolvers: &[IpAddr]) -> Result<Vec<IpAddr>, ResolveError> {
+async fn ask_all(name: &HostName, resolvers: &[IpAddr]) -> Result<(Vec<IpAddr>, u32), ResolveError> {
     let failed = |why: String| ResolveError::Failed { name: name.clone(), why };
     if resolvers.is_empty() {
         return Err(failed(
@@ -82,7 +128,7 @@ async fn ask_all(name: &HostName, resolvers: &[IpAddr]) -> Result<Vec<IpAddr>, R
     let all = async {
         for resolver in resolvers.iter().chain(resolvers) {
             match ask(name, *resolver).await {
-                Ok(Resolved::Addresses(addresses)) => return Some(addresses),
+                Ok(Resolved::Addresses(addresses, seconds)) => return Some((addresses, seconds)),
                 Ok(Resolved::Failed(code)) => last = format!("{resolver} says {code}"),
                 Ok(Resolved::Cut) => last = format!("{resolver} cuts its answer over TCP"),
                 Err(error) => last = format!("{resolver}: {error}"),
@@ -91,7 +137,7 @@ async fn ask_all(name: &HostName, resolvers: &[IpAddr]) -> Result<Vec<IpAddr>, R
         None
     };
     match timeout(Duration::from_millis(limits::RESOLVE_MS_MAX), all).await {
-        Ok(Some(addresses)) => Ok(addresses.into_iter().map(IpAddr::V4).collect()),
+        Ok(Some((addresses, seconds))) => Ok((addresses.into_iter().map(IpAddr::V4).collect(), seconds)),
         Ok(None) | Err(_) => Err(failed(last)),
     }
 }

@@ -288,7 +288,7 @@ pub fn of_node(gate_port: u16, egress_uid: u32) -> Vec<Chain> {
             rule([known()], [Expr::Accept]),
             rule([uid(egress_uid), is(Load::Protocol, [TCP])], [Expr::Accept]),
             rule([uid(egress_uid), to_port(UDP, DNS_PORT)], [Expr::Accept]),
-            rule([uid(abi::identity::UPLINK_UID), lease(68, 67)], [Expr::Accept]),
+            rule([uid(UPLINK_UID), lease(68, 67)], [Expr::Accept]),
             vec![Expr::Count, Expr::RejectProhibited],
         ],
     };
