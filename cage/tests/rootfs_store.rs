@@ -61,6 +61,9 @@ impl Bench {
     }
 }
 
+/// The smallest stack that imports run on.
+const STACK_BYTES: usize = 256 * 1024;
+
 fn counting() -> Vec<u8> {
     (0..300_000u32).flat_map(u32::to_le_bytes).collect()
 }
@@ -527,4 +530,26 @@ fn a_real_image_of_debian_packages_is_what_umoci_unpacks() {
     let (ours, theirs) = (bench.tree(&docker), archives::facts_of_directory(&at("bundle/rootfs")));
     assert!(ours.len() > 500);
     same(&ours, &theirs);
+}
+
+/// cage's threads are small; the deepest tree must fit them.
+#[test]
+fn the_deepest_tree_is_imported_on_a_small_stack() {
+    for packing in [Packing::Plain, Packing::Gzip, Packing::Zstd] {
+        let depth = abi::limits::ROOTFS_DEPTH_MAX - 1;
+        let deep = "d/".repeat(depth);
+        let mut lower = Layer::default();
+        lower.file(&format!("{deep}x"), 0o644, b"content").file("d/y", 0o644, b"");
+        let mut upper = Layer::default();
+        upper.file(".wh.d", 0o644, b"").file(&format!("{deep}z"), 0o644, b"content");
+        let archive = Archive::of(vec![lower, upper], packing).oci();
+        let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+        let import = move || {
+            let bench = Bench::new();
+            let image = bench.import("deep", &archive).unwrap();
+            (bench, image)
+        };
+        let (bench, image) = thread.spawn(import).unwrap().join().unwrap();
+        assert_eq!(bench.tree(&image).len(), depth + 2);
+    }
 }

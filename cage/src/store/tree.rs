@@ -253,49 +253,46 @@ impl Tree {
         };
         if name == OPAQUE {
             if self.opaque_done.insert(parent) {
-                self.hide_children(parent)?;
+                self.hide(self.names_in(parent))?;
             }
         } else if self.whiteout_done.insert((parent, hidden.into())) {
             self.count_text(hidden)?;
-            self.hide(parent, hidden)?;
+            self.hide(vec![(parent, hidden.into())])?;
         }
         Ok(Applied::Kept)
     }
 
-    /// Removes what lower layers put at this name; true when nothing is left of it.
-    fn hide(&mut self, parent: NodeId, name: &[u8]) -> Result<bool, Refusal> {
-        let Some(dentry) = self.child(parent, name)? else {
-            return Ok(true);
-        };
-        let mine = dentry.layer == self.layer;
-        if self.is_directory(dentry.node) {
-            let emptied = self.hide_children(dentry.node)?;
-            if mine {
-                return Ok(false);
+    /// Removes what lower layers put at these names, and below them. Without recursion: stacks are small, trees may be deep.
+    fn hide(&mut self, mut names: Vec<(NodeId, Box<[u8]>)>) -> Result<(), Refusal> {
+        let mut next = 0;
+        while let Some((parent, name)) = names.get(next) {
+            if let Some(dentry) = self.child(*parent, name)? {
+                names.extend(self.names_in(dentry.node));
             }
-            if !emptied {
-                // The present layer put something below without describing the directory: it is a new one.
-                self.set_owner(dentry.node, IMPLIED);
-                return Ok(false);
-            }
-        } else if mine {
-            return Ok(false);
+            next += 1;
         }
-        self.unlink(parent, name);
-        Ok(true)
+        // Whatever is below a name comes after it.
+        for (parent, name) in names.into_iter().rev() {
+            let Some(dentry) = self.child(parent, &name)? else { continue };
+            if dentry.layer == self.layer {
+                continue;
+            }
+            match self.inode(dentry.node).map(|inode| &inode.node) {
+                // The present layer put something into it without describing the directory: it is a new one.
+                Some(Node::Directory(left)) if !left.is_empty() => self.set_owner(dentry.node, IMPLIED),
+                _ => self.unlink(parent, &name),
+            }
+        }
+        Ok(())
     }
 
-    /// Removes what lower layers put in this directory; true when it is empty then. Depth is bounded by [`Self::resolve`].
-    fn hide_children(&mut self, directory: NodeId) -> Result<bool, Refusal> {
-        let names: Vec<Box<[u8]>> = match self.inode(directory).map(|inode| &inode.node) {
-            Some(Node::Directory(children)) => children.keys().cloned().collect(),
-            _ => return Ok(true),
-        };
-        let mut emptied = true;
-        for name in names {
-            emptied &= self.hide(directory, &name)?;
+    fn names_in(&self, directory: NodeId) -> Vec<(NodeId, Box<[u8]>)> {
+        match self.inode(directory).map(|inode| &inode.node) {
+            Some(Node::Directory(children)) => {
+                children.keys().map(|name| (directory, name.clone())).collect()
+            }
+            _ => Vec::new(),
         }
-        Ok(emptied)
     }
 
     /// The directory these names lead to, made where it is missing.

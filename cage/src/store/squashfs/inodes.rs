@@ -50,7 +50,7 @@ pub fn encode(
         id_of: BTreeMap::new(),
     };
     // The root's parent is, by mksquashfs's custom, the number after the last.
-    let root = encoder.directory(NodeId::ROOT, inode_count + 1)?;
+    let root = encoder.directories(inode_count + 1)?;
     encoder.inodes.flush(encoder.packer)?;
     encoder.directories.flush(encoder.packer)?;
     Ok(Tables {
@@ -104,33 +104,48 @@ struct Encoder<'a> {
 }
 
 impl Encoder<'_> {
-    /// Writes a directory's children, its listing and its inode. As deep as the tree, which is bounded.
-    fn directory(&mut self, id: NodeId, parent_number: u32) -> Result<Place, WriteError> {
+    /// Writes all directories, each after those in it, and returns the root's place. Without recursion: stacks are small, trees
+    /// may be deep.
+    fn directories(&mut self, root_parent_number: u32) -> Result<Place, WriteError> {
         let tree = self.tree;
-        let Some(inode) = tree.inode(id) else {
-            return Err(WriteError::Limit("a directory is missing from the tree"));
-        };
-        let Node::Directory(children) = &inode.node else {
-            return Err(WriteError::Limit("a directory is not one in the tree"));
-        };
+        let mut todo = vec![(NodeId::ROOT, root_parent_number, false)];
+        let mut last = (0, 0);
+        while let Some((id, parent_number, entered)) = todo.pop() {
+            let Some(Inode { node: Node::Directory(children), owner, .. }) = tree.inode(id) else {
+                continue;
+            };
+            if entered {
+                last = self.directory(id, children, *owner, parent_number)?;
+                self.set_place(id, last);
+                continue;
+            }
+            todo.push((id, parent_number, true));
+            let number = self.number_of(id);
+            todo.extend(children.values().rev().map(|dentry| (dentry.node, number, false)));
+        }
+        Ok(last)
+    }
+
+    /// Writes a directory's children that are none themselves, its listing and its inode.
+    fn directory(
+        &mut self,
+        id: NodeId,
+        children: &BTreeMap<Box<[u8]>, Dentry>,
+        owner: Owner,
+        parent_number: u32,
+    ) -> Result<Place, WriteError> {
+        let tree = self.tree;
         let own_number = self.number_of(id);
         let mut subdirectories = 0u32;
         for dentry in children.values() {
-            if let Some(child) = tree.inode(dentry.node) {
-                let place = match &child.node {
-                    Node::Directory(_) => {
-                        subdirectories += 1;
-                        Some(self.directory(dentry.node, own_number)?)
-                    }
-                    // A second name of an inode that has its place.
-                    _ => match self.place_of(dentry.node) {
-                        Some(place) => Some(place),
-                        None => Some(self.leaf(dentry.node, child)?),
-                    },
-                };
-                if let Some(slot) = self.places.get_mut(dentry.node.index()) {
-                    *slot = place;
+            match tree.inode(dentry.node) {
+                Some(Inode { node: Node::Directory(_), .. }) => subdirectories += 1,
+                // Another name of an inode may have given it its place.
+                Some(child) if self.place_of(dentry.node).is_none() => {
+                    let place = self.leaf(dentry.node, child)?;
+                    self.set_place(dentry.node, place);
                 }
+                _ => {}
             }
         }
         let (listing_start, listing_offset) = self.directories.address()?;
@@ -141,14 +156,14 @@ impl Encoder<'_> {
         let place = self.inodes.address()?;
         let mut body;
         if let Ok(size) = u16::try_from(size) {
-            body = self.header(DIRECTORY, inode.owner, own_number)?;
+            body = self.header(DIRECTORY, owner, own_number)?;
             body.extend(listing_start.to_le_bytes());
             body.extend(links.to_le_bytes());
             body.extend(size.to_le_bytes());
             body.extend(listing_offset.to_le_bytes());
             body.extend(parent_number.to_le_bytes());
         } else {
-            body = self.header(DIRECTORY + EXTENDED, inode.owner, own_number)?;
+            body = self.header(DIRECTORY + EXTENDED, owner, own_number)?;
             body.extend(links.to_le_bytes());
             body.extend(size.to_le_bytes());
             body.extend(listing_start.to_le_bytes());
@@ -284,6 +299,12 @@ impl Encoder<'_> {
 
     fn number_of(&self, id: NodeId) -> u32 {
         self.numbers.get(id.index()).copied().unwrap_or(0)
+    }
+
+    fn set_place(&mut self, id: NodeId, place: Place) {
+        if let Some(slot) = self.places.get_mut(id.index()) {
+            *slot = Some(place);
+        }
     }
 
     fn place_of(&self, id: NodeId) -> Option<Place> {
