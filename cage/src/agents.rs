@@ -61,6 +61,8 @@ pub struct Facts {
     pub session: Option<Arc<Session>>,
     pub cgroup: Option<Arc<VmCgroup>>,
     pub mail: Option<SyncSender<Mail>>,
+    /// Who asked for the present life to end.
+    pub stopped_by: String,
     denials: VecDeque<String>,
     denials_dropped: u64,
 }
@@ -322,7 +324,7 @@ impl Cage {
     }
 
     /// Asks for the present life to end; its facts show when it has.
-    pub fn stop(&self, name: &AgentName) -> Result<Arc<Agent>, RpcError> {
+    pub fn stop(&self, name: &AgentName, by: &str) -> Result<Arc<Agent>, RpcError> {
         let agent = match self.known(name) {
             Some(agent) => agent,
             None => {
@@ -332,6 +334,7 @@ impl Cage {
         };
         agent.update(|facts| {
             facts.state.let_happen(Happening::StopAsked)?;
+            facts.stopped_by = by.to_owned();
             if let Some(mail) = &facts.mail {
                 let _ = mail.try_send(Mail::Stop); // full: it has enough reasons to look at its state
             }
@@ -349,7 +352,7 @@ impl Cage {
         let living: Vec<_> =
             agents.into_iter().filter(|agent| state::alive(agent.facts().state.now())).collect();
         for agent in &living {
-            if let Err(error) = self.stop(&agent.name) {
+            if let Err(error) = self.stop(&agent.name, "cage") {
                 log::error("agent_not_stopped", &[("agent", &agent.name), ("error", &error)]);
             }
         }

@@ -109,7 +109,7 @@ impl Door {
 
     fn stop(&self, call: Call<'_>) -> Result<Outcome, RpcError> {
         let AgentRef { name } = call.request.params()?;
-        let agent = self.cage.stop(&name)?;
+        let agent = self.cage.stop(&name, &call.caller.to_string())?;
         let deadline = Instant::now() + Duration::from_millis(STOP_MS_MAX);
         let mut facts = agent.facts();
         let instance = facts.instance.clone();

@@ -3,7 +3,7 @@
 //! Must hold: the manifest lets it be executed and the receipt is durable before the guest hears of it; a caller that goes away
 //! or does not read takes its exec with it.
 
-use abi::control::{AgentExec, Output, StdinData, Stream};
+use abi::control::{AgentExec, AgentState, Output, StdinData, Stream};
 use abi::door::{Call, Outcome};
 use abi::guest::{Exit, Signal};
 use abi::ledger::Event;
@@ -36,11 +36,11 @@ impl From<SessionError> for RpcError {
 pub fn run(cage: &Cage, call: Call<'_>) -> Result<Outcome, RpcError> {
     let want: AgentExec = call.request.params()?;
     let agent = cage.with_log(&want.name)?;
-    let running = {
+    let (state, running) = {
         let facts = agent.facts();
-        facts.session.clone().zip(facts.loaded.clone()).zip(facts.instance.clone())
+        (facts.state.now(), facts.session.clone().zip(facts.loaded.clone()).zip(facts.instance.clone()))
     };
-    let Some(((session, loaded), instance)) = running else { return Err(state::Illegal::NotAlive.into()) };
+    let Some(((session, loaded), instance)) = running else { return Err(not_running(state).into()) };
     let order = order::exec(&loaded.manifest, &want)?;
     let event =
         Event::ExecStarted { instance, command: recorded(&want.command), by: call.caller.to_string() };
@@ -59,6 +59,17 @@ pub fn run(cage: &Cage, call: Call<'_>) -> Result<Outcome, RpcError> {
     }
     listen(call, &session, channel);
     Ok(Outcome::Answered)
+}
+
+/// Why an agent in this state takes no exec.
+fn not_running(state: AgentState) -> state::Illegal {
+    match state {
+        AgentState::Starting => state::Illegal::AlreadyStarting,
+        AgentState::Stopping => state::Illegal::StillStopping,
+        AgentState::Running | AgentState::Stopped | AgentState::Exited | AgentState::Failed => {
+            state::Illegal::NotAlive
+        }
+    }
 }
 
 /// A command as the ledger keeps it: bounded.

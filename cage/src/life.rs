@@ -336,7 +336,7 @@ impl Life<'_> {
             Ok(()) => self.reached("vm"),
             Err(error) => {
                 // Without a process there will be no mail of its end.
-                self.held.launched = !matches!(error, vmm::VmmError::Process(_));
+                self.held.launched = !matches!(error, vmm::VmmError::NotStarted(_));
                 Err(broken(error))
             }
         }
@@ -465,7 +465,8 @@ impl Life<'_> {
             End::Broken(_) => return,
         };
         if matches!(end, End::Stopped) && self.held.receipt {
-            let event = Event::AgentStopping { instance: self.instance().clone(), by: "operator".into() };
+            let by = self.agent.facts().stopped_by.clone();
+            let event = Event::AgentStopping { instance: self.instance().clone(), by };
             if let Err(error) = self.cage.ledger.note(event) {
                 log::error("receipt_missing", &[("event", &"agent_stopping"), ("error", &error)]);
             }

@@ -63,7 +63,7 @@ pub fn alive(state: AgentState) -> bool {
 impl From<Illegal> for RpcError {
     fn from(illegal: Illegal) -> RpcError {
         let (message, remedy) = match illegal {
-            Illegal::AlreadyStarting => ("the agent is starting already", "wait until it runs, or stop it"),
+            Illegal::AlreadyStarting => ("the agent is still starting", "wait until it runs, or stop it"),
             Illegal::AlreadyRunning => ("the agent runs already", "stop it first to start it anew"),
             Illegal::StillStopping => ("the agent is still stopping", "wait until it has stopped"),
             Illegal::NotAlive => ("the agent does not run", "start it first"),

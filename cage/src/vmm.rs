@@ -35,6 +35,8 @@ pub enum VmmError {
     Path { what: &'static str, path: PathBuf, error: io::Error },
     #[error("{} VMs run, which is the most", limits::AGENTS_RUNNING_MAX)]
     NoSlot,
+    #[error("the VMM's process could not be started: {0}")]
+    NotStarted(io::Error),
     #[error("the VMM's process: {0}")]
     Process(#[from] io::Error),
     #[error("the VMM's process: {0}")]
@@ -131,11 +133,12 @@ impl Drop for Scratch {
 
 /// Copies a file, leaving holes where it has only zeroes.
 fn copy_sparse(from: &mut File, to: &mut File) -> io::Result<()> {
-    let mut block = vec![0u8; 64 * 1024];
+    let zeroes = vec![0u8; 256 * 1024];
+    let mut block = zeroes.clone();
     loop {
         match from.read(&mut block)? {
             0 => return Ok(()),
-            n if block[..n].iter().all(|byte| *byte == 0) => {
+            n if block[..n] == zeroes[..n] => {
                 to.seek(SeekFrom::Current(n as i64))?;
             }
             n => to.write_all(&block[..n])?,
@@ -236,12 +239,12 @@ pub fn launch(
     console: &Arc<Console>,
     ended: impl FnOnce(ExitStatus) + Send + 'static,
 ) -> Result<(), VmmError> {
-    let (ours, theirs) = UnixStream::pair()?;
-    let (reader, writer) = io::pipe()?;
+    let (ours, theirs) = UnixStream::pair().map_err(VmmError::NotStarted)?;
+    let (reader, writer) = io::pipe().map_err(VmmError::NotStarted)?;
     let mut command = Command::new(program);
     command
         .stdin(OwnedFd::from(theirs))
-        .stdout(writer.try_clone()?)
+        .stdout(writer.try_clone().map_err(VmmError::NotStarted)?)
         .stderr(writer)
         .env_clear()
         .current_dir("/");
@@ -263,27 +266,31 @@ pub fn launch(
 /// alone in a new one, and its own end would end the process (PR_SET_PDEATHSIG).
 fn start(mut command: Command, ended: impl FnOnce(ExitStatus) + Send + 'static) -> Result<(), VmmError> {
     let (sender, started) = sync_channel(1);
-    std::thread::Builder::new().name("vmm".into()).stack_size(128 * 1024).spawn(move || {
-        let spawned = sys::leave_namespaces(UnshareFlags::NEWPID).and_then(|()| command.spawn());
-        drop(command); // our ends of the pipes
-        match spawned {
-            Ok(mut child) => {
-                let _ = sender.send(Ok(())); // the receiver waits
-                match child.wait() {
-                    Ok(status) => ended(status),
-                    Err(error) => {
-                        abi::log::error("vmm_not_awaited", &[("error", &error)]);
-                        ended(ExitStatus::from_raw(1));
+    std::thread::Builder::new()
+        .name("vmm".into())
+        .stack_size(128 * 1024)
+        .spawn(move || {
+            let spawned = sys::leave_namespaces(UnshareFlags::NEWPID).and_then(|()| command.spawn());
+            drop(command); // our ends of the pipes
+            match spawned {
+                Ok(mut child) => {
+                    let _ = sender.send(Ok(())); // the receiver waits
+                    match child.wait() {
+                        Ok(status) => ended(status),
+                        Err(error) => {
+                            abi::log::error("vmm_not_awaited", &[("error", &error)]);
+                            ended(ExitStatus::from_raw(1));
+                        }
                     }
                 }
+                Err(error) => {
+                    let _ = sender.send(Err(error)); // the receiver waits
+                }
             }
-            Err(error) => {
-                let _ = sender.send(Err(error)); // the receiver waits
-            }
-        }
-    })?;
+        })
+        .map_err(VmmError::NotStarted)?;
     match started.recv() {
-        Ok(outcome) => Ok(outcome?),
+        Ok(outcome) => outcome.map_err(VmmError::NotStarted),
         Err(_) => Err(VmmError::Silent),
     }
 }

@@ -98,7 +98,7 @@ impl Jailed {
 /// after it is accounted and can be killed; the namespaces before the file system, which is only ours once private; the
 /// identity last, because every step before it needs root.
 pub fn enter(spec: &JailSpec, netns: Option<OwnedFd>) -> Result<Jailed, JailError> {
-    std::fs::write(spec.cgroup.join("cgroup.procs"), "0").map_err(at("cgroup"))?;
+    cgroup::write(&spec.cgroup.join("cgroup.procs"), "0").map_err(at("cgroup"))?;
     match (&spec.network, netns) {
         (Some(_), Some(netns)) => move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
             .map_err(at("network"))?,

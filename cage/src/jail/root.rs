@@ -27,6 +27,8 @@ const TUN_MINOR: u32 = 200;
 
 /// Makes the jail's root and moves into it. Call after unsharing the mount namespace.
 pub fn enter(spec: &JailSpec) -> Result<(), JailError> {
+    // Folders of the jail are for its uid to pass through, whatever cage was started with.
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(at("mounts: make private"))?;
     // The tmpfs holds only mount points and device nodes.

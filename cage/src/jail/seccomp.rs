@@ -48,6 +48,7 @@ const IOCTLS: &[u64] = &[
     0xAE47,      // KVM_SET_TSS_ADDR
     0xAE60,      // KVM_CREATE_IRQCHIP
     0x4008_AE61, // KVM_IRQ_LINE
+    0xAE71,      // KVM_REINJECT_CONTROL: the PIT's lost ticks
     0x4020_AE76, // KVM_IRQFD
     0x4040_AE77, // KVM_CREATE_PIT2
     0x4040_AE79, // KVM_IOEVENTFD
