@@ -1,10 +1,9 @@
 #!/bin/bash
 # Makes an OCI archive with Debian's Python 3 (sockets, ssl, json, urllib, sqlite3), CA certificates and busybox:
 #
-#   scripts/rootfs-python.sh OUT.tar [--add DIR]... [--plain]
+#   scripts/rootfs-python.sh OUT.tar [--add DIR]...
 #
-# Each --add is one more layer with the files of DIR at the image's root, owned by root, modes as they are. --plain leaves the layers
-# unpacked: a larger archive that a node under emulation imports sooner.
+# Each --add is one more layer with the files of DIR at the image's root, owned by root, modes as they are.
 # Needs no root and no network but apt's. Packages come from the machine's own, signed apt sources (Debian 12), resolved as for an
 # empty system. The same packages and directories give the same bytes; both are kept in the cache, by content.
 set -euo pipefail
@@ -18,7 +17,6 @@ unwanted=(dpkg tar debconf openssl gcc-12-base libmd0 libpcre2-8-0 libselinux1 l
     libtirpc-common libtirpc3 libnsl2 libgssapi-krb5-2 libkrb5-3 libk5crypto3 libkrb5support0 libkeyutils1 libcom-err2)
 applets=(sh ls cat echo env id sleep ps kill wget nc nslookup ping mount dd cp mv rm mkdir ln chmod chown grep sed head tail
     wc find du df stat touch date hostname ip ifconfig route traceroute uname test true false sort sha256sum)
-packing=gzip
 epoch=1735689600 # of everything we write ourselves: 2025-01-01
 
 say() { printf 'rootfs-python: %s\n' "$*" >&2; }
@@ -110,9 +108,9 @@ oci() {
     mkdir -p "$work/oci/blobs/sha256"
     for layer in "$@"; do
         diff_ids+=("\"sha256:$(digest "$layer")\"")
-        if [ "$packing" = gzip ]; then gzip -n -6 <"$layer" >"$work/blob"; else cp "$layer" "$work/blob"; fi
+        gzip -n -6 <"$layer" >"$work/blob"
         read -r sum size < <(blob "$work/blob")
-        layers+=("{\"mediaType\":\"application/vnd.oci.image.layer.v1.tar${packing:++$packing}\",\"digest\":\"sha256:$sum\",\"size\":$size}")
+        layers+=("{\"mediaType\":\"application/vnd.oci.image.layer.v1.tar+gzip\",\"digest\":\"sha256:$sum\",\"size\":$size}")
     done
     printf '{"architecture":"amd64","os":"linux","config":{"Env":["PATH=/usr/bin:/bin","LANG=C.UTF-8","PYTHONUNBUFFERED=1","PYTHONDONTWRITEBYTECODE=1"],"WorkingDir":"/","Cmd":["/usr/bin/python3"]},"rootfs":{"type":"layers","diff_ids":[%s]}}' \
         "$(joined "${diff_ids[@]}")" >"$work/config"
@@ -129,14 +127,9 @@ oci() {
 
 main() {
     local out=${1:-} adds=() number=0 directory layers key archive
-    [ -n "$out" ] && [[ $out != -* ]] || die "usage: rootfs-python.sh OUT.tar [--add DIR]... [--plain]"
+    [ -n "$out" ] && [[ $out != -* ]] || die "usage: rootfs-python.sh OUT.tar [--add DIR]..."
     shift
     while [ $# -gt 0 ]; do
-        if [ "$1" = --plain ]; then
-            packing=
-            shift
-            continue
-        fi
         [ "$1" = --add ] && [ -d "${2:-}" ] || die "--add needs a directory; got: $*"
         adds+=("$2")
         shift 2
@@ -148,7 +141,7 @@ main() {
         pack "$directory" --mtime="@$epoch" --mode=u=rwX,go=rX >"$work/add-$number.tar"
         layers+=("$work/add-$number.tar")
     done
-    key=$( (echo "$packing"; cat "$0" "${layers[@]}") | sha256sum | cut -c1-32)
+    key=$(cat "$0" "${layers[@]}" | sha256sum | cut -c1-32)
     archive=$cache/python-$key.tar
     if [ ! -e "$archive" ]; then
         oci "$archive.$$" "${layers[@]}"
