@@ -432,7 +432,7 @@ impl Guest {
         let script =
             format!("mount --make-rprivate /; mount --bind {} /etc/resolv.conf; {command}", resolv.display());
         Command::new("timeout")
-            .args(["20", "ip", "netns", "exec", &self.name, "unshare", "-m", "bash", "-uc", &script])
+            .args(["60", "ip", "netns", "exec", &self.name, "unshare", "-m", "bash", "-uc", &script])
             .output()
             .unwrap()
     }
@@ -448,7 +448,7 @@ impl Guest {
         let file = self.dir.join(format!("guest{}.py", NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::write(
             &file,
-            format!("import socket, ssl, struct, sys, time\nsocket.setdefaulttimeout(8)\n{code}\n"),
+            format!("import socket, ssl, struct, sys, time\nsocket.setdefaulttimeout(20)\n{code}\n"),
         )
         .unwrap();
         self.text(&format!("python3 {}", file.display()))
