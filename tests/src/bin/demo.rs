@@ -143,7 +143,6 @@ fn boot(machine: Machine) -> Result<Node> {
 fn tell(story: &mut Story, web: &Web) -> Result<()> {
     title("The node, from outside: TLS 1.3, keys pinned on both sides");
     story.show(&["system", "status"], &["phase", "nullgate"])?;
-    story.show(&["image", "list"], &["python"])?;
 
     title("Agent researcher, in a microVM of its own");
     story.show(&["agent", "start", "researcher"], &["researcher.", "runs"])?;
@@ -155,6 +154,7 @@ fn tell(story: &mut Story, web: &Web) -> Result<()> {
         &format!("the server on this machine saw only the granted request, not {seen:?}"),
     );
     story.show(&["agent", "status", "researcher"], &["running", "api.exa.test:80"])?;
+    story.show(&["image", "list"], &["python", "sha256:"])?;
     story.show(&["net", "grants"], &["api.exa.test:80", "198.1"])?;
     story
         .show(&["net", "denials"], &["evil.example", "name-not-granted", "169.254.169.254", "raw-address"])?;
@@ -223,6 +223,8 @@ impl Story {
     /// Shows an agent's output as it comes, until its report is complete, and holds it to what it says of itself.
     fn follow_report(&mut self, agent: &str) -> Result<()> {
         println!("\n$ nullctl agent logs {agent} -f");
+        let state = self.node.json(&["agent", "status", agent])?["summary"].clone();
+        ensure!(state["state"] == "running", "{agent} does not run: {state}");
         let pin = self.node.fingerprint()?;
         let key = self.node.machine.key.clone();
         let mut command = self.node.command(&key, &pin, &["agent", "logs", agent, "-f"])?;
