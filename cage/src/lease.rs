@@ -143,10 +143,10 @@ impl Drop for Keeper {
     /// Returns when the leases have ended; an attach under way ends within its own time limit.
     fn drop(&mut self) {
         let told = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
-        if let (Ok(_), Some(thread)) = (told, self.thread.take()) {
-            if thread.join().is_err() {
-                log::error("lease_keeper_failed", &[]);
-            }
+        if let (Ok(_), Some(thread)) = (told, self.thread.take())
+            && thread.join().is_err()
+        {
+            log::error("lease_keeper_failed", &[]);
         }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod agents;
 pub mod door;
+pub mod ending;
 pub mod exec;
 pub mod guest;
 pub mod imports;
@@ -13,6 +14,7 @@ pub mod jail;
 pub mod lease;
 pub mod life;
 pub mod manifests;
+pub mod meet;
 pub mod order;
 pub mod output;
 pub mod places;

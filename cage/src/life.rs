@@ -3,30 +3,29 @@
 //! Must hold: every step has a bound in time; whatever happened, the life ends with nothing of the VM left; no VM starts
 //! without its receipt. Must never: leave the agent in a state that is not true.
 
-use abi::control::{NetAttach, Stream};
-use abi::guest::{Denied, Exit, PROTOCOL};
+use abi::control::NetAttach;
+use abi::guest::{Exit, PROTOCOL};
 use abi::ids::Instance;
 use abi::ledger::Event;
 use abi::manifest::RootfsRef;
 use abi::{limits, log};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::io::{self, PipeReader, PipeWriter};
+use std::io::{self, PipeWriter};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
 use crate::agents::{Agent, Cage, WantedAgent};
-use crate::guest::{self, Said, Session, Sink};
+use crate::guest::{Said, Session};
 use crate::jail::cgroup::{Bounds, VmCgroup};
 use crate::jail::{JailNetwork, JailSpec};
 use crate::lease::{self, Keeper, Leases};
 use crate::manifests::Loaded;
-use crate::order;
 use crate::state::Happening;
 use crate::vmm::{self, Console, JailDir, Scratch, Slot};
+use crate::{ending, meet, order};
 
 /// Mail that may wait for a life.
 pub const MAIL_MAX: usize = 32;
@@ -105,7 +104,7 @@ pub fn run(cage: &Arc<Cage>, agent: &Arc<Agent>, order: Order) {
     let receipt = life.held.receipt;
     let (happening, detail, code, signal) = match &end {
         End::Stopped => (Happening::Broke, String::new(), None, None),
-        End::ByItself(exit) => (Happening::EndedByItself, told(exit), exit.code, exit.signal),
+        End::ByItself(exit) => (Happening::EndedByItself, ending::of_command(exit), exit.code, exit.signal),
         End::Broken(why) => (Happening::Broke, why.clone(), None, None),
     };
     let reason = if matches!(end, End::Stopped) { "stopped".to_owned() } else { detail.clone() };
@@ -136,22 +135,6 @@ pub fn record(cage: &Cage, event: Event) {
     if let Err(error) = cage.ledger.append(event) {
         log::error("receipt_missing", &[("event", &what), ("error", &error)]);
     }
-}
-
-/// How an agent's command ended, for people.
-fn told(exit: &Exit) -> String {
-    let mut text = match (exit.code, exit.signal) {
-        (Some(code), _) => format!("exited with code {code}"),
-        (None, Some(signal)) => format!("was killed by signal {signal}"),
-        (None, None) => "ended".into(),
-    };
-    if exit.oom_killed {
-        text.push_str(" (out of memory in the guest)");
-    }
-    if exit.dropped_bytes > 0 {
-        text.push_str(&format!(", {} bytes of output dropped", exit.dropped_bytes));
-    }
-    text
 }
 
 fn broken(error: impl std::fmt::Display) -> End {
@@ -320,11 +303,11 @@ impl Life<'_> {
         };
         let (until, listening) = io::pipe().map_err(broken)?;
         let guest_said = self.order.mailbox.clone();
-        let sink = Recorder(self.agent.clone());
+        let sink = meet::Recorder(self.agent.clone());
         std::thread::Builder::new()
             .name("guest".into())
             .stack_size(256 * 1024)
-            .spawn(move || meet(control, until, uid, sink, &guest_said))
+            .spawn(move || meet::serve(control, until, uid, sink, &guest_said))
             .map_err(broken)?;
         self.held.listening = Some(listening);
         self.held.launched = true;
@@ -428,7 +411,7 @@ impl Life<'_> {
 
     fn explain(&self, status: ExitStatus) -> String {
         let oom = self.held.cgroup.as_ref().is_some_and(|cgroup| cgroup.out_of_memory());
-        vmm::explain(status, oom)
+        ending::of_vmm(status, oom)
     }
 
     /// A closed connection is often the first sign of a VMM's end, and the lesser one.
@@ -451,10 +434,7 @@ impl Life<'_> {
 
     /// The next mail, or none at the deadline.
     fn mail(&self, deadline: Instant) -> Option<Mail> {
-        match self.order.mail.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(mail) => Some(mail),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.order.mail.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
     }
 
     /// Lets the guest halt by itself, if it still listens.
@@ -515,60 +495,5 @@ impl Life<'_> {
             slot => drop(slot),
         }
         problems.join(", ")
-    }
-}
-
-/// Where a guest's output goes.
-struct Recorder(Arc<Agent>);
-
-impl Sink for Recorder {
-    fn output(&mut self, stream: Stream, data: &[u8]) {
-        self.0.log.append(stream, data);
-    }
-
-    fn denied(&mut self, denied: Denied) {
-        self.0.denied(&denied);
-    }
-}
-
-/// Waits for the guest's one control connection and serves it to its end. The listening socket is closed once it is there: a
-/// later connection is refused.
-fn meet(control: UnixListener, until: PipeReader, uid: u32, mut sink: Recorder, mailbox: &SyncSender<Mail>) {
-    let said = |said| {
-        let _ = mailbox.send(Mail::Guest(said)); // the life is over already
-    };
-    let stream = match accept(&control, &until, uid) {
-        Ok(Some(stream)) => stream,
-        Ok(None) => return,
-        Err(error) => return said(Said::Ended(format!("the guest's control connection: {error}"))),
-    };
-    drop(control);
-    match Session::new(&stream).map(Arc::new) {
-        Ok(session) => {
-            let _ = mailbox.send(Mail::Connected(session.clone())); // the life is over already
-            guest::listen(stream, &session, &mut sink, &said);
-        }
-        Err(error) => said(Said::Ended(format!("the guest's control connection: {error}"))),
-    }
-}
-
-/// The first connection of the jail's own uid; none when the life ends first.
-fn accept(control: &UnixListener, until: &PipeReader, uid: u32) -> io::Result<Option<UnixStream>> {
-    let patience = Timespec { tv_sec: (limits::GUEST_BOOT_MS_MAX / 1000) as i64, tv_nsec: 0 };
-    loop {
-        let mut both = [PollFd::new(control, PollFlags::IN), PollFd::new(until, PollFlags::IN)];
-        match poll(&mut both, Some(&patience)) {
-            Ok(0) => return Ok(None),
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(error) => return Err(error.into()),
-            Ok(_) if !both[1].revents().is_empty() => return Ok(None),
-            Ok(_) => {}
-        }
-        let (stream, _) = control.accept()?;
-        let peer = rustix::net::sockopt::socket_peercred(&stream)?.uid.as_raw();
-        if peer == uid {
-            return Ok(Some(stream));
-        }
-        log::warning("control_peer_refused", &[("uid", &peer)]);
     }
 }

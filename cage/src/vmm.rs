@@ -149,7 +149,7 @@ fn copy_sparse(from: &mut File, to: &mut File) -> io::Result<()> {
 /// Whether files in a directory live in memory: then a VM's disk counts as its memory.
 pub fn in_memory(dir: &Path) -> io::Result<bool> {
     const TMPFS_MAGIC: i64 = 0x0102_1994; // statfs(2)
-    Ok(i64::from(rustix::fs::statfs(dir)?.f_type) == TMPFS_MAGIC)
+    Ok(rustix::fs::statfs(dir)?.f_type == TMPFS_MAGIC)
 }
 
 /// The directory a jail is made in, with the two sockets its guest's vsock leads to; removed when dropped.
@@ -305,20 +305,6 @@ fn read_console(mut reader: PipeReader, console: Arc<Console>) -> io::Result<()>
     Ok(())
 }
 
-/// What an ended process's status means, for people.
-pub fn explain(status: ExitStatus, out_of_memory: bool) -> String {
-    match (status.code(), status.signal()) {
-        (_, Some(libc::SIGKILL)) if out_of_memory => "the VMM used more memory than its bound and was killed".into(),
-        (_, Some(libc::SIGSYS)) => {
-            "the VMM made a system call that its filter refuses and was killed (the kernel's log has its number)".into()
-        }
-        (_, Some(signal)) => format!("the VMM was killed by signal {signal}"),
-        (Some(0), None) => "the guest halted".into(),
-        (Some(code), None) => format!("the VMM ended with code {code}"),
-        (None, None) => "the VMM ended".into(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -362,14 +348,5 @@ mod tests {
         let (lines, dropped) = console.tail(2);
         assert_eq!(lines, ["line 4998", "line 4999"]);
         assert!(dropped > 0);
-    }
-
-    #[test]
-    fn every_end_of_a_process_has_its_words() {
-        assert!(explain(ExitStatus::from_raw(9), false).contains("signal 9"));
-        assert!(explain(ExitStatus::from_raw(9), true).contains("memory"));
-        assert!(explain(ExitStatus::from_raw(31), false).contains("filter"));
-        assert!(explain(ExitStatus::from_raw(0), false).contains("halted"));
-        assert!(explain(ExitStatus::from_raw(256), false).contains("code 1"));
     }
 }
