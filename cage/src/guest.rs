@@ -9,11 +9,11 @@ use abi::guest::{
 };
 use abi::limits;
 use std::collections::BTreeMap;
-use std::io::BufReader;
+use std::io::{BufReader, ErrorKind};
 use std::net::Shutdown as Side;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Frames of an exec that wait for its caller; 64 KiB each at most.
@@ -93,6 +93,8 @@ struct Execs {
 pub struct Session {
     stream: Mutex<UnixStream>,
     execs: Mutex<Execs>,
+    /// Why a frame could not be sent, which is why the connection ended.
+    unsent: OnceLock<String>,
 }
 
 impl Session {
@@ -100,7 +102,7 @@ impl Session {
     pub fn new(stream: &UnixStream) -> std::io::Result<Session> {
         let writer = stream.try_clone()?;
         writer.set_write_timeout(Some(Duration::from_millis(WRITE_MS_MAX)))?;
-        Ok(Session { stream: Mutex::new(writer), execs: Mutex::default() })
+        Ok(Session { stream: Mutex::new(writer), execs: Mutex::default(), unsent: OnceLock::new() })
     }
 
     fn execs(&self) -> MutexGuard<'_, Execs> {
@@ -110,7 +112,14 @@ impl Session {
     fn send(&self, frame: &Frame) -> Result<(), SessionError> {
         let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = frame.write_to(&mut *stream);
-        if let Err(FrameError::Io(_)) = sent {
+        if let Err(FrameError::Io(error)) = &sent {
+            let why = match error.kind() {
+                ErrorKind::WouldBlock => {
+                    format!("the guest left a frame unread for {} s", WRITE_MS_MAX / 1000)
+                }
+                _ => format!("the guest's control connection broke: {error}"),
+            };
+            let _ = self.unsent.set(why); // the first reason stays
             // A frame may stand half written: nothing sensible can follow it.
             let _ = stream.shutdown(Side::Both); // it may have ended by itself
         }
@@ -200,7 +209,11 @@ pub trait Sink {
 
 /// Reads the connection until it ends, for whatever reason; the last thing sent is [`Said::Ended`].
 pub fn listen(stream: UnixStream, session: &Session, sink: &mut dyn Sink, said: &dyn Fn(Said)) {
-    let why = match read_frames(&stream, session, sink, said) {
+    let ended = read_frames(&stream, session, sink, said);
+    let why = match ended {
+        Ok(()) | Err(FrameError::Io(_)) if session.unsent.get().is_some() => {
+            session.unsent.get().cloned().unwrap_or_default()
+        }
         Ok(()) => "the guest closed its control connection".to_owned(),
         Err(FrameError::Io(error)) => format!("the guest's control connection broke: {error}"),
         Err(error) => format!("the guest broke the protocol: {error}"),
@@ -352,6 +365,19 @@ mod tests {
         assert!(
             matches!(heard.as_slice(), [ExecSaid::Output(Stream::Stderr, data), ExecSaid::Exited(_)] if data == b"e")
         );
+    }
+
+    #[test]
+    fn a_guest_that_does_not_read_is_given_up_and_the_reason_kept() {
+        let (guest, host) = UnixStream::pair().unwrap();
+        let session = Session::new(&host).unwrap();
+        session.stream.lock().unwrap().set_write_timeout(Some(Duration::from_millis(50))).unwrap();
+        let sent = (0..1000).map(|_| session.stdin(1, &[0; 65536])).find(Result::is_err);
+        assert!(sent.is_some());
+        let (sender, receiver) = channel();
+        listen(host, &session, &mut Kept(vec![], 0), &|said| sender.send(said).unwrap());
+        assert!(matches!(receiver.recv().unwrap(), Said::Ended(why) if why.contains("unread")));
+        drop(guest);
     }
 
     #[test]

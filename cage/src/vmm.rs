@@ -133,7 +133,7 @@ impl Drop for Scratch {
 
 /// Copies a file, leaving holes where it has only zeroes.
 fn copy_sparse(from: &mut File, to: &mut File) -> io::Result<()> {
-    let zeroes = vec![0u8; 256 * 1024];
+    let zeroes = vec![0u8; 64 * 1024];
     let mut block = zeroes.clone();
     loop {
         match from.read(&mut block)? {
