@@ -31,11 +31,7 @@ pub enum BootError {
     #[error("{0}")]
     Medium(#[from] MediumError),
     #[error("cannot mount {what} on {at}: {error}")]
-    Mount {
-        what: String,
-        at: &'static str,
-        error: io::Error,
-    },
+    Mount { what: String, at: &'static str, error: io::Error },
     #[error("device mapper refused to {what}: {error}")]
     DeviceMapper { what: String, error: io::Error },
     #[error("block {block} of the image (byte {}) does not match its hash in the tree under root hash {root_hash}", block * BLOCK_BYTES)]
@@ -79,14 +75,8 @@ pub fn command_line() -> io::Result<CmdLine> {
 }
 
 fn parse_command_line(text: &str) -> CmdLine {
-    let value = text
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix("nullbox.reboot_s="));
-    CmdLine {
-        reboot_s: value
-            .and_then(|seconds| seconds.parse().ok())
-            .filter(|seconds| *seconds <= 3600),
-    }
+    let value = text.split_whitespace().find_map(|word| word.strip_prefix("nullbox.reboot_s="));
+    CmdLine { reboot_s: value.and_then(|seconds| seconds.parse().ok()).filter(|seconds| *seconds <= 3600) }
 }
 
 pub fn mount_kernel_file_systems() -> Result<(), BootError> {
@@ -96,11 +86,7 @@ pub fn mount_kernel_file_systems() -> Result<(), BootError> {
         ("proc", "/proc", quiet | MountFlags::NODEV, c""),
         ("sysfs", "/sys", quiet | MountFlags::NODEV, c""),
     ] {
-        fs::create_dir_all(at).map_err(|error| BootError::Mount {
-            what: kind.to_owned(),
-            at,
-            error,
-        })?;
+        fs::create_dir_all(at).map_err(|error| BootError::Mount { what: kind.to_owned(), at, error })?;
         mount(kind, at, kind, flags, options).map_err(|errno| BootError::Mount {
             what: kind.to_owned(),
             at,
@@ -120,32 +106,19 @@ pub struct Mapped {
 /// dm-verity over the image, with dm-linear below it where the kernel has no partition device of its own.
 pub fn open_image(image: &Image, medium: &Medium) -> Result<Mapped, BootError> {
     let control = File::options().read(true).write(true).open(DM_CONTROL);
-    let control = control.map_err(|error| BootError::DeviceMapper {
-        what: format!("open {DM_CONTROL}"),
-        error,
-    })?;
+    let control =
+        control.map_err(|error| BootError::DeviceMapper { what: format!("open {DM_CONTROL}"), error })?;
     let device = match medium.extent {
         None => medium.number,
         Some(extent) => {
             let sectors = image.total_blocks * BLOCK_BYTES / 512;
-            map(
-                &control,
-                "image",
-                &dm::linear(medium.number, extent.offset_bytes / 512, sectors),
-            )?
-            .number
+            map(&control, "image", &dm::linear(medium.number, extent.offset_bytes / 512, sectors))?.number
         }
     };
     map(
         &control,
         "root",
-        &dm::verity(
-            device,
-            image.data_blocks,
-            image.hash_start_block,
-            &image.root_hash,
-            &image.salt,
-        ),
+        &dm::verity(device, image.data_blocks, image.hash_start_block, &image.root_hash, &image.salt),
     )
 }
 
@@ -168,10 +141,7 @@ fn map(control: &File, name: &'static str, target: &Target) -> Result<Mapped, Bo
     let start = Instant::now();
     while !path.exists() {
         if start.elapsed() > NODE_WAIT_MAX {
-            return Err(fail(io::Error::other(format!(
-                "{} did not appear",
-                path.display()
-            ))));
+            return Err(fail(io::Error::other(format!("{} did not appear", path.display()))));
         }
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -210,10 +180,7 @@ fn name_bad_block(device: &File, image: &Image, from: u64) -> BootError {
         if let Err(error) = device.read_exact_at(&mut block_buffer, block * BLOCK_BYTES) {
             // dm-verity's answer to a block that does not match is EIO (errno 5), as is a disk's to a bad sector.
             return match error.raw_os_error() {
-                Some(5) => BootError::Corrupt {
-                    block,
-                    root_hash: image.root_hash.clone(),
-                },
+                Some(5) => BootError::Corrupt { block, root_hash: image.root_hash.clone() },
                 _ => BootError::Read(error),
             };
         }
@@ -222,11 +189,7 @@ fn name_bad_block(device: &File, image: &Image, from: u64) -> BootError {
 }
 
 pub fn mount_image(device: &Mapped) -> Result<(), BootError> {
-    let fail = |error| BootError::Mount {
-        what: device.path.display().to_string(),
-        at: NEW_ROOT,
-        error,
-    };
+    let fail = |error| BootError::Mount { what: device.path.display().to_string(), at: NEW_ROOT, error };
     fs::create_dir_all(NEW_ROOT).map_err(fail)?;
     let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID;
     mount(&device.path, NEW_ROOT, "squashfs", flags, c"").map_err(|errno| fail(errno.into()))
@@ -234,21 +197,14 @@ pub fn mount_image(device: &Mapped) -> Result<(), BootError> {
 
 /// Makes the image the root. This program's own files go, so that they hold no memory.
 pub fn switch_root() -> Result<(), BootError> {
-    let fail = |what| {
-        move |errno: rustix::io::Errno| BootError::SwitchRoot {
-            what,
-            error: errno.into(),
-        }
-    };
+    let fail = |what| move |errno: rustix::io::Errno| BootError::SwitchRoot { what, error: errno.into() };
     for at in ["/dev", "/proc", "/sys"] {
         mount_move(at, Path::new(NEW_ROOT).join(at.trim_start_matches('/')))
             .map_err(fail("move a kernel file system"))?;
     }
     for file in ["/init", "/image.verity"] {
-        fs::remove_file(file).map_err(|error| BootError::SwitchRoot {
-            what: "remove the boot image's files",
-            error,
-        })?;
+        fs::remove_file(file)
+            .map_err(|error| BootError::SwitchRoot { what: "remove the boot image's files", error })?;
     }
     rustix::process::chdir(NEW_ROOT).map_err(fail("enter the new root"))?;
     mount_move(".", "/").map_err(fail("move the new root"))?;
@@ -263,20 +219,14 @@ mod tests {
     #[test]
     fn node_holds_unless_a_bounded_restart_is_asked_for() {
         assert_eq!(parse_command_line("quiet console=ttyS0").reboot_s, None);
-        assert_eq!(
-            parse_command_line("quiet nullbox.reboot_s=60\n").reboot_s,
-            Some(60)
-        );
+        assert_eq!(parse_command_line("quiet nullbox.reboot_s=60\n").reboot_s, Some(60));
         assert_eq!(parse_command_line("nullbox.reboot_s=soon").reboot_s, None);
         assert_eq!(parse_command_line("nullbox.reboot_s=999999").reboot_s, None);
     }
 
     #[test]
     fn every_failure_says_what_to_do() {
-        let corrupt = BootError::Corrupt {
-            block: 3,
-            root_hash: "ab".to_owned(),
-        };
+        let corrupt = BootError::Corrupt { block: 3, root_hash: "ab".to_owned() };
         assert_eq!(
             corrupt.to_string(),
             "block 3 of the image (byte 12288) does not match its hash in the tree under root hash ab"

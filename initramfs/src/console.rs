@@ -19,19 +19,8 @@ impl Console {
     /// Before /dev and /sys are mounted there are none, and standard output (/dev/console) has to do.
     pub fn open() -> Console {
         let names = fs::read_to_string(ACTIVE).unwrap_or_default();
-        let open = |name: &str| {
-            File::options()
-                .write(true)
-                .open(Path::new("/dev").join(name))
-                .ok()
-        };
-        Console {
-            outputs: names
-                .split_whitespace()
-                .take(CONSOLES_MAX)
-                .filter_map(open)
-                .collect(),
-        }
+        let open = |name: &str| File::options().write(true).open(Path::new("/dev").join(name)).ok();
+        Console { outputs: names.split_whitespace().take(CONSOLES_MAX).filter_map(open).collect() }
     }
 
     pub fn line(&mut self, text: &str) {
@@ -40,7 +29,6 @@ impl Console {
             // Nobody is left to be told that this failed.
             let _ = std::io::stdout().write_all(line.as_bytes());
         }
-        self.outputs
-            .retain_mut(|output| output.write_all(line.as_bytes()).is_ok());
+        self.outputs.retain_mut(|output| output.write_all(line.as_bytes()).is_ok());
     }
 }

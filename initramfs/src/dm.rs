@@ -85,11 +85,7 @@ pub fn device_number(answer: &[u8]) -> Option<DeviceNumber> {
 
 /// A piece of `device` that starts at `start_sector`.
 pub fn linear(device: DeviceNumber, start_sector: u64, sectors: u64) -> Target {
-    Target {
-        sectors,
-        kind: "linear",
-        parameters: format!("{device} {start_sector}"),
-    }
+    Target { sectors, kind: "linear", parameters: format!("{device} {start_sector}") }
 }
 
 /// SquashFS and hash tree on one device, both in blocks of 4096; sha256, format 1
@@ -140,10 +136,7 @@ mod tests {
     #[test]
     fn linear_table_reads_as_documented() {
         let target = linear(DEVICE, 4096, 800);
-        assert_eq!(
-            (target.kind, target.parameters.as_str(), target.sectors),
-            ("linear", "11:0 4096", 800)
-        );
+        assert_eq!((target.kind, target.parameters.as_str(), target.sectors), ("linear", "11:0 4096", 800));
     }
 
     #[test]
@@ -178,17 +171,8 @@ mod tests {
         let mut answer = message("root", None);
         assert_eq!(device_number(&answer), None);
         answer[40..48].copy_from_slice(&0xfe01u64.to_le_bytes());
-        assert_eq!(
-            device_number(&answer),
-            Some(DeviceNumber { major: 254, minor: 1 })
-        );
+        assert_eq!(device_number(&answer), Some(DeviceNumber { major: 254, minor: 1 }));
         answer[40..48].copy_from_slice(&0x10_fe01u64.to_le_bytes());
-        assert_eq!(
-            device_number(&answer),
-            Some(DeviceNumber {
-                major: 254,
-                minor: 257
-            })
-        );
+        assert_eq!(device_number(&answer), Some(DeviceNumber { major: 254, minor: 257 }));
     }
 }

@@ -14,9 +14,8 @@ const ENTRY_BYTES: u32 = 128;
 const ENTRIES_MAX: u32 = 256;
 
 /// Partition type of the NullBox root image, fab3b0bf-9d4b-4b05-8d3c-0a1e6f6e7862, as it lies on disk.
-pub const ROOT_TYPE: [u8; 16] = [
-    0xbf, 0xb0, 0xb3, 0xfa, 0x4b, 0x9d, 0x05, 0x4b, 0x8d, 0x3c, 0x0a, 0x1e, 0x6f, 0x6e, 0x78, 0x62,
-];
+pub const ROOT_TYPE: [u8; 16] =
+    [0xbf, 0xb0, 0xb3, 0xfa, 0x4b, 0x9d, 0x05, 0x4b, 0x8d, 0x3c, 0x0a, 0x1e, 0x6f, 0x6e, 0x78, 0x62];
 
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum GptError {
@@ -59,14 +58,9 @@ pub fn parse_header(sector: &[u8]) -> Result<Header, GptError> {
     if size != ENTRY_BYTES || count == 0 || count > ENTRIES_MAX {
         return Err(GptError::Bounds("entry count"));
     }
-    let entries_offset = u64_at(header, 72)?
-        .checked_mul(SECTOR_BYTES)
-        .ok_or(GptError::Bounds("entry position"))?;
-    Ok(Header {
-        entries_offset,
-        entries_bytes: (count * size) as usize,
-        entries_crc: u32_at(header, 88)?,
-    })
+    let entries_offset =
+        u64_at(header, 72)?.checked_mul(SECTOR_BYTES).ok_or(GptError::Bounds("entry position"))?;
+    Ok(Header { entries_offset, entries_bytes: (count * size) as usize, entries_crc: u32_at(header, 88)? })
 }
 
 /// The root partition's extent, none when the medium has no such partition.
@@ -74,24 +68,17 @@ pub fn find_root(header: &Header, entries: &[u8]) -> Result<Option<Extent>, GptE
     if entries.len() != header.entries_bytes || crc32(entries) != header.entries_crc {
         return Err(GptError::Checksum("entries"));
     }
-    let Some(entry) = entries
-        .chunks_exact(ENTRY_BYTES as usize)
-        .find(|entry| entry.starts_with(&ROOT_TYPE))
+    let Some(entry) = entries.chunks_exact(ENTRY_BYTES as usize).find(|entry| entry.starts_with(&ROOT_TYPE))
     else {
         return Ok(None);
     };
     let (first, last) = (u64_at(entry, 32)?, u64_at(entry, 40)?);
     let sectors = last.checked_sub(first).and_then(|count| count.checked_add(1));
-    let extent = sectors
-        .zip(first.checked_mul(SECTOR_BYTES))
-        .and_then(|(sectors, offset_bytes)| {
-            let length_bytes = sectors.checked_mul(SECTOR_BYTES)?;
-            offset_bytes.checked_add(length_bytes)?;
-            Some(Extent {
-                offset_bytes,
-                length_bytes,
-            })
-        });
+    let extent = sectors.zip(first.checked_mul(SECTOR_BYTES)).and_then(|(sectors, offset_bytes)| {
+        let length_bytes = sectors.checked_mul(SECTOR_BYTES)?;
+        offset_bytes.checked_add(length_bytes)?;
+        Some(Extent { offset_bytes, length_bytes })
+    });
     extent.map(Some).ok_or(GptError::Bounds("root partition"))
 }
 
@@ -108,9 +95,7 @@ fn u64_at(bytes: &[u8], at: usize) -> Result<u64, GptError> {
 /// CRC-32 as in IEEE 802.3, bit by bit: at most 32 KiB once per medium.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            (crc >> 1) ^ (0xedb8_8320 & 0u32.wrapping_sub(crc & 1))
-        })
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & 0u32.wrapping_sub(crc & 1)))
     })
 }
 
@@ -151,13 +136,7 @@ mod tests {
         let header = parse_header(&header).unwrap();
         assert_eq!(header.entries_offset, 1024);
         let extent = find_root(&header, &entries).unwrap().unwrap();
-        assert_eq!(
-            extent,
-            Extent {
-                offset_bytes: 2048 * 512,
-                length_bytes: 2048 * 512
-            }
-        );
+        assert_eq!(extent, Extent { offset_bytes: 2048 * 512, length_bytes: 2048 * 512 });
     }
 
     #[test]
@@ -192,12 +171,9 @@ mod tests {
 
     #[test]
     fn lengths_that_overflow_are_refused() {
-        for (first, last) in [
-            (10, 9 - 1),
-            (0, u64::MAX),
-            (u64::MAX / 512, u64::MAX / 512 + 8),
-            (u64::MAX, u64::MAX),
-        ] {
+        for (first, last) in
+            [(10, 9 - 1), (0, u64::MAX), (u64::MAX / 512, u64::MAX / 512 + 8), (u64::MAX, u64::MAX)]
+        {
             let (header, entries) = table(first, last, ROOT_TYPE);
             let found = find_root(&parse_header(&header).unwrap(), &entries);
             assert_eq!(found, Err(GptError::Bounds("root partition")), "{first}..={last}");

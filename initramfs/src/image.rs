@@ -43,10 +43,8 @@ pub fn load() -> Result<Image, ImageError> {
 
 pub fn parse(text: &str) -> Result<Image, ImageError> {
     let field = |key: &'static str| {
-        let mut values = text
-            .lines()
-            .filter_map(|line| line.split_once('='))
-            .filter(|(name, _)| *name == key);
+        let mut values =
+            text.lines().filter_map(|line| line.split_once('=')).filter(|(name, _)| *name == key);
         match (values.next(), values.next()) {
             (Some((_, value)), None) => Ok(value),
             _ => Err(ImageError::Field(key)),
@@ -54,20 +52,12 @@ pub fn parse(text: &str) -> Result<Image, ImageError> {
     };
     let number = |key: &'static str| -> Result<u64, ImageError> {
         // The bound keeps every product with BLOCK_BYTES in range.
-        field(key)?
-            .parse()
-            .ok()
-            .filter(|number| *number < 1 << 40)
-            .ok_or(ImageError::Field(key))
+        field(key)?.parse().ok().filter(|number| *number < 1 << 40).ok_or(ImageError::Field(key))
     };
     let digest = |key: &'static str| {
         let value = field(key)?;
         let good = value.len() == 64 && value.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if good {
-            Ok(value.to_owned())
-        } else {
-            Err(ImageError::Field(key))
-        }
+        if good { Ok(value.to_owned()) } else { Err(ImageError::Field(key)) }
     };
     let image = Image {
         root_hash: digest("root_hash")?,
@@ -97,10 +87,7 @@ mod tests {
     #[test]
     fn well_formed_file_is_parsed() {
         let image = parse(&text()).unwrap();
-        assert_eq!(
-            (image.data_blocks, image.hash_start_block, image.total_blocks),
-            (10, 11, 12)
-        );
+        assert_eq!((image.data_blocks, image.hash_start_block, image.total_blocks), (10, 11, 12));
     }
 
     #[test]

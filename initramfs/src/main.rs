@@ -6,12 +6,7 @@
 
 #![cfg_attr(
     not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
 )]
 
 mod boot;
@@ -44,21 +39,14 @@ fn main() {
         Err(error) => error,
     };
     let mut console = Console::open();
-    console.line(&format!(
-        "\nnullbox: this node did not boot\n  what: {error}\n  fix:  {}",
-        error.remedy()
-    ));
+    console.line(&format!("\nnullbox: this node did not boot\n  what: {error}\n  fix:  {}", error.remedy()));
     hold(&mut console, boot::command_line().unwrap_or_default());
 }
 
 fn run() -> Result<Infallible, BootError> {
     let start = Instant::now();
     boot::mount_kernel_file_systems()?;
-    let mut steps = Steps {
-        console: Console::open(),
-        last: start,
-        times: Vec::new(),
-    };
+    let mut steps = Steps { console: Console::open(), last: start, times: Vec::new() };
     let image = image::load()?;
     steps.done("mounts", "");
 
@@ -108,18 +96,13 @@ struct Steps {
 impl Steps {
     fn done(&mut self, step: &'static str, detail: &str) {
         let ms = self.last.elapsed().as_millis();
-        self.console
-            .line(&format!("nullbox: {step:<7} {ms:>5} ms  {detail}"));
+        self.console.line(&format!("nullbox: {step:<7} {ms:>5} ms  {detail}"));
         self.times.push((step, ms));
         self.last = Instant::now();
     }
 
     /// `mounts=1,medium=20,...`
     fn times(&self) -> String {
-        self.times
-            .iter()
-            .map(|(step, ms)| format!("{step}={ms}"))
-            .collect::<Vec<_>>()
-            .join(",")
+        self.times.iter().map(|(step, ms)| format!("{step}={ms}")).collect::<Vec<_>>().join(",")
     }
 }

@@ -98,9 +98,7 @@ fn list(refused: &BTreeMap<String, (Instant, Refusal)>) -> String {
     if refused.is_empty() {
         return "no block device at all".to_owned();
     }
-    let lines = refused
-        .iter()
-        .map(|(name, (_, refusal))| format!("/dev/{name}: {refusal}"));
+    let lines = refused.iter().map(|(name, (_, refusal))| format!("/dev/{name}: {refusal}"));
     lines.collect::<Vec<_>>().join("; ")
 }
 
@@ -125,17 +123,9 @@ fn probe(name: &str, image: &Image) -> Result<Medium, Refusal> {
     match partition_at(&sys, extent)? {
         Some(partition) => {
             let number = device_number(&sys.join(&partition))?;
-            Ok(Medium {
-                name: partition,
-                number,
-                extent: None,
-            })
+            Ok(Medium { name: partition, number, extent: None })
         }
-        None => Ok(Medium {
-            name: name.to_owned(),
-            number: device_number(&sys)?,
-            extent: Some(extent),
-        }),
+        None => Ok(Medium { name: name.to_owned(), number: device_number(&sys)?, extent: Some(extent) }),
     }
 }
 
@@ -154,22 +144,13 @@ fn check_top(device: &File, extent: Extent, image: &Image) -> Result<(), Refusal
         return Err(Refusal::Short);
     }
     let mut top = vec![0; BLOCK_BYTES as usize];
-    let at = extent
-        .offset_bytes
-        .checked_add(image.hash_start_block * BLOCK_BYTES)
-        .ok_or(Refusal::Short)?;
+    let at = extent.offset_bytes.checked_add(image.hash_start_block * BLOCK_BYTES).ok_or(Refusal::Short)?;
     device.read_exact_at(&mut top, at)?;
-    let found = hex(&Sha256::new()
-        .chain_update(unhex(&image.salt))
-        .chain_update(&top)
-        .finalize());
+    let found = hex(&Sha256::new().chain_update(unhex(&image.salt)).chain_update(&top).finalize());
     if found == image.root_hash {
         return Ok(());
     }
-    Err(Refusal::OtherImage {
-        found,
-        wanted: image.root_hash.clone(),
-    })
+    Err(Refusal::OtherImage { found, wanted: image.root_hash.clone() })
 }
 
 /// The kernel's own partition device for `extent`, if it made one: mapping the whole disk would keep its other
@@ -180,13 +161,7 @@ fn partition_at(sys: &Path, extent: Extent) -> io::Result<Option<String>> {
         if !path.join("partition").exists() {
             continue;
         }
-        let sectors = |file: &str| {
-            fs::read_to_string(path.join(file))
-                .ok()?
-                .trim()
-                .parse::<u64>()
-                .ok()
-        };
+        let sectors = |file: &str| fs::read_to_string(path.join(file)).ok()?.trim().parse::<u64>().ok();
         let found = (sectors("start"), sectors("size"));
         if found == (Some(extent.offset_bytes / 512), Some(extent.length_bytes / 512)) {
             return Ok(path.file_name().and_then(|name| name.to_str()).map(str::to_owned));
@@ -198,10 +173,7 @@ fn partition_at(sys: &Path, extent: Extent) -> io::Result<Option<String>> {
 fn device_number(sys: &Path) -> io::Result<DeviceNumber> {
     let text = fs::read_to_string(sys.join("dev"))?;
     let number = text.trim().split_once(':').and_then(|(major, minor)| {
-        Some(DeviceNumber {
-            major: major.parse().ok()?,
-            minor: minor.parse().ok()?,
-        })
+        Some(DeviceNumber { major: major.parse().ok()?, minor: minor.parse().ok()? })
     });
     number.ok_or_else(|| io::Error::other(format!("`{}` is no device number", text.trim())))
 }
@@ -241,26 +213,14 @@ mod tests {
 
     fn image(top: &[u8]) -> Image {
         let salt = "5a".repeat(32);
-        let root_hash = hex(&Sha256::new()
-            .chain_update([0x5a; 32])
-            .chain_update(top)
-            .finalize());
-        Image {
-            root_hash,
-            salt,
-            data_blocks: 1,
-            hash_start_block: 1,
-            total_blocks: 2,
-        }
+        let root_hash = hex(&Sha256::new().chain_update([0x5a; 32]).chain_update(top).finalize());
+        Image { root_hash, salt, data_blocks: 1, hash_start_block: 1, total_blocks: 2 }
     }
 
     #[test]
     fn matching_top_block_is_accepted() {
         let top = [7; 4096];
-        let extent = Extent {
-            offset_bytes: 4096,
-            length_bytes: 8192,
-        };
+        let extent = Extent { offset_bytes: 4096, length_bytes: 8192 };
         assert!(check_top(&device("good", &top), extent, &image(&top)).is_ok());
     }
 
@@ -269,10 +229,7 @@ mod tests {
         let mut top = [7; 4096];
         let image = image(&top);
         top[4095] ^= 1;
-        let extent = Extent {
-            offset_bytes: 4096,
-            length_bytes: 8192,
-        };
+        let extent = Extent { offset_bytes: 4096, length_bytes: 8192 };
         let refusal = check_top(&device("bad", &top), extent, &image);
         assert!(matches!(refusal, Err(Refusal::OtherImage { .. })), "{refusal:?}");
     }
@@ -280,10 +237,7 @@ mod tests {
     #[test]
     fn short_partition_is_refused() {
         let top = [7; 4096];
-        let extent = Extent {
-            offset_bytes: 4096,
-            length_bytes: 4096,
-        };
+        let extent = Extent { offset_bytes: 4096, length_bytes: 4096 };
         let refusal = check_top(&device("short", &top), extent, &image(&top));
         assert!(matches!(refusal, Err(Refusal::Short)), "{refusal:?}");
     }

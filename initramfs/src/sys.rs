@@ -14,15 +14,7 @@ use crate::dm::Request;
 pub fn device_mapper(control: BorrowedFd<'_>, request: Request, message: &mut Vec<u8>) -> io::Result<()> {
     // SAFETY: dm-ioctl.h, copy_params: the kernel reads and writes at most data_size bytes from the pointer, and `dm::message` sets
     // data_size to the length of the buffer it returns, which is borrowed mutably for the call.
-    unsafe {
-        ioctl::ioctl(
-            control,
-            Message {
-                opcode: request.code(),
-                bytes: message,
-            },
-        )
-    }
+    unsafe { ioctl::ioctl(control, Message { opcode: request.code(), bytes: message }) }
 }
 
 struct Message<'a> {

@@ -43,7 +43,7 @@ use archive::Archive;
 use index::Index;
 
 /// Where an archive comes from.
-#[allow(missing_debug_implementations)] // a reader says nothing about itself
+#[expect(missing_debug_implementations, reason = "a reader says nothing about itself")]
 pub enum Source<'a> {
     /// A file that stays as it is while it is imported, as on the configuration volume.
     File(&'a Path),

@@ -619,7 +619,8 @@ mod tests {
     #[test]
     fn each_bound_is_a_refusal() {
         let file = entry(Kind::File, "x", "", 0o644, 1);
-        let limits: [(fn(&mut Tree), &str); 3] = [
+        type Fill = fn(&mut Tree);
+        let limits: [(Fill, &str); 3] = [
             (|tree| tree.entries = limits::ROOTFS_ENTRIES_MAX, "more entries"),
             (|tree| tree.text_bytes = limits::ROOTFS_TEXT_BYTES_MAX, "names and links larger"),
             (|tree| tree.lookups = limits::ROOTFS_LOOKUPS_MAX, "look-ups"),
