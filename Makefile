@@ -26,6 +26,7 @@ iso: deps ## build the bootable image: toolchain, kernels, binaries, SquashFS, I
 	@$(IMAGE) iso --out $(ISO)
 
 run: iso ## boot a node in QEMU and run two real agents on it (ARGS=--once: then power off)
+	@cargo build --quiet --package system-tests --bins
 	@cargo run --quiet --package system-tests --bin demo -- --iso $(ISO) $(ARGS)
 
 test: deps check unit system sizes licences ## everything: format, lints, unit, image, QEMU, sizes, licences
@@ -51,6 +52,7 @@ system: test-iso ## tests that boot the image in QEMU
 
 sizes: ## sizes of the image, each binary, and the memory of an idle node
 	@$(IMAGE) sizes --iso $(ISO)
+	@cargo build --quiet --package system-tests --bins
 	@cargo run --quiet --package system-tests --bin idle
 
 licences: ## licences and sources of every dependency

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -59,6 +59,7 @@ pub struct Node {
     qemu: Child,
     console: Arc<Console>,
     fault: Option<Mutex<BufReader<UnixStream>>>,
+    keep: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -118,7 +119,7 @@ impl Node {
         let console = Arc::new(Console::default());
         let output = qemu.stdout.take().context("no console")?;
         record(output, console.clone(), dir.join("console.log"))?;
-        Ok(Node { machine, dir, port, qemu, console, fault: None })
+        Ok(Node { machine, dir, port, qemu, console, fault: None, keep: AtomicBool::new(false) })
     }
 
     /// Powers on and waits until all services are ready.
@@ -208,9 +209,9 @@ impl Node {
         }
     }
 
-    /// Bytes of memory QEMU's process holds; for figures only.
-    pub fn pid(&self) -> u32 {
-        self.qemu.id()
+    /// Keeps the node's folder, with its console log, when the node is dropped: something failed on it.
+    pub fn keep_logs(&self) {
+        self.keep.store(true, Ordering::Relaxed);
     }
 }
 
@@ -218,7 +219,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         let _ = self.qemu.kill(); // it may be off already
         let _ = self.qemu.wait();
-        if std::thread::panicking() {
+        if std::thread::panicking() || self.keep.load(Ordering::Relaxed) {
             eprintln!("console of the failed node: {}", self.dir.join("console.log").display());
         } else {
             let _ = fs::remove_dir_all(&self.dir); // only space is lost

@@ -12,9 +12,14 @@ mod shared;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-/// A test, named `group::outcome`.
+/// A test, named `group::outcome`. When it fails the shared node's console log is kept.
 fn trial(name: &str, test: fn() -> anyhow::Result<()>) -> Trial {
-    Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))))
+    Trial::test(name, move || {
+        test().map_err(|error| {
+            shared::keep_logs();
+            Failed::from(format!("{error:#}"))
+        })
+    })
 }
 
 fn main() {

@@ -50,6 +50,13 @@ impl Guard {
     }
 }
 
+/// Keeps what the shared node told, if there is one.
+pub fn keep_logs() {
+    if let Some(lab) = LAB.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+        lab.node.keep_logs();
+    }
+}
+
 /// Ends the shared node, if there is one.
 pub fn switch_off() {
     LAB.lock().unwrap_or_else(PoisonError::into_inner).take();
