@@ -20,6 +20,7 @@ pub fn before() -> Vec<Trial> {
         ),
         trial("boot::image_holds_our_programs_and_no_other", image_holds_our_programs_and_no_other),
         trial("boot::root_file_system_cannot_be_written", root_file_system_cannot_be_written),
+        trial("boot::sizes_are_what_was_promised", sizes_are_what_was_promised),
         trial("boot::idle_node_stays_small", idle_node_stays_small),
     ]
 }
@@ -74,6 +75,15 @@ fn root_file_system_cannot_be_written() -> Result<()> {
     for path in ["/system/bin/nulld", "/system/new", "/new", "/system/config/new"] {
         let Err(error) = lab.node.fault(&format!("write {path} x")) else { bail!("{path} was written") };
         ensure!(format!("{error:#}").contains("os error 30"), "{path}: {error:#}, not EROFS");
+    }
+    Ok(())
+}
+
+fn sizes_are_what_was_promised() -> Result<()> {
+    let verifier = system_tests::nullctl()?.with_file_name("verifier");
+    for (path, most) in [(system_tests::iso()?, 30_000_000), (verifier, 480 * 1024)] {
+        let bytes = fs::metadata(&path)?.len();
+        ensure!(bytes < most, "{} has {bytes} bytes, {most} were promised", path.display());
     }
     Ok(())
 }
