@@ -9,9 +9,9 @@ ISO := build/nullbox.iso
 TEST_ISO := build/nullbox-test.iso
 NODE := x86_64-unknown-linux-musl
 IMAGE := cargo run --quiet --package image --
-# Tests of namespaces, jails and PID 1 need root; everything else runs as you.
-AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
-ROOTED := nulld egress cage
+# Tests of namespaces, jails, sandboxes and PID 1 need root; everything else runs as you.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo -E)
+ROOTED := nulld egress cage verifier
 ROOTED_RUNNER := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(AS_ROOT)"
 
 .PHONY: help deps iso test-iso run test check unit system licences sizes clean
