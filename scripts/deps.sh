@@ -10,7 +10,7 @@ packages=(
     # image: SquashFS, verity (checked against veritysetup), boot loaders, ISO, volumes
     squashfs-tools cryptsetup-bin zstd cpio binutils systemd-boot-efi grub-pc-bin grub-common xorriso mtools dosfstools e2fsprogs
     # running and testing a node: QEMU, firmware, real OCI archives, networks and rules of the test's own
-    qemu-system-x86 ovmf mmdebstrap umoci skopeo iproute2 nftables dnsmasq-base jq file git
+    qemu-system-x86 ovmf umoci skopeo iproute2 nftables dnsmasq-base bind9-dnsutils curl openssl python3 file git
 )
 
 missing=()

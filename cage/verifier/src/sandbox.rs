@@ -245,9 +245,23 @@ mod tests {
         status.map_or_else(|error| Some(-error.raw_os_error().unwrap()), |status| status.code())
     }
 
+    /// Debian 12's own kernel has an older Landlock than our guests; there the system tests show the same from inside a guest.
+    fn kernel_is_new_enough() -> bool {
+        let abi = sys::landlock_abi().unwrap();
+        if abi < 6 {
+            eprintln!(
+                "skipped: this kernel has Landlock ABI {abi}, the guest's has 6; see the system tests of agents"
+            );
+        }
+        abi >= 6
+    }
+
     /// Every wall is a thread's own, so a thread can take them on and try them. Needs root and Landlock, as PID 1 has them.
     fn inside(rules: Vec<Rule>, shell: bool, probe: impl FnOnce() + Send + 'static) {
         assert!(rustix::process::getuid().is_root(), "run the verifier's tests as root");
+        if !kernel_is_new_enough() {
+            return;
+        }
         let sandbox = Sandbox::with_rules(&rules, shell).unwrap();
         let thread = std::thread::spawn(move || {
             sandbox.enter(ROOT).unwrap();
@@ -343,6 +357,9 @@ mod tests {
 
     #[test]
     fn a_missing_path_is_an_error_only_where_it_is_required() {
+        if !kernel_is_new_enough() {
+            return;
+        }
         let mut missing = rule("/nonexistent", access::READ);
         assert!(
             Sandbox::with_rules(std::slice::from_ref(&missing), true)
