@@ -9,7 +9,7 @@ use std::ops::Range;
 use toml::Spanned;
 
 use crate::config_error::{ConfigError, Source};
-use crate::ids::{AgentName, Destination, Digest};
+use crate::ids::{AgentName, Destination, Digest, HostName};
 use crate::limits;
 
 /// A checked manifest.
@@ -130,10 +130,10 @@ impl Checker<'_> {
             rootfs: self.rootfs(&agent.rootfs)?,
             command: self.command(agent.command)?,
             env: self.env(agent.env)?,
-            workdir: agent.workdir.map(|dir| self.path(&dir, "agent.workdir", true)).transpose()?,
+            workdir: agent.workdir.map(|dir| self.path(&dir, "agent.workdir", false)).transpose()?,
             autostart: agent.autostart,
             shell: caps.shell,
-            exec: self.exec(caps.exec)?,
+            exec: self.paths(caps.exec, "capabilities.exec", false)?,
             cpu_percent: self.number(
                 caps.max_cpu_percent,
                 "capabilities.max_cpu_percent",
@@ -357,7 +357,7 @@ impl Checker<'_> {
                 );
             };
             for port in ports {
-                if !granted.insert(Destination { name: crate::ids::HostName::clone(&name), port }) {
+                if !granted.insert(Destination { name: HostName::clone(&name), port }) {
                     return self.wrong(
                         entry.span(),
                         field,
@@ -370,31 +370,17 @@ impl Checker<'_> {
         Ok(granted.into_iter().collect())
     }
 
-    fn exec(&self, list: Option<Spanned<Vec<Spanned<String>>>>) -> Checked<Vec<String>> {
-        let field = "capabilities.exec";
-        self.distinct_paths(list, field, false)
-    }
-
+    /// A list of paths without repeats; `writable` as in [`Self::path`].
     fn paths(
         &self,
         list: Option<Spanned<Vec<Spanned<String>>>>,
         field: &str,
-        write: bool,
-    ) -> Checked<Vec<String>> {
-        let paths = self.distinct_paths(list, field, write)?;
-        Ok(paths)
-    }
-
-    fn distinct_paths(
-        &self,
-        list: Option<Spanned<Vec<Spanned<String>>>>,
-        field: &str,
-        write: bool,
+        writable: bool,
     ) -> Checked<Vec<String>> {
         let mut seen = BTreeSet::new();
         let mut paths = Vec::new();
         for entry in self.list(list, field, limits::MANIFEST_LIST_MAX)? {
-            let path = self.path(&entry, field, write)?;
+            let path = self.path(&entry, field, writable)?;
             if !seen.insert(path.clone()) {
                 return self.wrong(entry.span(), field, "stands in the list twice", "remove one of the two");
             }
@@ -403,8 +389,8 @@ impl Checker<'_> {
         Ok(paths)
     }
 
-    /// An absolute path in its one spelling; `own_data` also keeps it out of the guest's system directories.
-    fn path(&self, path: &Spanned<String>, field: &str, own_data: bool) -> Checked<String> {
+    /// An absolute path in its one spelling; a `writable` one also keeps out of the guest's system directories.
+    fn path(&self, path: &Spanned<String>, field: &str, writable: bool) -> Checked<String> {
         let text = path.get_ref();
         let parts_ok = text.strip_prefix('/').is_some_and(|rest| {
             rest.split('/').all(|part| !part.is_empty() && part != "." && part != ".." && part.len() <= 255)
@@ -414,7 +400,7 @@ impl Checker<'_> {
             return self.wrong(path.span(), field, rule, "write it like \"/data/research\"");
         }
         let top = text.split('/').nth(1).unwrap_or_default();
-        if own_data && field.ends_with("write") && ["proc", "sys", "dev", "run"].contains(&top) {
+        if writable && ["proc", "sys", "dev", "run"].contains(&top) {
             let rule = format!("`/{top}` belongs to the guest's system");
             return self.wrong(path.span(), field, rule, "choose a path of the agent's own, like \"/data\"");
         }

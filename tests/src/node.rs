@@ -133,15 +133,10 @@ impl Node {
 
     /// Waits for a text on the console and returns the first line that holds it.
     pub fn wait_for(&self, text: &str, limit: Duration) -> Result<String> {
-        self.wait_for_nth(text, 1, limit)
-    }
-
-    /// Waits until `count` lines of the console hold a text and returns the last of them.
-    pub fn wait_for_nth(&self, text: &str, count: usize, limit: Duration) -> Result<String> {
         let deadline = Instant::now() + limit;
         let mut console = lock(&self.console.text);
         loop {
-            if let Some(line) = console.text.lines().filter(|line| line.contains(text)).nth(count - 1) {
+            if let Some(line) = console.text.lines().find(|line| line.contains(text)) {
                 return Ok(line.trim().to_owned());
             }
             let left = deadline.saturating_duration_since(Instant::now());
