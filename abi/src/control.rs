@@ -49,6 +49,12 @@ const ADMIN: Audience = Audience::Operators(Role::Admin);
 pub const METHODS: &[Method] = &[
     method_of("system.status", Service::Nulld, READER, "phases, services, addresses, memory"),
     method_of("system.logs", Service::Nulld, READER, "log of a service, from its ring; follow streams `log`"),
+    method_of(
+        "system.doctor",
+        Service::Nulld,
+        READER,
+        "what is wrong with the node, and what to do about it",
+    ),
     method_of("system.reboot", Service::Nulld, ADMIN, "stop everything in order and reboot"),
     method_of("system.poweroff", Service::Nulld, ADMIN, "stop everything in order and power off"),
     method_of(
@@ -81,6 +87,12 @@ pub const METHODS: &[Method] = &[
         Service::Egress,
         Audience::Services,
         "a network for one VM; lives as long as the connection",
+    ),
+    method_of(
+        "net.resolve",
+        Service::Egress,
+        Audience::Services,
+        "addresses of a name, for the node's own services",
     ),
     method_of("memory.write", Service::Ctxgraph, OPERATOR, "write a value under a key as an agent"),
     method_of("memory.read", Service::Ctxgraph, READER, "one entry, by digest or the newest of a key"),

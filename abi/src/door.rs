@@ -1,8 +1,7 @@
 //! How a service meets its callers: the connections nulld hands over, and those of other services.
 //!
 //! nulld starts a service with three descriptors: [`DOOR_FD`], a SEQPACKET socket on which each message is a
-//! [`Handoff`] with one connection beside it; [`NOTIFY_FD`], a pipe on which the service writes a line end when it is
-//! ready; [`PEERS_FD`], the listening socket of [`Service::socket_path`]. [`serve`] runs both.
+//! [`Handoff`] with one connection beside it; [`NOTIFY_FD`], a pipe for its notices ([`crate::notice`]); [`PEERS_FD`], the listening socket of [`Service::socket_path`]. [`serve`] runs both.
 //!
 //! Must hold: a caller's identity comes from nulld (which had it from SO_PEERCRED or nullgate) or from SO_PEERCRED,
 //! never from the request; each call is checked against [`control::METHODS`] again, here.
@@ -10,7 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::io::{self, IoSliceMut, Write};
+use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -20,13 +19,14 @@ use std::time::Duration;
 
 use crate::control::{self, Audience};
 use crate::identity::{Caller, Service};
+use crate::notice::{Notice, Notifier};
 use crate::rpc::{Code, Request, Response, RpcError};
 use crate::wire::{Connection, WireError};
 use crate::{limits, log, sys, wire};
 
 /// SEQPACKET socket on which nulld hands over connections.
 pub const DOOR_FD: i32 = 3;
-/// Pipe for readiness: one line end.
+/// Pipe for notices: ready, alive, status.
 pub const NOTIFY_FD: i32 = 4;
 /// Listening socket for other services.
 pub const PEERS_FD: i32 = 5;
@@ -85,7 +85,7 @@ pub fn take_over(door: BorrowedFd<'_>) -> io::Result<Option<(Handoff, UnixStream
 #[derive(Debug)]
 pub struct Inherited {
     pub door: OwnedFd,
-    pub notify: std::fs::File,
+    pub notify: Notifier,
     pub peers: UnixListener,
 }
 
@@ -104,7 +104,7 @@ impl Inherited {
         for fd in [door.as_fd(), notify.as_fd(), peers.as_fd()] {
             rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
         }
-        Ok(Inherited { door, notify: notify.into(), peers: peers.into() })
+        Ok(Inherited { door, notify: Notifier::new(notify)?, peers: peers.into() })
     }
 }
 
@@ -141,11 +141,17 @@ pub enum Outcome {
 pub trait Handler: Send + Sync + 'static {
     /// Serves one call. Runs on a thread of its own and may take its time; who may call was checked before.
     fn call(&self, call: Call<'_>) -> Result<Outcome, RpcError>;
+
+    /// Whether it still does its work; asked every [`limits::SERVICE_ALIVE_MS`] on the thread that serves the door. A false
+    /// answer, or none, is not passed on, and nulld restarts the service when its `watchdog_secs_max` is over.
+    fn is_alive(&self) -> bool {
+        true
+    }
 }
 
-/// Serves the door and the peers until nulld closes the door. Writes the readiness line first.
+/// Serves the door and the peers until nulld closes the door. Says `ready` first, and `alive` from then on.
 pub fn serve(service: Service, inherited: Inherited, handler: Arc<dyn Handler>) -> io::Result<()> {
-    let Inherited { door, mut notify, peers } = inherited;
+    let Inherited { door, notify, peers } = inherited;
     let busy = Arc::new(AtomicUsize::new(0));
     let (peer_handler, peer_busy) = (handler.clone(), busy.clone());
     std::thread::Builder::new().name("peers".into()).stack_size(128 * 1024).spawn(move || {
@@ -165,12 +171,30 @@ pub fn serve(service: Service, inherited: Inherited, handler: Arc<dyn Handler>) 
             }
         }
     })?;
-    notify.write_all(b"\n")?;
-    drop(notify);
-    while let Some((handoff, stream)) = take_over(door.as_fd())? {
-        start(service, handoff.caller, stream, &handler, &busy);
+    notify.send(&Notice::Ready)?;
+    loop {
+        if handler.is_alive() {
+            let _ = notify.send(&Notice::Alive); // nulld is slow: the next one is as good
+        }
+        if !wait_readable(&door, limits::SERVICE_ALIVE_MS)? {
+            continue;
+        }
+        match take_over(door.as_fd())? {
+            Some((handoff, stream)) => start(service, handoff.caller, stream, &handler, &busy),
+            None => return Ok(()),
+        }
     }
-    Ok(())
+}
+
+/// Whether something can be read within so many milliseconds.
+fn wait_readable(fd: &OwnedFd, ms: u64) -> io::Result<bool> {
+    let timeout = rustix::time::Timespec::try_from(Duration::from_millis(ms)).ok();
+    let mut polled = [rustix::event::PollFd::new(fd, rustix::event::PollFlags::IN)];
+    match rustix::event::poll(&mut polled, timeout.as_ref()) {
+        Ok(count) => Ok(count > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The peer of a Unix socket, by SO_PEERCRED (unix(7)).

@@ -79,6 +79,12 @@ impl fmt::Display for Service {
 /// The user of nulld's uplink service, which speaks DHCP (UDP 68 to 67) in the node's network namespace. It calls nobody.
 pub const UPLINK_UID: u32 = 204;
 
+/// The user of nulld's clock service, which asks time servers (UDP 123). It calls egress to resolve their names.
+pub const CLOCK_UID: u32 = 205;
+
+/// The user of nulld's log forwarder, which sends log lines to one configured host. It calls egress to resolve its name.
+pub const FORWARD_UID: u32 = 206;
+
 /// First uid of a VM's jail; the jail in slot n has `VM_UID_BASE + n` as uid and gid.
 pub const VM_UID_BASE: u32 = 100_000;
 
@@ -112,9 +118,9 @@ impl Caller {
         }
     }
 
-    /// Whether this is a part of the node itself: a service, or root.
+    /// Whether this is a part of the node itself: a service, one of nulld's helpers, or root.
     pub fn is_node(&self) -> bool {
-        matches!(self, Caller::Service { .. } | Caller::Local { uid: 0 })
+        matches!(self, Caller::Service { .. } | Caller::Local { uid: 0 | CLOCK_UID | FORWARD_UID })
     }
 }
 

@@ -27,6 +27,17 @@ pub enum Event {
         action: String,
         by: String,
     },
+    /// nulld crashed, began again and kept the services that were running.
+    NulldCrashed {
+        reason: String,
+        /// In this boot.
+        count: u32,
+    },
+    /// The wall clock jumped.
+    ClockChanged {
+        from_unix_ms: u64,
+        to_unix_ms: u64,
+    },
     ServiceStarted {
         service: String,
         restarts: u64,

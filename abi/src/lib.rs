@@ -37,6 +37,8 @@ pub mod manifest;
 #[cfg(feature = "node")]
 pub mod node;
 #[cfg(feature = "node")]
+pub mod notice;
+#[cfg(feature = "node")]
 pub mod rpc;
 #[cfg(feature = "node")]
 mod sys;

@@ -72,6 +72,12 @@ pub const AGENT_LOG_BYTES_MAX: usize = 1024 * 1024;
 pub const SERVICE_LOG_LINES_MAX: usize = 1024;
 /// The same, in bytes: nulld's own memory is bounded whatever services write.
 pub const SERVICE_LOG_BYTES_MAX: usize = 256 * 1024;
+/// Log lines one service may write in a second. More: dropped, and the count stands in its log.
+pub const SERVICE_LOG_LINES_PER_SECOND_MAX: u32 = 1000;
+/// One line of a service's notices to nulld, newline included. Longer: dropped.
+pub const NOTICE_BYTES_MAX: usize = 256;
+/// How often a service says that it is alive; less than half of the shortest `watchdog_secs_max`.
+pub const SERVICE_ALIVE_MS: u64 = 2_000;
 /// First pause before an ended service is started again; it doubles with each end.
 pub const SERVICE_BACKOFF_MS_MIN: u64 = 1_000;
 /// Longest pause before an ended service is started again.
@@ -88,6 +94,18 @@ pub const UPLINK_WAIT_MS_MAX: u64 = 10_000;
 pub const SHUTDOWN_MS_MAX: u64 = 60_000;
 /// How long the last writes and unmounts may take. Later: the node goes down without them.
 pub const SYNC_MS_MAX: u64 = 10_000;
+/// Crashes of nulld within [`NULLD_CRASH_WINDOW_MS`] after which it starts and hands over nothing more, and only explains.
+pub const NULLD_CRASHES_MAX: u32 = 3;
+/// The time within which crashes of nulld count together.
+pub const NULLD_CRASH_WINDOW_MS: u64 = 60_000;
+/// Time after which the hardware restarts a node whose nulld no longer runs its loop.
+pub const WATCHDOG_S: u32 = 60;
+/// So many presses of ctrl-alt-del or the power button within [`FORCE_WINDOW_MS`] restart at once.
+pub const FORCE_PRESSES: usize = 7;
+/// The time within which the presses count together.
+pub const FORCE_WINDOW_MS: u64 = 4_000;
+/// Names of time servers in nulld.toml, and how many are asked.
+pub const CLOCK_SERVERS_MAX: usize = 8;
 /// nulld's events waiting for the ledger. One more: dropped and counted in the log.
 pub const LEDGER_QUEUE_MAX: usize = 256;
 /// One log line, in bytes; the rest is cut and marked.
@@ -221,6 +239,9 @@ pub const GATE_HANDSHAKE_MS_MAX: u64 = 10_000;
 const _: () =
     assert!(MEMORY_VALUE_BYTES_MAX * 2 <= LINE_BYTES_MAX, "a value fits a line even when escaped once");
 const _: () = assert!(LEDGER_EVENT_BYTES_MAX * 2 <= LINE_BYTES_MAX, "an event fits a line");
+const _: () =
+    assert!(SERVICE_ALIVE_MS * 2 < 5_000, "a service is never found hung between two signs of life");
+const _: () = assert!(SHUTDOWN_MS_MAX + SYNC_MS_MAX > WATCHDOG_S as u64 * 1000, "see nulld/src/watchdog.rs");
 const _: () = assert!(GATE_HANDSHAKES_MAX < GATE_CONNECTIONS_MAX);
 const _: () =
     assert!(GATE_CONNECTIONS_PER_KEY_MAX < GATE_CONNECTIONS_MAX, "one key cannot lock out the others");

@@ -30,6 +30,8 @@ pub struct NodeConfig {
     pub node: Node,
     pub network: Network,
     pub gate: Gate,
+    pub clock: Clock,
+    pub logs: Logs,
     pub services: BTreeMap<String, ServiceConfig>,
 }
 
@@ -88,6 +90,22 @@ impl Default for Gate {
     }
 }
 
+/// `[clock]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Clock {
+    /// Time servers, by name or address; empty: those of the DHCP lease, or none.
+    pub servers: Vec<String>,
+}
+
+/// `[logs]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Logs {
+    /// Where every log line is sent as well (RFC 5424): `udp://HOST:PORT` or `tcp://HOST:PORT`; empty: nowhere.
+    pub forward: String,
+}
+
 /// `[services.NAME]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -117,6 +135,19 @@ pub struct ServiceConfig {
     /// memory.max of the service's own cgroup in MiB; 0: no limit.
     #[serde(default)]
     pub memory_mib_max: u32,
+    /// Silence, in seconds, after which a ready service is taken for hung and killed; 0: never.
+    #[serde(default)]
+    pub watchdog_secs_max: u32,
+    /// The pause before the first restart; it doubles up to 30 s.
+    #[serde(default = "restart_ms_default")]
+    pub restart_ms_min: u32,
+    /// It runs also on a node that cannot use its state volume, so that an operator can ask what is wrong.
+    #[serde(default)]
+    pub rescue: bool,
+}
+
+fn restart_ms_default() -> u32 {
+    limits::SERVICE_BACKOFF_MS_MIN as u32
 }
 
 fn ready_secs_default() -> u32 {
@@ -167,6 +198,8 @@ struct Partial {
     node: Node,
     network: Network,
     gate: Gate,
+    clock: Clock,
+    logs: Logs,
     services: BTreeMap<String, PartialService>,
 }
 
@@ -183,6 +216,9 @@ struct PartialService {
     ready_secs_max: u32,
     stop_secs_max: u32,
     memory_mib_max: u32,
+    watchdog_secs_max: u32,
+    restart_ms_min: u32,
+    rescue: bool,
 }
 
 fn lay_over(below: &mut toml::Table, above: toml::Table) {
@@ -245,12 +281,55 @@ fn check(config: &NodeConfig, source: Source<'_>) -> Checked<()> {
             );
         }
     }
+    check_helpers(config, &wrong)?;
     match start_order(&config.services) {
         Ok(_) => Ok(()),
         Err(circle) => {
             wrong(format!("services.{circle}.needs"), "is part of a circle of needs", "break the circle")
         }
     }
+}
+
+/// `[clock]` and `[logs]`.
+fn check_helpers(config: &NodeConfig, wrong: &dyn Fn(String, &str, &str) -> Checked<()>) -> Checked<()> {
+    let servers = &config.clock.servers;
+    if servers.len() > limits::CLOCK_SERVERS_MAX || servers.iter().any(|server| !is_host(server)) {
+        let rule = format!("must be at most {} names or addresses", limits::CLOCK_SERVERS_MAX);
+        return wrong("clock.servers".into(), &rule, "write for example servers = [\"time.example.org\"]");
+    }
+    let forward = &config.logs.forward;
+    if !forward.is_empty() && parse_forward(forward).is_none() {
+        let rule = "must be udp://HOST:PORT or tcp://HOST:PORT";
+        return wrong("logs.forward".into(), rule, "write for example forward = \"udp://192.0.2.5:514\"");
+    }
+    Ok(())
+}
+
+/// Whether a text is an IP address or a host name.
+fn is_host(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok() || text.parse::<HostName>().is_ok()
+}
+
+/// How log lines travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// RFC 5426.
+    Udp,
+    /// RFC 6587, octet counting.
+    Tcp,
+}
+
+/// `udp://HOST:PORT` or `tcp://HOST:PORT`; an IPv6 address stands in brackets.
+pub fn parse_forward(text: &str) -> Option<(Transport, String, u16)> {
+    let (transport, rest) = match text.split_once("://")? {
+        ("udp", rest) => (Transport::Udp, rest),
+        ("tcp", rest) => (Transport::Tcp, rest),
+        _ => return None,
+    };
+    let (host, port) = rest.rsplit_once(':')?;
+    let host = host.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(host);
+    let port = port.parse().ok().filter(|port| *port != 0)?;
+    is_host(host).then(|| (transport, host.to_owned(), port))
 }
 
 fn never_a_host(address: &IpAddr) -> bool {
@@ -375,11 +454,22 @@ mod tests {
             ("[services.b]\nneeds = [\"a\"]\n", 0, "circle"),
             ("[services.a]\npath = \"/bin/sh\"\n", 2, "below /system/bin"),
             ("[network]\nmode = \"static\"\n", 0, "CIDR"),
+            ("[clock]\nservers = [\"not a host\"]\n", 2, "names or addresses"),
+            ("[logs]\nforward = \"http://x.test\"\n", 2, "udp://"),
             ("[network.hosts]\n\"m.test\" = [\"169.254.169.254\"]\n", 0, "link-local"),
         ] {
             let error = parse(&[source("image", IMAGE), source("volume", text)]).unwrap_err();
             assert_eq!(error.file, "volume");
             assert!(error.rule.contains(rule) && (line == 0 || error.line == line), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_forward_is_a_transport_a_host_and_a_port() {
+        assert_eq!(parse_forward("udp://192.0.2.5:514"), Some((Transport::Udp, "192.0.2.5".into(), 514)));
+        assert_eq!(parse_forward("tcp://[2001:db8::1]:601").unwrap().1, "2001:db8::1");
+        for bad in ["192.0.2.5:514", "udp://192.0.2.5", "udp://:514", "tls://a.test:1", "udp://a.test:0"] {
+            assert_eq!(parse_forward(bad), None, "{bad}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! A service for nulld's tests that does what its first argument says: behaves, crashes, ignores SIGTERM, forks orphans, or
 //! shows what it was started with.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::sync::Arc;
@@ -124,8 +124,8 @@ fn serve() {
 }
 
 fn announce() {
-    let mut inherited = Inherited::take().unwrap();
-    inherited.notify.write_all(b"\n").unwrap();
+    let inherited = Inherited::take().unwrap();
+    inherited.notify.send(&abi::notice::Notice::Ready).unwrap();
     std::mem::forget(inherited);
 }
 

@@ -3,13 +3,12 @@
 //! Must hold: each phase is listed with time and outcome; after a failed one nothing else is begun. Must never: make up for a
 //! failed phase silently.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
 use abi::identity::UPLINK_UID;
 use abi::log::Level;
-use abi::node::{NetworkMode, NodeConfig, Restart, ServiceConfig};
+use abi::node::{NetworkMode, NodeConfig};
 
 use crate::config;
 use crate::journal::Journal;
@@ -21,15 +20,11 @@ use crate::volume::{self, Volume};
 
 /// Seconds that `nullbox.wait_s=` may ask the boot to wait for slow disks.
 const WAIT_S_MAX: u64 = 60;
-/// Name of the service that keeps the uplink's address.
-pub const UPLINK: &str = "uplink";
 
 /// What the first phases found out.
 #[derive(Debug)]
 pub struct Booted {
     pub config: NodeConfig,
-    /// Services that nulld brings itself.
-    pub builtin: BTreeMap<String, ServiceConfig>,
 }
 
 /// Why the boot stops: the phase says it too.
@@ -76,8 +71,8 @@ pub fn run(record: &mut Record<'_>, facts: &mut Facts) -> Result<Booted, Halted>
     let wait = slow_disks(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
     let config = record.run("config", |journal| configure(wait, facts, journal))?;
     record.run("state", |_| prepare_state(wait, facts, &config))?;
-    let builtin = begin_network(record, &config)?;
-    Ok(Booted { config, builtin })
+    begin_network(record, &config)?;
+    Ok(Booted { config })
 }
 
 /// `nullbox.wait_s=N` on the kernel command line: how long to wait for the volumes' disks.
@@ -147,40 +142,20 @@ fn note_several(volumes: &[Volume], label: &str, lacking: &mut Vec<String>) {
 }
 
 /// Loopback and settings now; the address is the uplink service's work, and the phase ends with it.
-fn begin_network(
-    record: &mut Record<'_>,
-    config: &NodeConfig,
-) -> Result<BTreeMap<String, ServiceConfig>, Halted> {
+fn begin_network(record: &mut Record<'_>, config: &NodeConfig) -> Result<(), Halted> {
     record.phases.begin("network");
-    let prepared = uplink::prepare(UPLINK_UID);
-    let mut builtin = BTreeMap::new();
-    match (prepared, config.network.mode) {
+    match (uplink::prepare(UPLINK_UID), config.network.mode) {
         (Err(error), _) => {
             let why = error.to_string();
             let outcome = Outcome::Failed(why.clone());
             record.phases.end("network", &outcome, record.journal);
-            return Err(Halted { phase: "network", why });
+            Err(Halted { phase: "network", why })
         }
-        (Ok(()), NetworkMode::None) => record.phases.end("network", &Outcome::Ok, record.journal),
-        (Ok(()), NetworkMode::Dhcp | NetworkMode::Static) => {
-            builtin.insert(UPLINK.to_owned(), uplink_service());
+        (Ok(()), NetworkMode::None) => {
+            record.phases.end("network", &Outcome::Ok, record.journal);
+            Ok(())
         }
-    }
-    Ok(builtin)
-}
-
-fn uplink_service() -> ServiceConfig {
-    ServiceConfig {
-        path: "/system/bin/nulld".to_owned(),
-        args: vec!["uplink".to_owned()],
-        needs: Vec::new(),
-        restart: Restart::Always,
-        uid: UPLINK_UID,
-        capabilities: vec!["net_admin".to_owned(), "net_bind_service".to_owned()],
-        delegate_cgroup: false,
-        ready_secs_max: 30,
-        stop_secs_max: 3,
-        memory_mib_max: 16,
+        (Ok(()), NetworkMode::Dhcp | NetworkMode::Static) => Ok(()),
     }
 }
 

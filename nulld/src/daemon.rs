@@ -18,10 +18,14 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use rustix::event::epoll::{self, EventFlags};
 
-use crate::boot::{self, Record, UPLINK};
+use crate::boot::{self, Record};
+use crate::builtin::{self, UPLINK};
+use crate::buttons::Buttons;
 use crate::callers::Callers;
+use crate::clock_watch::ClockWatch;
 use crate::console::Console;
 use crate::journal::Journal;
+use crate::kernel_log::KernelLog;
 use crate::ledger::Queue;
 use crate::phases::{INITRAMFS_VARIABLE, Outcome, Phases};
 use crate::poll::{self, Token};
@@ -30,6 +34,7 @@ use crate::service::Around;
 use crate::supervisor::Supervisor;
 use crate::system::Facts;
 use crate::table::State;
+use crate::watchdog::Watchdog;
 use crate::{cgroup, clock, mounts, uplink};
 
 /// The initramfs passes the root hash it checked the image against.
@@ -53,6 +58,10 @@ struct Daemon {
     supervisor: Supervisor,
     callers: Option<Callers>,
     going_down: Option<GoingDown>,
+    kernel_log: KernelLog,
+    clock_watch: ClockWatch,
+    buttons: Buttons,
+    watchdog: Watchdog,
     /// Connections with more to do than one turn.
     again: Vec<u32>,
     seen_seq: u64,
@@ -102,6 +111,10 @@ impl Daemon {
             supervisor: Supervisor::default(),
             callers: None,
             going_down: None,
+            kernel_log: KernelLog::default(),
+            clock_watch: ClockWatch::default(),
+            buttons: Buttons::default(),
+            watchdog: Watchdog::default(),
             again: Vec::new(),
             seen_seq: 0,
             noted: (0, 0),
@@ -116,6 +129,7 @@ impl Daemon {
         }
         let mut record = Record { phases: &mut self.phases, journal: &mut self.journal };
         let booted = boot::run(&mut record, &mut self.facts);
+        self.open_devices();
         self.open_door();
         let booted = match booted {
             Ok(booted) => booted,
@@ -131,7 +145,8 @@ impl Daemon {
             boot_id: self.facts.boot_id.clone(),
         });
         self.phases.begin("services");
-        match Supervisor::new(&booted.config, &booted.builtin, &self.epoll, mounts::RUN_DIR) {
+        let builtin = builtin::services(&booted.config);
+        match Supervisor::new(&booted.config, &builtin, &self.epoll, mounts::RUN_DIR) {
             Ok(supervisor) => self.supervisor = supervisor,
             Err(error) => {
                 let outcome = Outcome::Failed(error.to_string());
@@ -140,6 +155,15 @@ impl Daemon {
                 self.journal.console.raw(&text);
             }
         }
+    }
+
+    /// What is there once /dev and /proc are.
+    fn open_devices(&mut self) {
+        self.kernel_log = KernelLog::open(&self.epoll);
+        self.clock_watch = ClockWatch::open(&self.epoll);
+        self.buttons = Buttons::open(&self.epoll);
+        self.watchdog = Watchdog::open();
+        self.facts.watchdog = self.watchdog.describe();
     }
 
     fn open_door(&mut self) {
@@ -180,6 +204,7 @@ impl Daemon {
             self.callers.as_ref().and_then(Callers::next_deadline),
             self.journal.console.is_behind().then_some(now + CONSOLE_RETRY_MS),
             (!self.again.is_empty()).then_some(now),
+            self.watchdog.next_deadline(),
             self.phases.is_running("network").then_some(now + 100),
             self.phases.is_running("services").then_some(now + 1000),
             self.going_down.as_ref().map(|_| now + 100),
@@ -215,7 +240,21 @@ impl Daemon {
                 }
                 self.turns(id);
             }
+            Some(Token::Kernel) => self.kernel_log.read(&mut self.journal),
+            Some(Token::Clock) => self.on_clock(),
+            Some(Token::Button(index)) => {
+                for _ in 0..self.buttons.read(index) {
+                    self.order(Order::poweroff("power button".to_owned()));
+                }
+            }
             None => {}
+        }
+    }
+
+    fn on_clock(&mut self) {
+        if let Some((from_unix_ms, to_unix_ms)) = self.clock_watch.read() {
+            self.journal.own(Level::Warning, "clock_jumped", &[("from", &from_unix_ms), ("to", &to_unix_ms)]);
+            self.ledger.note(LedgerEvent::ClockChanged { from_unix_ms, to_unix_ms });
         }
     }
 
@@ -229,6 +268,7 @@ impl Daemon {
     /// What is due, whatever woke the loop.
     fn tick(&mut self) {
         let now = clock::now_ms();
+        self.watchdog.turn(now);
         let mut around = Around { epoll: &self.epoll, journal: &mut self.journal, ledger: &mut self.ledger };
         self.supervisor.time_out(now, &mut around);
         match self.going_down {

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 
+use abi::control::KERNEL_LOG;
 use abi::log::{self, Level};
 
 use crate::clock;
@@ -23,6 +24,11 @@ impl Journal {
     pub fn service(&mut self, name: &str, line: &str) {
         self.logs.push(name, clock::unix_ms(), line);
         self.console.mirror(name, line);
+    }
+
+    /// A record of the kernel's log, kept and not shown: the consoles have the kernel's own.
+    pub fn kernel(&mut self, record: &str) {
+        self.logs.push(KERNEL_LOG, clock::unix_ms(), record);
     }
 
     /// A line of nulld, kept and shown.

@@ -17,14 +17,19 @@
 )]
 
 mod boot;
+mod builtin;
+mod buttons;
 mod callers;
 mod cgroup;
 mod clock;
+mod clock_watch;
 mod config;
 mod console;
 mod daemon;
+mod doctor;
 mod door;
 mod journal;
+mod kernel_log;
 mod launch;
 mod ledger;
 mod logs;
@@ -39,6 +44,7 @@ mod system;
 mod table;
 mod uplink;
 mod volume;
+mod watchdog;
 
 fn main() {
     let command = std::env::args().nth(1).unwrap_or_default();

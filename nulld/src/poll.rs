@@ -16,6 +16,12 @@ pub enum Token {
     Notify(u32),
     /// Connection with this number.
     Connection(u32),
+    /// /dev/kmsg.
+    Kernel,
+    /// The timer that ends when the wall clock jumps.
+    Clock,
+    /// Input device with this index.
+    Button(u32),
 }
 
 impl Token {
@@ -26,6 +32,9 @@ impl Token {
             Token::Log(index) => (2, index),
             Token::Notify(index) => (3, index),
             Token::Connection(id) => (4, id),
+            Token::Kernel => (5, 0),
+            Token::Clock => (6, 0),
+            Token::Button(index) => (7, index),
         };
         kind << 32 | u64::from(number)
     }
@@ -39,6 +48,9 @@ impl Token {
             2 => Some(Token::Log(number)),
             3 => Some(Token::Notify(number)),
             4 => Some(Token::Connection(number)),
+            5 => Some(Token::Kernel),
+            6 => Some(Token::Clock),
+            7 => Some(Token::Button(number)),
             _ => None,
         }
     }
@@ -56,9 +68,16 @@ mod tests {
 
     #[test]
     fn tokens_survive_the_round_trip() {
-        for token in
-            [Token::Signals, Token::Door, Token::Log(7), Token::Notify(u32::MAX), Token::Connection(3)]
-        {
+        for token in [
+            Token::Signals,
+            Token::Door,
+            Token::Log(7),
+            Token::Notify(u32::MAX),
+            Token::Connection(3),
+            Token::Kernel,
+            Token::Clock,
+            Token::Button(2),
+        ] {
             assert_eq!(Token::decode(token.encode()), Some(token));
         }
         assert_eq!(Token::decode(u64::MAX), None);

@@ -334,6 +334,7 @@ impl Unit {
             ready_ms: self.ready_ms,
             memory_kib: self.group.memory_kib(),
             detail: self.detail.clone(),
+            says: String::new(),
         }
     }
 }

@@ -13,11 +13,11 @@ use abi::rpc::{Code, Request, RpcError};
 use serde_json::Value;
 
 use crate::callers::LogStream;
-use crate::clock;
 use crate::journal::{Journal, OWN};
 use crate::phases::Phases;
 use crate::power::Order;
 use crate::supervisor::Supervisor;
+use crate::{clock, doctor};
 
 /// What nulld knows about itself.
 #[derive(Debug, Default)]
@@ -28,6 +28,14 @@ pub struct Facts {
     pub ready_ms: Option<u64>,
     pub ephemeral: bool,
     pub problems: Vec<ConfigError>,
+    /// How often nulld crashed in this boot.
+    pub crashes: u32,
+    /// Why nothing is started or handed over any more.
+    pub held: Option<String>,
+    /// The watchdog, in words.
+    pub watchdog: String,
+    /// The wall clock, in words.
+    pub clock: String,
 }
 
 /// What `system.*` looks at.
@@ -55,6 +63,10 @@ pub fn call(request: &Request, caller: &Caller, view: &View<'_>) -> Result<Reply
         "system.status" => {
             request.params::<Nothing>()?;
             serde_json::to_value(status(view)).map(Reply::Result).map_err(internal)
+        }
+        "system.doctor" => {
+            request.params::<Nothing>()?;
+            serde_json::to_value(doctor::examine(view)).map(Reply::Result).map_err(internal)
         }
         "system.logs" => logs(request, view).map(Reply::Logs),
         "system.reboot" | "system.poweroff" => {
@@ -113,6 +125,10 @@ fn status(view: &View<'_>) -> SystemStatus {
         memory_available_kib: kib_of("/proc/meminfo", "MemAvailable:"),
         nulld_rss_kib: kib_of("/proc/self/status", "VmRSS:"),
         problems: facts.problems.clone(),
+        crashes: facts.crashes,
+        held: facts.held.clone(),
+        clock: facts.clock.clone(),
+        watchdog: facts.watchdog.clone(),
     }
 }
 

@@ -5,6 +5,20 @@ use std::collections::BTreeMap;
 
 use crate::ids::{AgentName, Destination, HostName, Instance};
 
+/// Parameters of `net.resolve`: a name as the node itself sees it (`[network.hosts]`, then its resolvers).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetResolve {
+    pub name: HostName,
+}
+
+/// Result of `net.resolve`: at least one address, in the order to try.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resolved {
+    pub addresses: Vec<std::net::IpAddr>,
+}
+
 /// Parameters of `net.attach`. Result: [`Attached`], with the VM's network namespace as a descriptor beside it. The network
 /// lives as long as the connection: when cage closes it, or dies, all of it is torn down.
 ///

@@ -29,6 +29,48 @@ pub struct SystemStatus {
     pub nulld_rss_kib: u64,
     /// What is wrong with the configuration; the node runs without it.
     pub problems: Vec<ConfigError>,
+    /// How often nulld crashed and began again in this boot.
+    pub crashes: u32,
+    /// Why nulld starts and hands over nothing any more; none in a sound node.
+    pub held: Option<String>,
+    /// The wall clock: where its time is from, in words.
+    pub clock: String,
+    /// The watchdog that restarts a hung node, in words.
+    pub watchdog: String,
+}
+
+/// Result of `system.doctor`: what is wrong with the node, worst first; empty in a sound one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Doctor {
+    pub findings: Vec<Finding>,
+}
+
+/// One thing that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Finding {
+    pub severity: Severity,
+    /// `boot`, `config`, `state`, `network`, `clock`, `virtualization`, `services`, `memory`, `kernel`, `watchdog` or `nulld`.
+    pub area: String,
+    /// What is wrong.
+    pub what: String,
+    /// What it means for the node.
+    pub effect: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// How much a finding matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Agents cannot run, or something may be lost.
+    Error,
+    /// The node runs with less than it should.
+    Warning,
+    /// Worth knowing.
+    Info,
 }
 
 /// One boot phase.
@@ -56,7 +98,12 @@ pub struct ServiceStatus {
     pub memory_kib: u64,
     /// Why it is not ready, or how it last ended.
     pub detail: String,
+    /// What it last said of itself.
+    pub says: String,
 }
+
+/// The name under which `system.logs` keeps the kernel's log.
+pub const KERNEL_LOG: &str = "kernel";
 
 /// Parameters of `system.logs`. Lines come as notifications `log` with [`LogLine`], the result is [`Nothing`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +115,9 @@ pub struct SystemLogs {
     /// Newest lines to begin with.
     #[serde(default)]
     pub lines: Option<u32>,
+    /// Only lines from this time on, in milliseconds since 1970.
+    #[serde(default)]
+    pub since_unix_ms: Option<u64>,
     #[serde(default)]
     pub follow: bool,
 }

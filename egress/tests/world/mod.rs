@@ -172,7 +172,7 @@ impl World {
         )
         .unwrap();
         let read = rustix::io::read(&notify, &mut line).unwrap();
-        assert_eq!(&line[..read], b"\n", "egress is not ready: {}", self.log());
+        assert!(line[..read].starts_with(b"ready\n"), "egress is not ready: {}", self.log());
     }
 
     pub fn kill_egress(&mut self) {

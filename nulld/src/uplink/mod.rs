@@ -12,7 +12,7 @@ mod netlink;
 
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
-use std::io::{self, Write};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -22,6 +22,7 @@ use abi::door::Inherited;
 use abi::limits;
 use abi::log;
 use abi::node::{NODE_CONFIG_PATH, Network, NetworkMode, NodeConfig, parse_cidr};
+use abi::notice::{Notice, Notifier};
 use nix::sys::socket::{setsockopt, sockopt};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::Serialize;
@@ -118,15 +119,15 @@ fn run() -> io::Result<std::convert::Infallible> {
 /// The readiness line, written once: with the first address, or when boot has waited long enough.
 #[derive(Debug)]
 struct Ready {
-    notify: Option<fs::File>,
+    notify: Option<Notifier>,
     until_ms: u64,
 }
 
 impl Ready {
     fn announce(&mut self) {
-        if let Some(mut notify) = self.notify.take() {
+        if let Some(notify) = self.notify.take() {
             // nulld has gone if this fails, and with it everything.
-            let _ = notify.write_all(b"\n");
+            let _ = notify.send(&Notice::Ready);
         }
     }
 

@@ -24,13 +24,13 @@ use rustix::process::{Pid, Signal};
 use rustix::termios::{LocalModes, OptionalActions, OutputModes};
 
 fn main() -> Result<()> {
-    let mut inherited = abi::door::Inherited::take()?;
+    let inherited = abi::door::Inherited::take()?;
     let port = OpenOptions::new().read(true).write(true).open("/dev/ttyS1").context("/dev/ttyS1")?;
     let mut modes = rustix::termios::tcgetattr(&port)?;
     modes.local_modes -= LocalModes::ECHO | LocalModes::ISIG;
     modes.output_modes -= OutputModes::OPOST;
     rustix::termios::tcsetattr(&port, OptionalActions::Now, &modes)?;
-    inherited.notify.write_all(b"\n")?;
+    inherited.notify.send(&abi::notice::Notice::Ready)?;
     let mut answers = port.try_clone()?;
     for line in BufReader::new(port).lines() {
         let line = line?;

@@ -86,8 +86,12 @@ fn in_words(status: &SystemStatus) -> String {
 
 pub fn logs(context: &Context, given: &Arguments) -> Result<u8, Failure> {
     let follow = given.has("follow");
-    let params =
-        SystemLogs { service: given.at(0).map(str::to_owned), lines: given.number("lines")?, follow };
+    let params = SystemLogs {
+        service: given.at(0).map(str::to_owned),
+        lines: given.number("lines")?,
+        since_unix_ms: None,
+        follow,
+    };
     let silence = if follow { Silence::Unbounded } else { Silence::Ordinary };
     let mut link = context.ask("system.logs", &params, silence)?;
     let result = link.result(&mut |request| {

@@ -1,0 +1,46 @@
+//! The services that nulld brings itself: programs of its own binary, each under a uid of its own.
+
+use std::collections::BTreeMap;
+
+use abi::identity::UPLINK_UID;
+use abi::node::{NetworkMode, NodeConfig, Restart, ServiceConfig};
+
+/// Keeps the uplink's address.
+pub const UPLINK: &str = "uplink";
+
+/// Those that this configuration asks for.
+pub fn services(config: &NodeConfig) -> BTreeMap<String, ServiceConfig> {
+    let mut all = BTreeMap::new();
+    if config.network.mode != NetworkMode::None {
+        all.insert(UPLINK.to_owned(), uplink());
+    }
+    all
+}
+
+fn uplink() -> ServiceConfig {
+    ServiceConfig {
+        uid: UPLINK_UID,
+        capabilities: vec!["net_admin".to_owned(), "net_bind_service".to_owned()],
+        memory_mib_max: 16,
+        ..program("uplink")
+    }
+}
+
+/// `nulld NAME` with nothing granted.
+fn program(name: &str) -> ServiceConfig {
+    ServiceConfig {
+        path: "/system/bin/nulld".to_owned(),
+        args: vec![name.to_owned()],
+        needs: Vec::new(),
+        restart: Restart::Always,
+        uid: 0,
+        capabilities: Vec::new(),
+        delegate_cgroup: false,
+        ready_secs_max: 30,
+        stop_secs_max: 3,
+        memory_mib_max: 0,
+        watchdog_secs_max: 0,
+        restart_ms_min: 1000,
+        rescue: true,
+    }
+}
