@@ -90,6 +90,13 @@ pub const SERVICE_KILL_MS_MAX: u64 = 5_000;
 pub const SERVICES_READY_MS_MAX: u64 = 120_000;
 /// How long boot waits for the uplink's address. Later: the phase `network` is `degraded`; the uplink goes on trying.
 pub const UPLINK_WAIT_MS_MAX: u64 = 10_000;
+/// How long a disk may take to answer a read of its label at boot. Later: it is left out, and `system.doctor` names it.
+pub const DISK_ANSWER_MS_MAX: u64 = 10_000;
+/// How long the state or the configuration volume may take to be mounted (a journal is replayed then). Later: it is taken for
+/// broken.
+pub const VOLUME_MOUNT_MS_MAX: u64 = 60_000;
+/// Findings in one answer of `system.doctor`, worst first; the last one says how many more there are.
+pub const FINDINGS_MAX: usize = 64;
 /// How long all services together may take to stop. Later: they are killed.
 pub const SHUTDOWN_MS_MAX: u64 = 60_000;
 /// How long the last writes and unmounts may take. Later: the node goes down without them.

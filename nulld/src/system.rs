@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use abi::config_error::ConfigError;
-use abi::control::{Nothing, SystemLogs, SystemStatus};
+use abi::control::{Finding, Nothing, SystemLogs, SystemStatus};
 use abi::identity::Caller;
 use abi::limits;
 use abi::rpc::{Code, Request, RpcError};
@@ -32,6 +32,10 @@ pub struct Facts {
     pub crashes: u32,
     /// Why nothing is started or handed over any more.
     pub held: Option<String>,
+    /// Why only the services of a rescue were started.
+    pub rescue: Option<String>,
+    /// What the boot could not do as it should, for `system.doctor`; at most [`limits::FINDINGS_MAX`].
+    pub findings: Vec<Finding>,
     /// The watchdog, in words.
     pub watchdog: String,
     /// The wall clock, in words.
@@ -127,6 +131,7 @@ fn status(view: &View<'_>) -> SystemStatus {
         problems: facts.problems.clone(),
         crashes: facts.crashes,
         held: facts.held.clone(),
+        rescue: facts.rescue.clone(),
         clock: facts.clock.clone(),
         watchdog: facts.watchdog.clone(),
     }

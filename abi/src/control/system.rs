@@ -33,6 +33,8 @@ pub struct SystemStatus {
     pub crashes: u32,
     /// Why nulld starts and hands over nothing any more; none in a sound node.
     pub held: Option<String>,
+    /// Why only what an operator needs to ask and to repair was started; none in a sound node.
+    pub rescue: Option<String>,
     /// The wall clock: where its time is from, in words.
     pub clock: String,
     /// The watchdog that restarts a hung node, in words.
