@@ -63,11 +63,27 @@ pub const GUEST_FRAME_BYTES_MAX: usize = 64 * 1024;
 pub const EXECS_PER_AGENT_MAX: usize = 256;
 /// How long a guest may take from VM start to its hello. Later: the VM is killed. Generous: nested TCG is slow.
 pub const GUEST_BOOT_MS_MAX: u64 = 120_000;
+/// Guests that boot at one time: as many as the node has CPUs, and at most this. One more waits until another is ready: what
+/// boots side by side on too few CPUs is late for its own timers.
+pub const GUESTS_BOOTING_MAX: usize = 8;
+/// Pauses before each try to start again what ran before cage or the node went down. After the last one the agent stays
+/// `failed`, with its reason.
+pub const AGENT_RESUME_PAUSES_MS: [u64; 4] = [0, 2_000, 10_000, 30_000];
+/// Lines of a broken VM's console that `agent.status` and the log of cage show, and characters of each.
+pub const VM_CONSOLE_LINES_MAX: usize = 12;
+/// Characters of one such line; the rest is cut.
+pub const VM_CONSOLE_CHARS_MAX: usize = 200;
 /// How long an agent has after SIGTERM. Then SIGKILL, then the VM is killed.
 pub const AGENT_STOP_GRACE_MS: u64 = 5_000;
 
 /// Log kept of one agent, in bytes; the oldest lines go first, and the loss is counted.
 pub const AGENT_LOG_BYTES_MAX: usize = 1024 * 1024;
+/// Tasks that nulld.toml may grant a service (cgroup pids.max). At the bound fork and new threads fail with EAGAIN.
+pub const SERVICE_TASKS_MAX: u32 = 4096;
+/// Open descriptors that nulld.toml may grant a service. At the bound open fails with EMFILE.
+pub const SERVICE_OPEN_FILES_MAX: u32 = 16 * 1024;
+/// Entries in each list of a service's grants in nulld.toml. More: the file is rejected.
+pub const SERVICE_GRANTS_MAX: usize = 32;
 /// Log kept of one service, in lines; the oldest go first.
 pub const SERVICE_LOG_LINES_MAX: usize = 1024;
 /// The same, in bytes: nulld's own memory is bounded whatever services write.
@@ -107,10 +123,12 @@ pub const NULLD_CRASHES_MAX: u32 = 3;
 pub const NULLD_CRASH_WINDOW_MS: u64 = 60_000;
 /// Time after which the hardware restarts a node whose nulld no longer runs its loop.
 pub const WATCHDOG_S: u32 = 60;
-/// So many presses of ctrl-alt-del or the power button within [`FORCE_WINDOW_MS`] restart at once.
+/// So many presses of ctrl-alt-del or the power button within [`FORCE_WINDOW_MS`] restart, or power off, at once.
 pub const FORCE_PRESSES: usize = 7;
 /// The time within which the presses count together.
 pub const FORCE_WINDOW_MS: u64 = 4_000;
+/// How long disks may take then. Later: the node goes down without them.
+pub const FORCE_SYNC_MS_MAX: u64 = 2_000;
 /// Names of time servers in nulld.toml, and how many are asked.
 pub const CLOCK_SERVERS_MAX: usize = 8;
 /// nulld's events waiting for the ledger. One more: dropped and counted in the log.
@@ -248,7 +266,7 @@ const _: () =
 const _: () = assert!(LEDGER_EVENT_BYTES_MAX * 2 <= LINE_BYTES_MAX, "an event fits a line");
 const _: () =
     assert!(SERVICE_ALIVE_MS * 2 < 5_000, "a service is never found hung between two signs of life");
-const _: () = assert!(SHUTDOWN_MS_MAX + SYNC_MS_MAX > WATCHDOG_S as u64 * 1000, "see nulld/src/watchdog.rs");
+const _: () = assert!(FORCE_SYNC_MS_MAX < WATCHDOG_S as u64 * 1000 / 3, "the loop's longest wait is no hang");
 const _: () = assert!(GATE_HANDSHAKES_MAX < GATE_CONNECTIONS_MAX);
 const _: () =
     assert!(GATE_CONNECTIONS_PER_KEY_MAX < GATE_CONNECTIONS_MAX, "one key cannot lock out the others");

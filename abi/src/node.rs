@@ -3,6 +3,8 @@
 //! The image brings a nulld.toml with all services; the configuration volume's file is laid over it, table by table, key by
 //! key. nulld checks the result and writes it, as JSON, to [`NODE_CONFIG_PATH`] for the services.
 
+mod service;
+
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,6 +13,12 @@ use crate::config_error::{ConfigError, Source};
 use crate::identity::{Role, Service};
 use crate::ids::HostName;
 use crate::limits;
+use service::PartialService;
+
+pub use service::{
+    CallSet, OPEN_FILES_DEFAULT, Port, PortName, Proc, RESTART_MS_DEFAULT, Restart, ServiceConfig,
+    TASKS_DEFAULT,
+};
 
 /// The checked configuration as JSON, world-readable, without secrets.
 pub const NODE_CONFIG_PATH: &str = "/run/nullbox/node.json";
@@ -106,68 +114,6 @@ pub struct Logs {
     pub forward: String,
 }
 
-/// `[services.NAME]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ServiceConfig {
-    /// Absolute path of a program in the image.
-    pub path: String,
-    #[serde(default)]
-    pub args: Vec<String>,
-    /// Services that must be ready before this one starts, and whose failure keeps it from starting.
-    #[serde(default)]
-    pub needs: Vec<String>,
-    #[serde(default)]
-    pub restart: Restart,
-    /// User and group id.
-    #[serde(default)]
-    pub uid: u32,
-    /// Capabilities kept, without `CAP_`, lower case; everything else is dropped from every set.
-    #[serde(default)]
-    pub capabilities: Vec<String>,
-    /// The service makes cgroups of its own below its cgroup.
-    #[serde(default)]
-    pub delegate_cgroup: bool,
-    #[serde(default = "ready_secs_default")]
-    pub ready_secs_max: u32,
-    #[serde(default = "stop_secs_default")]
-    pub stop_secs_max: u32,
-    /// memory.max of the service's own cgroup in MiB; 0: no limit.
-    #[serde(default)]
-    pub memory_mib_max: u32,
-    /// Silence, in seconds, after which a ready service is taken for hung and killed; 0: never.
-    #[serde(default)]
-    pub watchdog_secs_max: u32,
-    /// The pause before the first restart; it doubles up to 30 s.
-    #[serde(default = "restart_ms_default")]
-    pub restart_ms_min: u32,
-    /// It runs also on a node that cannot use its state volume, so that an operator can ask what is wrong.
-    #[serde(default)]
-    pub rescue: bool,
-}
-
-fn restart_ms_default() -> u32 {
-    limits::SERVICE_BACKOFF_MS_MIN as u32
-}
-
-fn ready_secs_default() -> u32 {
-    30
-}
-
-fn stop_secs_default() -> u32 {
-    10
-}
-
-/// When an ended service is started again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
-#[serde(rename_all = "kebab-case")]
-pub enum Restart {
-    #[default]
-    Always,
-    OnFailure,
-    Never,
-}
-
 type Checked<T> = Result<T, Box<ConfigError>>;
 
 /// Parses the files, each laid over the ones before it, and checks the result.
@@ -184,10 +130,12 @@ pub fn parse(files: &[Source<'_>]) -> Checked<NodeConfig> {
         lay_over(&mut merged, table);
     }
     let last = files.last().copied().unwrap_or(Source { file: "nulld.toml", text: "" });
-    let config: NodeConfig = toml::Value::Table(merged).try_into().map_err(|error: toml::de::Error| {
-        Box::new(last.wrong(0..0, "", error.message().to_owned(), "see docs/nulld.toml.md"))
-    })?;
+    let mut config: NodeConfig =
+        toml::Value::Table(merged).try_into().map_err(|error: toml::de::Error| {
+            Box::new(last.wrong(0..0, "", error.message().to_owned(), "see docs/nulld.toml.md"))
+        })?;
     check(&config, last)?;
+    service::resolve(&mut config);
     Ok(config)
 }
 
@@ -201,24 +149,6 @@ struct Partial {
     clock: Clock,
     logs: Logs,
     services: BTreeMap<String, PartialService>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct PartialService {
-    path: Option<String>,
-    args: Vec<String>,
-    needs: Vec<String>,
-    restart: Restart,
-    uid: u32,
-    capabilities: Vec<String>,
-    delegate_cgroup: bool,
-    ready_secs_max: u32,
-    stop_secs_max: u32,
-    memory_mib_max: u32,
-    watchdog_secs_max: u32,
-    restart_ms_min: u32,
-    rescue: bool,
 }
 
 fn lay_over(below: &mut toml::Table, above: toml::Table) {
@@ -262,24 +192,7 @@ fn check(config: &NodeConfig, source: Source<'_>) -> Checked<()> {
         }
     }
     for (name, service) in &config.services {
-        if !service.path.starts_with("/system/bin/") || service.path.contains("..") {
-            return wrong(
-                format!("services.{name}.path"),
-                "must be a program of the image, below /system/bin",
-                "remove the line",
-            );
-        }
-        if let Some(missing) = service.needs.iter().find(|need| !config.services.contains_key(*need)) {
-            let rule = format!("needs `{missing}`, which is not a service");
-            return wrong(format!("services.{name}.needs"), &rule, "name a service of this file");
-        }
-        if service.ready_secs_max == 0 || service.stop_secs_max == 0 {
-            return wrong(
-                format!("services.{name}"),
-                "time limits must be at least one second",
-                "remove the zero",
-            );
-        }
+        service::check(name, &config.services, service, &wrong)?;
     }
     check_helpers(config, &wrong)?;
     match start_order(&config.services) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use abi::identity::UPLINK_UID;
-use abi::node::{NetworkMode, NodeConfig, Restart, ServiceConfig};
+use abi::node::{NetworkMode, NodeConfig, ServiceConfig};
 
 /// Keeps the uplink's address.
 pub const UPLINK: &str = "uplink";
@@ -29,18 +29,10 @@ fn uplink() -> ServiceConfig {
 /// `nulld NAME` with nothing granted.
 fn program(name: &str) -> ServiceConfig {
     ServiceConfig {
-        path: "/system/bin/nulld".to_owned(),
         args: vec![name.to_owned()],
-        needs: Vec::new(),
-        restart: Restart::Always,
-        uid: 0,
-        capabilities: Vec::new(),
-        delegate_cgroup: false,
-        ready_secs_max: 30,
         stop_secs_max: 3,
-        memory_mib_max: 0,
-        watchdog_secs_max: 0,
         restart_ms_min: 1000,
         rescue: true,
+        ..ServiceConfig::denied("/system/bin/nulld")
     }
 }
