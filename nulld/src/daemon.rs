@@ -22,6 +22,7 @@ use crate::boot::{self, Record};
 use crate::builtin::{self, UPLINK};
 use crate::buttons::Buttons;
 use crate::callers::Callers;
+use crate::clock::AtBoot;
 use crate::clock_watch::ClockWatch;
 use crate::console::Console;
 use crate::journal::Journal;
@@ -29,7 +30,7 @@ use crate::kernel_log::KernelLog;
 use crate::ledger::Queue;
 use crate::phases::{INITRAMFS_VARIABLE, Outcome, Phases};
 use crate::poll::{self, Token};
-use crate::power::{self, GoingDown, Order, Step};
+use crate::power::{self, GoingDown, Order, Presses, Step};
 use crate::service::Around;
 use crate::supervisor::Supervisor;
 use crate::system::Facts;
@@ -58,6 +59,7 @@ struct Daemon {
     supervisor: Supervisor,
     callers: Option<Callers>,
     going_down: Option<GoingDown>,
+    presses: Presses,
     kernel_log: KernelLog,
     clock_watch: ClockWatch,
     buttons: Buttons,
@@ -111,6 +113,7 @@ impl Daemon {
             supervisor: Supervisor::default(),
             callers: None,
             going_down: None,
+            presses: Presses::default(),
             kernel_log: KernelLog::default(),
             clock_watch: ClockWatch::default(),
             buttons: Buttons::default(),
@@ -127,6 +130,7 @@ impl Daemon {
         if let Err(error) = rustix::system::reboot(rustix::system::RebootCommand::CadOff) {
             self.journal.quiet(Level::Info, "ctrl_alt_del_unchanged", &[("error", &error)]);
         }
+        self.check_clock();
         let mut record = Record { phases: &mut self.phases, journal: &mut self.journal };
         let booted = boot::run(&mut record, &mut self.facts);
         self.open_devices();
@@ -155,6 +159,22 @@ impl Daemon {
                 self.journal.console.raw(&text);
             }
         }
+    }
+
+    /// The wall clock is never before the image was built.
+    fn check_clock(&mut self) {
+        let at_boot = clock::raise_to_floor();
+        match at_boot {
+            AtBoot::Kept => {}
+            AtBoot::Raised { from_unix_ms } => {
+                let to = clock::unix_ms();
+                self.journal.own(Level::Warning, "clock_raised", &[("from", &from_unix_ms), ("to", &to)]);
+            }
+            AtBoot::Low { from_unix_ms } => {
+                self.journal.own(Level::Error, "clock_low", &[("unix_ms", &from_unix_ms)]);
+            }
+        }
+        self.facts.clock = at_boot.words().to_owned();
     }
 
     /// What is there once /dev and /proc are.
@@ -207,7 +227,7 @@ impl Daemon {
             self.watchdog.next_deadline(),
             self.phases.is_running("network").then_some(now + 100),
             self.phases.is_running("services").then_some(now + 1000),
-            self.going_down.as_ref().map(|_| now + 100),
+            self.going_down.as_ref().map(|going| now + going.pause_ms()),
         ];
         for deadline in deadlines.into_iter().flatten() {
             next = next.min(deadline);
@@ -244,7 +264,7 @@ impl Daemon {
             Some(Token::Clock) => self.on_clock(),
             Some(Token::Button(index)) => {
                 for _ in 0..self.buttons.read(index) {
-                    self.order(Order::poweroff("power button".to_owned()));
+                    self.press(Order::poweroff("power button".to_owned()));
                 }
             }
             None => {}
@@ -268,7 +288,10 @@ impl Daemon {
     /// What is due, whatever woke the loop.
     fn tick(&mut self) {
         let now = clock::now_ms();
-        self.watchdog.turn(now);
+        if let Some(why) = self.watchdog.turn(now) {
+            self.journal.own(Level::Error, "watchdog_failed", &[("watchdog", &why)]);
+            self.facts.watchdog = why;
+        }
         let mut around = Around { epoll: &self.epoll, journal: &mut self.journal, ledger: &mut self.ledger };
         self.supervisor.time_out(now, &mut around);
         match self.going_down {
@@ -357,7 +380,14 @@ impl Daemon {
         while let Ok(Some(signal)) = self.signals.read_signal() {
             match Signal::try_from(signal.ssi_signo.cast_signed()) {
                 Ok(Signal::SIGTERM) => self.order(Order::poweroff("SIGTERM".to_owned())),
-                Ok(Signal::SIGINT) => self.order(Order::reboot("ctrl-alt-del".to_owned())),
+                Ok(Signal::SIGINT) => {
+                    // The kernel's own signal is the keys (reboot(2), CAD_OFF); any other has a sender.
+                    let by = match signal.ssi_code {
+                        libc::SI_KERNEL => "ctrl-alt-del".to_owned(),
+                        _ => format!("SIGINT of process {}", signal.ssi_pid),
+                    };
+                    self.press(Order::reboot(by));
+                }
                 _ => self.reap(),
             }
         }
@@ -389,13 +419,27 @@ impl Daemon {
         self.journal.console.raw(&text);
         self.ledger
             .note(LedgerEvent::NodeStopping { action: order.action.name().to_owned(), by: order.by.clone() });
-        self.going_down = Some(GoingDown { order, since_ms: clock::now_ms() });
+        self.going_down = Some(GoingDown::new(order, clock::now_ms()));
+    }
+
+    /// A press of ctrl-alt-del or the power button: an order, and the seventh in a row an end at once, whatever hangs.
+    fn press(&mut self, order: Order) {
+        if !self.presses.count(clock::now_ms()) {
+            return self.order(order);
+        }
+        let action = order.action;
+        self.journal.console.raw(&format!("nullbox: {} forced by {}", action.name(), order.by));
+        self.journal.console.flush();
+        let refused = power::force(action);
+        self.journal.console.raw(&format!("nullbox: the kernel refused to {}: {refused}", action.name()));
     }
 
     fn go_down(&mut self, now: u64) {
-        let Some(going) = &self.going_down else { return };
         let is_over = self.supervisor.is_over();
-        match power::step(going.since_ms, now, is_over, self.ledger.is_empty()) {
+        let ledger_idle = self.ledger.is_empty();
+        let Some(going) = &mut self.going_down else { return };
+        self.watchdog.end_at(going.until_ms());
+        match going.step(now, is_over, ledger_idle) {
             Step::Wait(_) => {}
             Step::Stop { keep_ledger } => {
                 let mut around =
@@ -403,13 +447,20 @@ impl Daemon {
                 self.supervisor.stop_eligible(keep_ledger.then_some("ctxgraph"), &mut around);
             }
             Step::Finish { in_time } => {
-                let (action, took_ms) = (going.order.action, now.saturating_sub(going.since_ms));
-                self.finish(action, in_time, took_ms);
+                let took_ms = now.saturating_sub(going.since_ms);
+                self.finish(in_time, took_ms);
+            }
+            Step::AwaitDisks => {
+                if let Some(disks) = going.released(now) {
+                    let action = going.order.action;
+                    self.leave(action, &disks);
+                }
             }
         }
     }
 
-    fn finish(&mut self, action: power::Action, in_time: bool, took_ms: u64) {
+    /// Services have ended or are ended now; then disks are let go.
+    fn finish(&mut self, in_time: bool, took_ms: u64) {
         if !in_time {
             let left = self.supervisor.unready().join(", ");
             self.journal.own(Level::Error, "stop_late", &[("services", &left)]);
@@ -419,10 +470,19 @@ impl Daemon {
         }
         self.reap();
         self.journal.console.raw(&format!("nullbox: services stopped in {took_ms} ms"));
-        let disks = power::release_disks();
+        if let Some(going) = &mut self.going_down {
+            going.release_disks(clock::now_ms());
+        }
+    }
+
+    fn leave(&mut self, action: power::Action, disks: &str) {
         self.journal.console.raw(&format!("nullbox: {disks}, {}", action.name()));
+        self.journal.console.flush();
         let refused = power::go(action);
         self.journal.console.raw(&format!("nullbox: the kernel refused to {}: {refused}", action.name()));
-        self.going_down = None;
+        // Nothing is started again: /state may be gone. A watchdog ends what the kernel goes on refusing.
+        if let Some(going) = &mut self.going_down {
+            going.try_again(clock::now_ms());
+        }
     }
 }

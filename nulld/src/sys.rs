@@ -3,13 +3,18 @@
 //! Must hold: what runs in the fault handler allocates nothing, takes no lock and touches no memory but its own stack and
 //! what was prepared before (signal-safety(7)).
 
-#![expect(unsafe_code, reason = "close_range(2), inherited descriptors, sigaction(2) and execv(3) have no safe wrapper")]
+#![expect(
+    unsafe_code,
+    reason = "close_range(2), inherited descriptors, sigaction(2), execv(3), adjtimex(2) and ioctls have no safe wrapper"
+)]
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
+
+use rustix::ioctl::{Getter, Updater, ioctl, opcode};
 
 /// Descriptors of nulld are below this number: its own are bounded far below (docs/nulld.md, limits).
 const NUMBER_MAX: RawFd = 4096;
@@ -236,6 +241,66 @@ pub fn begin_again(reason: &Text) -> ! {
             libc::write(2, part.as_ptr().cast(), part.len());
         }
         libc::_exit(1)
+    }
+}
+
+/// Sets a watchdog's time in seconds; the answer is the time that the driver took (WDIOC_SETTIMEOUT, kernel doc
+/// watchdog/watchdog-api.rst).
+pub fn watchdog_set_timeout(device: &OwnedFd, seconds: u32) -> io::Result<u32> {
+    const REQUEST: u32 = opcode::read_write::<c_int>(b'W', 6);
+    let mut value = c_int::try_from(seconds).map_err(io::Error::other)?;
+    // SAFETY: linux/watchdog.h: WDIOC_SETTIMEOUT is _IOWR('W', 6, int): it reads and writes the one int it is given.
+    unsafe { ioctl(device, Updater::<REQUEST, c_int>::new(&mut value)) }?;
+    u32::try_from(value).map_err(io::Error::other)
+}
+
+/// A watchdog's time in seconds (WDIOC_GETTIMEOUT).
+pub fn watchdog_timeout(device: &OwnedFd) -> io::Result<u32> {
+    const REQUEST: u32 = opcode::read::<c_int>(b'W', 7);
+    // SAFETY: linux/watchdog.h: WDIOC_GETTIMEOUT is _IOR('W', 7, int): it writes one int.
+    let value = unsafe { ioctl(device, Getter::<REQUEST, c_int>::new()) }?;
+    u32::try_from(value).map_err(io::Error::other)
+}
+
+/// What a watchdog's driver calls it (WDIOC_GETSUPPORT), without control characters.
+pub fn watchdog_identity(device: &OwnedFd) -> io::Result<String> {
+    /// struct watchdog_info of linux/watchdog.h.
+    #[repr(C)]
+    struct Info {
+        _options: u32,
+        _firmware_version: u32,
+        identity: [u8; 32],
+    }
+    const REQUEST: u32 = opcode::read::<Info>(b'W', 0);
+    // SAFETY: linux/watchdog.h: WDIOC_GETSUPPORT is _IOR('W', 0, struct watchdog_info): it writes one such struct, whose layout
+    // is above and for which every bit pattern is valid.
+    let info = unsafe { ioctl(device, Getter::<REQUEST, Info>::new()) }?;
+    let name = info.identity.iter().take_while(|byte| **byte != 0);
+    Ok(name.map(|byte| if byte.is_ascii_graphic() { char::from(*byte) } else { ' ' }).collect())
+}
+
+/// Tells the kernel's clock discipline how far off the wall clock is: it slews, and drives the hardware clock from then on
+/// (adjtimex(2)). `offset_ns`: what is to be added, at most half a second either way; `constant`: how gently, 0 to 10;
+/// `error_us`: how wrong the source may be. Needs CAP_SYS_TIME.
+pub fn discipline_clock(offset_ns: i64, constant: u8, error_us: u32) -> io::Result<()> {
+    // SAFETY: struct timex holds integers only, for which zero is a value.
+    let mut order: libc::timex = unsafe { std::mem::zeroed() };
+    order.modes = libc::ADJ_OFFSET
+        | libc::ADJ_STATUS
+        | libc::ADJ_NANO
+        | libc::ADJ_TIMECONST
+        | libc::ADJ_MAXERROR
+        | libc::ADJ_ESTERROR;
+    // Without STA_UNSYNC the kernel writes the hardware clock every 11 minutes.
+    order.status = libc::STA_PLL;
+    order.offset = offset_ns;
+    order.constant = i64::from(constant);
+    order.maxerror = i64::from(error_us);
+    order.esterror = i64::from(error_us);
+    // SAFETY: the kernel reads and writes the one struct, which lives until the call is over.
+    match unsafe { libc::adjtimex(&raw mut order) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
     }
 }
 
