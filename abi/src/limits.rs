@@ -90,6 +90,12 @@ pub const SERVICE_LOG_LINES_MAX: usize = 1024;
 pub const SERVICE_LOG_BYTES_MAX: usize = 256 * 1024;
 /// Log lines one service may write in a second. More: dropped, and the count stands in its log.
 pub const SERVICE_LOG_LINES_PER_SECOND_MAX: u32 = 1000;
+/// Log rings: of each service, of nulld and of the kernel. One more: its lines are dropped and counted.
+pub const LOG_RINGS_MAX: usize = 64;
+/// Lines of nulld's own log that callers can cause in a second. More: dropped, and the count stands in the log.
+pub const OWN_LOG_LINES_PER_SECOND_MAX: u32 = 200;
+/// Lines of the kernel's log kept in a second, and as many at once. More: dropped, and the count stands in the log.
+pub const KERNEL_LOG_LINES_PER_SECOND_MAX: u32 = 500;
 /// One line of a service's notices to nulld, newline included. Longer: dropped.
 pub const NOTICE_BYTES_MAX: usize = 256;
 /// How often a service says that it is alive; less than half of the shortest `watchdog_secs_max`.

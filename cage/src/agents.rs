@@ -28,6 +28,7 @@ use crate::output::Log;
 use crate::places::Places;
 use crate::state::{self, Happening};
 use crate::store::Store;
+use crate::turns::Turns;
 use crate::vmm::{self, Slots};
 
 /// Refusals of a guest's sandbox that are kept.
@@ -58,6 +59,8 @@ pub struct Facts {
     pub importing: Option<Progress>,
     pub detail: String,
     pub exit: Option<Exit>,
+    /// What the console of the last life ended with, if its VM broke.
+    pub console: Vec<String>,
     pub session: Option<Arc<Session>>,
     pub cgroup: Option<Arc<VmCgroup>>,
     pub mail: Option<SyncSender<Mail>>,
@@ -146,6 +149,7 @@ impl Facts {
         self.asked = Some(asked);
         (self.rootfs_digest, self.running_since, self.importing, self.exit) = (None, None, None, None);
         (self.stages_ms, self.detail, self.denials, self.denials_dropped) = Default::default();
+        self.console = Vec::new();
     }
 
     /// The life is over.
@@ -207,6 +211,7 @@ pub struct Cage {
     pub imports: Imports,
     pub cgroups: Delegated,
     pub slots: Slots,
+    pub turns: Turns,
     /// Scratch disks live in memory, so they count as their VM's.
     pub disks_in_memory: bool,
     /// The node is going down: what is stopped now should run again.
@@ -239,6 +244,7 @@ impl Cage {
             imports: Imports::default(),
             cgroups,
             slots: Slots::default(),
+            turns: Turns::of_machine(),
             disks_in_memory: vmm::in_memory(&places.state)?,
             leaving: AtomicBool::new(false),
             generation: Mutex::new(generation),
@@ -280,24 +286,37 @@ impl Cage {
         }
     }
 
-    /// A life has ended and has its receipt.
-    pub fn not_wanted(&self, instance: &Instance, by_itself: bool) {
-        let again = self.leaving.load(Ordering::Relaxed) && !by_itself;
+    /// A life has ended and has its receipt. `again`: the agent should run again all the same.
+    pub fn ended(&self, instance: &Instance, again: bool) {
         self.want(|agents| match again {
             true => agents.iter_mut().filter(|a| a.instance == *instance).for_each(|a| a.ended = true),
-            false => agents.retain(|a| a.instance.agent != instance.agent),
+            // A later life may have begun meanwhile.
+            false => agents.retain(|a| {
+                a.instance.agent != instance.agent || a.instance.generation > instance.generation
+            }),
         });
     }
 
-    /// Begins a life of an agent. Whether it comes up shows in its facts.
-    pub fn start(self: &Arc<Self>, name: &AgentName, by: &str) -> Result<(Arc<Agent>, Instance), RpcError> {
+    /// Whether the node is going down.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
+    /// Begins a life of an agent. Whether it comes up shows in its facts. `tries_left`: how often the caller begins another
+    /// one if this one breaks before the agent runs.
+    pub fn start(
+        self: &Arc<Self>,
+        name: &AgentName,
+        by: &str,
+        tries_left: usize,
+    ) -> Result<(Arc<Agent>, Instance), RpcError> {
         let asked = Instant::now();
         let loaded = find(manifests::load(&self.places.config), name)?;
         let agent = self.agent(name);
         let (mailbox, mail) = std::sync::mpsc::sync_channel(life::MAIL_MAX);
         let order = {
             let mut facts = agent.facts();
-            if self.leaving.load(Ordering::Relaxed) {
+            if self.is_leaving() {
                 return Err(RpcError::new(Code::CONFLICT, "the node is going down"));
             }
             state::next(facts.state.now(), Happening::StartAsked)?;
@@ -308,7 +327,7 @@ impl Cage {
             facts.state.let_happen(Happening::StartAsked)?;
             let instance = Instance { agent: name.clone(), generation };
             facts.begin(instance.clone(), loaded.clone(), mailbox.clone(), asked);
-            Order { instance, loaded, by: by.to_owned(), mailbox, mail }
+            Order { instance, loaded, by: by.to_owned(), tries_left, mailbox, mail }
         };
         let instance = order.instance.clone();
         let (cage, alive) = (self.clone(), agent.clone());
@@ -332,14 +351,17 @@ impl Cage {
                 self.agent(name)
             }
         };
-        agent.update(|facts| {
-            facts.state.let_happen(Happening::StopAsked)?;
+        let after = agent.update(|facts| {
+            let after = facts.state.let_happen(Happening::StopAsked)?;
             facts.stopped_by = by.to_owned();
             if let Some(mail) = &facts.mail {
                 let _ = mail.try_send(Mail::Stop); // full: it has enough reasons to look at its state
             }
-            Ok::<(), state::Illegal>(())
+            Ok::<_, state::Illegal>(after)
         })?;
+        if after == AgentState::Stopped {
+            self.want(|agents| agents.retain(|a| a.instance.agent != *name)); // it may have waited for its next try
+        }
         Ok(agent)
     }
 
@@ -413,6 +435,7 @@ impl Cage {
             exit: facts.exit.clone(),
             execs_running: facts.session.as_ref().map_or(0, |session| session.execs_running()),
             guest_denials: facts.guest_denials(),
+            console: facts.console.clone(),
         })
     }
 

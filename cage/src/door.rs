@@ -59,7 +59,7 @@ fn gone(error: WireError) -> RpcError {
 impl Door {
     fn start(&self, mut call: Call<'_>) -> Result<Outcome, RpcError> {
         let AgentRef { name } = call.request.params()?;
-        let (agent, instance) = self.cage.start(&name, &call.caller.to_string())?;
+        let (agent, instance) = self.cage.start(&name, &call.caller.to_string(), 0)?;
         let mut told = 0;
         let mut importing = None;
         let mut ready_ms = None;

@@ -34,6 +34,14 @@ pub fn of_vmm(status: ExitStatus, out_of_memory: bool) -> String {
     }
 }
 
+/// Why a VM did not come up, with what its console said last.
+pub fn with_last_words(why: String, console: &[String]) -> String {
+    match console.last() {
+        Some(line) => format!("{why}; its console ends with `{line}`"),
+        None => format!("{why}; its console said nothing"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,6 +53,16 @@ mod tests {
         assert!(of_vmm(ExitStatus::from_raw(31), false).contains("filter"));
         assert!(of_vmm(ExitStatus::from_raw(0), false).contains("halted"));
         assert!(of_vmm(ExitStatus::from_raw(256), false).contains("code 1"));
+    }
+
+    #[test]
+    fn a_guest_that_did_not_come_up_is_explained_by_its_console() {
+        let said = ["one".to_owned(), "Kernel panic - not syncing".to_owned()];
+        assert_eq!(
+            with_last_words("the guest halted".into(), &said),
+            "the guest halted; its console ends with `Kernel panic - not syncing`"
+        );
+        assert!(with_last_words("the guest halted".into(), &[]).ends_with("said nothing"));
     }
 
     #[test]

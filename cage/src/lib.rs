@@ -22,4 +22,5 @@ pub mod recovery;
 pub mod state;
 pub mod store;
 pub mod sys;
+pub mod turns;
 pub mod vmm;

@@ -3,6 +3,8 @@
 //! Must hold: every step has a bound in time; whatever happened, the life ends with nothing of the VM left; no VM starts
 //! without its receipt. Must never: leave the agent in a state that is not true.
 
+mod parting;
+
 use abi::control::NetAttach;
 use abi::guest::{Exit, PROTOCOL};
 use abi::ids::Instance;
@@ -24,17 +26,12 @@ use crate::jail::{JailNetwork, JailSpec};
 use crate::lease::{self, Keeper, Leases};
 use crate::manifests::Loaded;
 use crate::state::Happening;
+use crate::turns::Turn;
 use crate::vmm::{self, Console, JailDir, Scratch, Slot};
 use crate::{ending, meet, order};
 
 /// Mail that may wait for a life.
 pub const MAIL_MAX: usize = 32;
-/// How long a guest has to halt after its grace.
-const HALT_MS_MAX: u64 = 5_000;
-/// Grace for execs once the agent's command has ended.
-const EXEC_GRACE_MS: u64 = 1_000;
-/// How long a killed VMM may take to be gone.
-const KILL_MS_MAX: u64 = 10_000;
 /// How long to wait for a better reason than a closed connection.
 const REASON_MS_MAX: u64 = 2_000;
 
@@ -54,6 +51,8 @@ pub struct Order {
     pub loaded: Loaded,
     /// Who asked for it.
     pub by: String,
+    /// How often it is begun again if it breaks before the agent runs.
+    pub tries_left: usize,
     pub mailbox: SyncSender<Mail>,
     pub mail: Receiver<Mail>,
 }
@@ -93,40 +92,16 @@ struct Life<'a> {
 
 /// Lives one life, to its end.
 pub fn run(cage: &Arc<Cage>, agent: &Arc<Agent>, order: Order) {
-    let instance = order.instance.clone();
     let mut life = Life { cage, agent, order, console: Arc::default(), held: Held::default() };
-    let end = match life.come_up() {
+    let came_up = life.come_up();
+    let ran = came_up.is_ok();
+    let end = match came_up {
         Ok(()) => life.go_on(),
         Err(end) => end,
     };
     life.wind_down(&end);
     let problems = life.tear_down();
-    let receipt = life.held.receipt;
-    let (happening, detail, code, signal) = match &end {
-        End::Stopped => (Happening::Broke, String::new(), None, None),
-        End::ByItself(exit) => (Happening::EndedByItself, ending::of_command(exit), exit.code, exit.signal),
-        End::Broken(why) => (Happening::Broke, why.clone(), None, None),
-    };
-    let reason = if matches!(end, End::Stopped) { "stopped".to_owned() } else { detail.clone() };
-    log::info("agent_ended", &[("instance", &instance), ("reason", &reason), ("left", &problems)]);
-    if matches!(end, End::Broken(_)) {
-        for line in life.console.tail(8).0 {
-            log::warning("console", &[("instance", &instance), ("line", &line)]);
-        }
-    }
-    let exit = match end {
-        End::ByItself(exit) => Some(exit),
-        _ => None,
-    };
-    let by_itself = exit.is_some();
-    agent.update(|facts| {
-        facts.exit = exit;
-        facts.end(happening, detail);
-    });
-    if receipt {
-        record(cage, Event::AgentExited { instance: instance.clone(), reason, code, signal });
-    }
-    cage.not_wanted(&instance, by_itself);
+    life.conclude(end, ran, &problems);
 }
 
 /// Appends a receipt for something that has happened: if it cannot be stored, that is said, not undone.
@@ -160,6 +135,7 @@ impl Life<'_> {
     fn come_up(&mut self) -> Result<(), End> {
         self.reached("manifest")?;
         let (rootfs, image) = self.rootfs()?;
+        let _turn = self.turn()?; // given back when the guest is ready, or has failed to be
         self.receipt()?;
         let (control, memory, uid) = self.disk_and_jail()?;
         let (network, netns, guest_network) = self.leases(memory, uid)?;
@@ -183,6 +159,13 @@ impl Life<'_> {
         self.agent.update(|facts| facts.rootfs_digest = Some(digest));
         self.reached("rootfs")?;
         Ok((path, image))
+    }
+
+    /// Waits until few enough guests boot beside this one.
+    fn turn(&self) -> Result<Turn, End> {
+        let turn = self.cage.turns.take(&mut || !self.asked_to_stop()).ok_or(End::Stopped)?;
+        self.reached("turn")?;
+        Ok(turn)
     }
 
     /// No receipt, no VM.
@@ -435,65 +418,5 @@ impl Life<'_> {
     /// The next mail, or none at the deadline.
     fn mail(&self, deadline: Instant) -> Option<Mail> {
         self.order.mail.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
-    }
-
-    /// Lets the guest halt by itself, if it still listens.
-    fn wind_down(&mut self, end: &End) {
-        let grace_ms = match end {
-            End::Stopped => limits::AGENT_STOP_GRACE_MS,
-            End::ByItself(_) => EXEC_GRACE_MS,
-            End::Broken(_) => return,
-        };
-        if matches!(end, End::Stopped) && self.held.receipt {
-            let by = self.agent.facts().stopped_by.clone();
-            let event = Event::AgentStopping { instance: self.instance().clone(), by };
-            if let Err(error) = self.cage.ledger.note(event) {
-                log::error("receipt_missing", &[("event", &"agent_stopping"), ("error", &error)]);
-            }
-        }
-        let Some(session) = &self.held.session else { return };
-        if self.held.vmm_ended.is_some() || session.shutdown(grace_ms).is_err() {
-            return;
-        }
-        self.await_vmm(Duration::from_millis(grace_ms + HALT_MS_MAX));
-    }
-
-    fn await_vmm(&mut self, patience: Duration) {
-        let deadline = Instant::now() + patience;
-        while self.held.vmm_ended.is_none() {
-            match self.mail(deadline) {
-                Some(Mail::VmmEnded(status)) => self.held.vmm_ended = Some(status),
-                Some(_) => {}
-                None => return,
-            }
-        }
-    }
-
-    /// Gives everything back; says what could not be.
-    fn tear_down(&mut self) -> String {
-        let mut problems = Vec::new();
-        self.agent.update(|facts| (facts.session, facts.cgroup) = (None, None));
-        if let Some(Err(error)) = self.held.cgroup.as_ref().map(|cgroup| cgroup.kill()) {
-            problems.push(format!("cgroup not killed: {error}"));
-        }
-        if self.held.launched {
-            self.await_vmm(Duration::from_millis(KILL_MS_MAX));
-        }
-        self.held.listening = None;
-        self.held.keeper = None;
-        if let Some(Err(error)) = self.held.cgroup.as_ref().map(|cgroup| cgroup.remove()) {
-            problems.push(format!("cgroup not removed: {error}"));
-        }
-        self.held.jail = None;
-        self.held.scratch = None;
-        match self.held.slot.take() {
-            // Its uid must not go to another VM while the process may still live.
-            Some(slot) if self.held.launched && self.held.vmm_ended.is_none() => {
-                problems.push("the VMM could not be killed; its uid is not used again".into());
-                std::mem::forget(slot);
-            }
-            slot => drop(slot),
-        }
-        problems.join(", ")
     }
 }

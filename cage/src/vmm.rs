@@ -17,7 +17,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::jail::{JailSpec, Launch};
@@ -201,22 +201,46 @@ fn listen(path: &Path, uid: u32) -> Result<UnixListener, VmmError> {
 /// The newest text of a VM's serial console and of its VMM's log.
 #[derive(Debug, Default)]
 pub struct Console {
-    kept: Mutex<(VecDeque<u8>, u64)>,
+    kept: Mutex<Kept>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    text: VecDeque<u8>,
+    dropped: u64,
+    /// Somebody may still write.
+    open: bool,
 }
 
 impl Console {
     fn push(&self, text: &[u8]) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.0.extend(text);
-        let surplus = kept.0.len().saturating_sub(CONSOLE_BYTES_MAX);
-        kept.0.drain(..surplus);
-        kept.1 += surplus as u64;
+        let mut kept = self.lock();
+        kept.text.extend(text);
+        let surplus = kept.text.len().saturating_sub(CONSOLE_BYTES_MAX);
+        kept.text.drain(..surplus);
+        kept.dropped += surplus as u64;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_open(&self, open: bool) {
+        self.lock().open = open;
+        self.changed.notify_all();
+    }
+
+    /// Waits until all writers are gone, at most `patience`: the last words of a process arrive after its end.
+    pub fn await_end(&self, patience: Duration) {
+        let waited = self.changed.wait_timeout_while(self.lock(), patience, |kept| kept.open);
+        drop(waited);
     }
 
     /// The newest lines, oldest first, and how many bytes were dropped before them.
     pub fn tail(&self, lines: usize) -> (Vec<String>, u64) {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes: Vec<u8> = kept.0.iter().copied().collect();
+        let kept = self.lock();
+        let bytes: Vec<u8> = kept.text.iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);
         let mut newest: Vec<String> = text
             .lines()
@@ -227,7 +251,7 @@ impl Console {
             .map(str::to_owned)
             .collect();
         newest.reverse();
-        (newest, kept.1)
+        (newest, kept.dropped)
     }
 }
 
@@ -296,11 +320,13 @@ fn start(mut command: Command, ended: impl FnOnce(ExitStatus) + Send + 'static) 
 }
 
 fn read_console(mut reader: PipeReader, console: Arc<Console>) -> io::Result<()> {
+    console.set_open(true);
     std::thread::Builder::new().name("console".into()).stack_size(64 * 1024).spawn(move || {
         let mut chunk = [0u8; 4096];
         while let Ok(n @ 1..) = reader.read(&mut chunk) {
             console.push(&chunk[..n]);
         }
+        console.set_open(false);
     })?;
     Ok(())
 }

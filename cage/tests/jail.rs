@@ -105,7 +105,7 @@ impl Host {
         let launched =
             vmm::launch(&program, spec, None, &console, move |status| sender.send(status).unwrap());
         let status = ended.recv_timeout(Duration::from_secs(20)).expect("the probe ends");
-        std::thread::sleep(Duration::from_millis(50)); // its last words are on their way through the pipe
+        console.await_end(Duration::from_secs(10));
         (launched, status, console.tail(100).0)
     }
 }

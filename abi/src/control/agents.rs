@@ -70,6 +70,9 @@ pub struct AgentStatus {
     pub execs_running: u32,
     /// What the sandbox inside the guest refused, as the guest tells it: counted, newest last, bounded.
     pub guest_denials: Vec<String>,
+    /// The last lines of the console of a VM that broke, as the guest wrote them, without control characters; empty while
+    /// it runs and after an orderly end.
+    pub console: Vec<String>,
 }
 
 /// Result of `agent.start`. Notifications before it: `progress` with [`Progress`].

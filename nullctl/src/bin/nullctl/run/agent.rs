@@ -150,6 +150,12 @@ fn in_words(status: &AgentStatus) -> String {
             text.push_str(&format!("  {}\n", visible(denial)));
         }
     }
+    if !status.console.is_empty() {
+        text.push_str("\nThe console of the VM, when it broke:\n");
+        for line in &status.console {
+            text.push_str(&format!("  {}\n", visible(line)));
+        }
+    }
     text
 }
 
