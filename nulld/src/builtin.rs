@@ -7,6 +7,8 @@ use abi::node::{NetworkMode, NodeConfig, ServiceConfig};
 
 /// Keeps the uplink's address.
 pub const UPLINK: &str = "uplink";
+/// Sends log lines to the configured host.
+pub const FORWARD: &str = "forward";
 
 /// Those that this configuration asks for.
 pub fn services(config: &NodeConfig) -> BTreeMap<String, ServiceConfig> {

@@ -22,11 +22,13 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::door::{self, Peer, Turn};
-use crate::logs::Logs;
+use crate::logs::{Cursor, Logs};
 use crate::{clock, poll};
 
 /// Bytes prepared for a reader of logs at a time.
 const OUT_BYTES_MAX: usize = 64 * 1024;
+/// Bytes sent to one reader before the others have their turn.
+const TURN_BYTES_MAX: usize = 256 * 1024;
 /// Connections that nulld serves itself. One more is refused.
 pub const OWN_MAX: usize = limits::SERVICE_CONNECTIONS_MAX;
 
@@ -34,11 +36,11 @@ pub const OWN_MAX: usize = limits::SERVICE_CONNECTIONS_MAX;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogStream {
     pub request_id: Option<u64>,
-    /// None: all.
-    pub service: Option<String>,
-    pub next_seq: u64,
+    pub cursor: Cursor,
     /// None: follows for ever.
     pub end_seq: Option<u64>,
+    /// It may take nothing for as long as it likes: one of nulld's own services.
+    pub is_patient: bool,
 }
 
 /// One connection.
@@ -52,6 +54,8 @@ struct Connection {
     logs: Option<LogStream>,
     close_when_sent: bool,
     peer_ended: bool,
+    /// Its turn ended before all was sent that could be.
+    is_hungry: bool,
 }
 
 /// All connections that nulld holds.
@@ -107,18 +111,31 @@ impl Callers {
             if poll::watch(epoll, &stream, poll::Token::Connection(id), flags).is_err() {
                 continue;
             }
-            let connection = Connection {
-                stream,
-                peer: Peer { socket, vouched: None, is_own: false },
-                stuck_since_ms: clock::now_ms(),
-                out: VecDeque::new(),
-                logs: None,
-                close_when_sent: false,
-                peer_ended: false,
-            };
-            self.connections.insert(id, connection);
+            let peer = Peer { socket, vouched: None, is_own: false };
+            self.connections.insert(id, Connection::new(stream, peer));
             fresh.push(id);
         }
+    }
+
+    /// Takes one end of a socket pair that nulld made itself, to stream logs into it.
+    pub fn adopt(&mut self, stream: UnixStream, logs: LogStream, epoll: &OwnedFd) -> io::Result<u32> {
+        self.next_id = self.next_id.wrapping_add(1);
+        let id = self.next_id;
+        let flags = EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        poll::watch(epoll, &stream, poll::Token::Connection(id), flags)?;
+        let peer = Peer { socket: Caller::Local { uid: 0 }, vouched: None, is_own: true };
+        self.connections.insert(id, Connection { logs: Some(logs), ..Connection::new(stream, peer) });
+        Ok(id)
+    }
+
+    /// Whether a connection is still there.
+    pub fn is_open(&self, id: u32) -> bool {
+        self.connections.contains_key(&id)
+    }
+
+    /// Whether a turn ended before all was sent that could be.
+    pub fn is_hungry(&self) -> bool {
+        self.connections.values().any(|connection| connection.is_hungry)
     }
 
     /// Closes the oldest connection whose first line is missing when too many wait.
@@ -228,7 +245,7 @@ impl Callers {
     pub fn followers(&self) -> Vec<u32> {
         self.connections
             .iter()
-            .filter(|(_, connection)| connection.logs.is_some())
+            .filter(|(_, connection)| connection.logs.is_some() || connection.is_hungry)
             .map(|(id, _)| *id)
             .collect()
     }
@@ -248,14 +265,27 @@ impl Callers {
 }
 
 impl Connection {
+    fn new(stream: UnixStream, peer: Peer) -> Connection {
+        Connection {
+            stream,
+            peer,
+            stuck_since_ms: clock::now_ms(),
+            out: VecDeque::new(),
+            logs: None,
+            close_when_sent: false,
+            peer_ended: false,
+            is_hungry: false,
+        }
+    }
+
     fn is_sending(&self) -> bool {
         !self.out.is_empty() || self.logs.is_some() || self.close_when_sent
     }
 
     /// A follower with nothing to take may sit for ever; everyone else must get somewhere.
     fn deadline(&self) -> Option<u64> {
-        let is_idle_follower = self.logs.is_some() && self.out.is_empty();
-        (!is_idle_follower).then_some(self.stuck_since_ms + limits::FIRST_LINE_MS_MAX)
+        let is_excused = self.logs.as_ref().is_some_and(|logs| logs.is_patient || self.out.is_empty());
+        (!is_excused).then_some(self.stuck_since_ms + limits::FIRST_LINE_MS_MAX)
     }
 
     fn queue(&mut self, value: &impl Serialize) {
@@ -274,15 +304,22 @@ impl Connection {
 
     /// Prepares log lines and sends. False: the connection is over.
     fn pump(&mut self, logs: &Logs) -> bool {
+        let mut sent_now = 0;
+        self.is_hungry = false;
         loop {
             self.prepare(logs);
             if self.out.is_empty() {
                 return !self.close_when_sent;
             }
+            if sent_now >= TURN_BYTES_MAX {
+                self.is_hungry = true;
+                return true;
+            }
             let (front, _) = self.out.as_slices();
             match rustix::net::send(&self.stream, front, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
                 Ok(sent) => {
                     self.out.drain(..sent);
+                    sent_now += sent;
                     self.stuck_since_ms = clock::now_ms();
                 }
                 Err(Errno::INTR) => {}
@@ -295,21 +332,17 @@ impl Connection {
     fn prepare(&mut self, logs: &Logs) {
         while self.out.len() < OUT_BYTES_MAX {
             let Some(stream) = &mut self.logs else { return };
-            let is_due = |seq: u64| stream.end_seq.is_none_or(|end| seq < end);
-            match logs.line_from(stream.service.as_deref(), stream.next_seq) {
-                Some(line) if is_due(line.seq) => {
-                    stream.next_seq = line.seq + 1;
-                    match serde_json::to_value(&line) {
-                        Ok(value) => self.queue(&Request::notification("log", value)),
-                        Err(_) => return,
-                    }
-                }
-                _ if stream.end_seq.is_some() => {
+            match logs.next(&mut stream.cursor, stream.end_seq) {
+                Some(line) => match serde_json::to_value(&line) {
+                    Ok(value) => self.queue(&Request::notification("log", value)),
+                    Err(_) => return,
+                },
+                None if stream.end_seq.is_some() => {
                     let id = stream.request_id;
                     self.logs = None;
                     self.queue(&Response::of(id, Ok(Value::Object(Default::default()))));
                 }
-                _ => return,
+                None => return,
             }
         }
     }

@@ -4,6 +4,7 @@
 //! and nowhere else. Must never: end.
 
 mod calls;
+mod feed;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -67,6 +68,7 @@ struct Daemon {
     /// Connections with more to do than one turn.
     again: Vec<u32>,
     seen_seq: u64,
+    feed: feed::Feed,
     noted: (u64, u32),
     drops_reported_ms: u64,
 }
@@ -120,6 +122,7 @@ impl Daemon {
             watchdog: Watchdog::default(),
             again: Vec::new(),
             seen_seq: 0,
+            feed: feed::Feed::default(),
             noted: (0, 0),
             drops_reported_ms: 0,
         })
@@ -179,7 +182,7 @@ impl Daemon {
 
     /// What is there once /dev and /proc are.
     fn open_devices(&mut self) {
-        self.kernel_log = KernelLog::open(&self.epoll);
+        self.kernel_log = KernelLog::open(&self.epoll, &self.journal);
         self.clock_watch = ClockWatch::open(&self.epoll);
         self.buttons = Buttons::open(&self.epoll);
         self.watchdog = Watchdog::open();
@@ -221,6 +224,7 @@ impl Daemon {
         let mut next = now + SLEEP_MS_MAX;
         let deadlines = [
             self.supervisor.next_deadline(),
+            self.next_log_deadline(now),
             self.callers.as_ref().and_then(Callers::next_deadline),
             self.journal.console.is_behind().then_some(now + CONSOLE_RETRY_MS),
             (!self.again.is_empty()).then_some(now),
@@ -250,7 +254,7 @@ impl Daemon {
             }
             Some(Token::Log(index)) => {
                 if let Some(unit) = self.supervisor.units.get_mut(index as usize) {
-                    unit.read_log(&mut self.journal);
+                    unit.read_log(&self.epoll, &mut self.journal);
                 }
             }
             Some(Token::Notify(index)) => self.on_unit(index),
@@ -260,7 +264,7 @@ impl Daemon {
                 }
                 self.turns(id);
             }
-            Some(Token::Kernel) => self.kernel_log.read(&mut self.journal),
+            Some(Token::Kernel) => self.read_kernel_log(),
             Some(Token::Clock) => self.on_clock(),
             Some(Token::Button(index)) => {
                 for _ in 0..self.buttons.read(index) {
@@ -302,6 +306,7 @@ impl Daemon {
         for id in std::mem::take(&mut self.again) {
             self.turns(id);
         }
+        self.tick_logs(now);
         self.serve_followers();
         if let Some(callers) = &mut self.callers {
             callers.expire(now);
@@ -312,7 +317,8 @@ impl Daemon {
 
     fn serve_followers(&mut self) {
         let seq = self.journal.logs.next_seq();
-        if seq == self.seen_seq {
+        let is_hungry = self.callers.as_ref().is_some_and(Callers::is_hungry);
+        if seq == self.seen_seq && !is_hungry {
             return;
         }
         self.seen_seq = seq;
@@ -328,12 +334,13 @@ impl Daemon {
         }
         let ledger = self.ledger.take_dropped();
         let door = self.callers.as_mut().map_or(0, |callers| std::mem::take(&mut callers.crowded_out));
-        if ledger + door > 0 {
+        let unkept = self.journal.logs.take_unkept();
+        if ledger + door + unkept > 0 {
             self.drops_reported_ms = now;
             self.journal.own(
                 Level::Warning,
                 "dropped",
-                &[("ledger_events", &ledger), ("door_connections", &door)],
+                &[("ledger_events", &ledger), ("door_connections", &door), ("log_lines", &unkept)],
             );
         }
     }

@@ -128,7 +128,12 @@ mod tests {
         assert!(!phases.is_running("state"));
         assert_eq!(phases.list()[0].outcome, "degraded: no volume");
         assert!(
-            journal.logs.line_from(None, 0).unwrap().line.starts_with("phase state degraded: no volume ")
+            journal
+                .logs
+                .newest(crate::journal::OWN)
+                .unwrap()
+                .line
+                .starts_with("phase state degraded: no volume ")
         );
     }
 }

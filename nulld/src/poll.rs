@@ -62,6 +62,12 @@ pub fn watch(epoll: impl AsFd, fd: impl AsFd, token: Token, flags: EventFlags) -
     Ok(())
 }
 
+/// Changes what is reported of a watched descriptor; nothing: only that it was hung up.
+pub fn rewatch(epoll: impl AsFd, fd: impl AsFd, token: Token, flags: EventFlags) -> io::Result<()> {
+    epoll::modify(epoll, fd, EventData::new_u64(token.encode()), flags)?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

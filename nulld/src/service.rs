@@ -62,7 +62,7 @@ pub struct Unit {
     group: Group,
     log_read: OwnedFd,
     log_write: OwnedFd,
-    cutter: crate::logs::LineCutter,
+    intake: crate::logs::Intake,
     notify: Option<OwnedFd>,
     door: Option<OwnedFd>,
     peers: UnixListener,
@@ -104,7 +104,7 @@ impl Unit {
             group,
             log_read,
             log_write,
-            cutter: crate::logs::LineCutter::default(),
+            intake: crate::logs::Intake::default(),
             notify: None,
             door: None,
             peers,
@@ -187,9 +187,8 @@ impl Unit {
             Action::Terminate => self.signal(Signal::TERM),
             Action::Kill => self.kill(around),
             Action::Clear => {
-                self.read_log(around.journal);
-                let (name, cutter) = (&self.name, &mut self.cutter);
-                cutter.flush(|line| around.journal.service(name, line));
+                self.read_log(around.epoll, around.journal);
+                self.intake.flush(&self.name, around.journal);
                 self.kill(around);
                 (self.door, self.notify, self.pid) = (None, None, None);
             }
@@ -291,19 +290,28 @@ impl Unit {
     }
 
     /// Takes what it wrote; at most one pipe full, so that one service cannot keep nulld from the others.
-    pub fn read_log(&mut self, journal: &mut Journal) {
-        let mut chunk = [0u8; 8 * 1024];
-        for _ in 0..8 {
-            match rustix::io::read(&self.log_read, &mut chunk) {
-                Ok(count) if count > 0 => {
-                    let name = &self.name;
-                    self.cutter.feed(chunk.get(..count).unwrap_or_default(), |line| {
-                        journal.service(name, line);
-                    });
-                }
-                _ => return,
-            }
+    pub fn read_log(&mut self, epoll: &OwnedFd, journal: &mut Journal) {
+        self.intake.read(&self.log_read, &self.name, journal);
+        let paused = self.intake.pause(&self.log_read, poll::Token::Log(self.index), epoll);
+        self.log_trouble(paused, journal);
+    }
+
+    /// What is due with its log: a pause that is over, a count of dropped lines.
+    pub fn tick_log(&mut self, epoll: &OwnedFd, journal: &mut Journal) {
+        let token = poll::Token::Log(self.index);
+        let resumed = self.intake.tick(&self.log_read, token, epoll, &self.name, journal);
+        self.log_trouble(resumed, journal);
+    }
+
+    fn log_trouble(&self, outcome: io::Result<()>, journal: &mut Journal) {
+        if let Err(error) = outcome {
+            journal.quiet(Level::Error, "log_not_watched", &[("service", &self.name), ("error", &error)]);
         }
+    }
+
+    /// When [`Unit::tick_log`] has something to do.
+    pub fn log_deadline(&self) -> Option<u64> {
+        self.intake.next_deadline()
     }
 
     /// Hands a connection over.

@@ -102,6 +102,18 @@ impl Supervisor {
         self.units.iter().filter_map(|unit| unit.deadline).min()
     }
 
+    /// What is due with the services' logs.
+    pub fn tick_logs(&mut self, epoll: &OwnedFd, journal: &mut crate::journal::Journal) {
+        for unit in &mut self.units {
+            unit.tick_log(epoll, journal);
+        }
+    }
+
+    /// When [`Supervisor::tick_logs`] has something to do.
+    pub fn next_log_deadline(&self) -> Option<u64> {
+        self.units.iter().filter_map(Unit::log_deadline).min()
+    }
+
     /// A process ended. False: it was nobody's, an orphan that PID 1 inherited.
     pub fn exited(&mut self, pid: u32, status: &WaitStatus, around: &mut Around<'_>) -> bool {
         match self.units.iter_mut().find(|unit| unit.pid == Some(pid)) {

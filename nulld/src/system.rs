@@ -102,13 +102,14 @@ fn logs(request: &Request, view: &View<'_>) -> Result<LogStream, RpcError> {
             ));
         }
     }
-    let count = params.lines.map_or(limits::SERVICE_LOG_LINES_MAX, |lines| lines as usize);
-    let start = view.journal.logs.start_of_newest(params.service.as_deref(), count);
+    let count =
+        params.lines.map_or(limits::SERVICE_LOG_LINES_MAX * limits::LOG_RINGS_MAX, |lines| lines as usize);
+    let logs = &view.journal.logs;
     Ok(LogStream {
         request_id: request.id,
-        service: params.service,
-        next_seq: start,
-        end_seq: (!params.follow).then(|| view.journal.logs.next_seq()),
+        cursor: logs.cursor(params.service.as_deref(), params.since_unix_ms.unwrap_or(0), count),
+        end_seq: (!params.follow).then(|| logs.next_seq()),
+        is_patient: false,
     })
 }
 

@@ -130,6 +130,14 @@ pub struct SystemLogs {
 pub struct LogLine {
     pub seq: u64,
     pub unix_ms: u64,
+    /// A service, `nulld`, or [`KERNEL_LOG`].
     pub service: String,
     pub line: String,
+    /// Lines of this answer's selection that its reader missed before this one: the ring had turned over.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub missed: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
