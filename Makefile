@@ -38,7 +38,7 @@ check: ## formatting and lints
 unit: ## tests that need no image
 	cargo test --workspace --exclude system-tests $(addprefix --exclude ,$(ROOTED))
 	$(ROOTED_RUNNER) cargo test $(addprefix --package ,$(ROOTED))
-	cargo test --package system-tests --test style
+	cargo test --package system-tests --lib --bins --test style
 
 test-iso: iso ## the same image with a saboteur in it, for the system tests
 	@eval "$$(scripts/musl-env.sh)"; "$$CARGO" build --quiet --release --locked --target $(NODE) --target-dir target/node \
@@ -54,6 +54,13 @@ sizes: ## sizes of the image, each binary, and the memory of an idle node
 	@$(IMAGE) sizes --iso $(ISO)
 	@cargo build --quiet --package system-tests --bins
 	@cargo run --quiet --package system-tests --bin idle
+
+bench: bench-boot ## every benchmark
+
+bench-boot: iso ## 50 boots in a row, and a Debian with systemd in between (ARGS="--boots N --peers N --json")
+	@cargo build --quiet --package system-tests --bins
+	@disk=$$($(AS_ROOT) scripts/debian-peer.sh); cargo run --quiet --package system-tests --bin bench_boot -- \
+		--iso $(ISO) --peer-disk "$$disk" $(ARGS)
 
 licences: ## licences and sources of every dependency
 	@scripts/deny.sh

@@ -9,6 +9,8 @@ packages=(
     musl-tools rustc-web cargo-web rust-web-src libstd-rust-web-dev
     # image: SquashFS, verity (checked against veritysetup), boot loaders, ISO, volumes
     squashfs-tools cryptsetup-bin zstd cpio binutils systemd-boot-efi grub-pc-bin grub-common xorriso mtools dosfstools e2fsprogs
+    # the Debian that boots beside NullBox in `make bench-boot`
+    mmdebstrap fdisk
     # running and testing a node: QEMU, firmware, real OCI archives, networks and rules of the test's own
     qemu-system-x86 ovmf umoci skopeo iproute2 nftables dnsmasq-base bind9-dnsutils curl openssl python3 file git
 )

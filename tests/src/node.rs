@@ -18,6 +18,8 @@ use crate::accel;
 pub const BOOT_TIME_MAX: Duration = Duration::from_secs(300);
 /// The console line that says a node is ready.
 pub const READY: &str = "nullbox: ready";
+/// How that line ends, behind a number.
+const READY_END: &str = "ms after kernel start";
 
 /// How the machine finds the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub enum Firmware {
     Bios,
     /// OVMF, the ISO written to a USB stick.
     UefiUsb,
+    /// OVMF, the image on a virtio disk; what the machine writes to it is lost with the machine.
+    UefiDisk,
 }
 
 /// A machine to boot.
@@ -152,6 +156,15 @@ impl Node {
         }
     }
 
+    /// Kernel start to ready in milliseconds, in the node's own words; waits until they are there.
+    pub fn ready_ms(&self, limit: Duration) -> Result<u64> {
+        // By its end: a line that is still coming could have half a number.
+        let line = self.wait_for(READY_END, limit)?;
+        let number = line.strip_suffix(READY_END).and_then(|line| line.rsplit_once(READY));
+        let number = number.with_context(|| format!("no `{READY}` in {line:?}"))?.1.trim();
+        number.parse().with_context(|| format!("`{number}` is no number in {line:?}"))
+    }
+
     /// Everything the console has shown.
     pub fn console(&self) -> String {
         lock(&self.console.text).text.clone()
@@ -231,13 +244,20 @@ fn add_firmware(command: &mut Command, machine: &Machine, dir: &Path) -> Result<
         command.arg("-drive").arg(format!("if=pflash,format=raw,file={}", variables.display()));
     }
     let iso = machine.iso.display();
-    if machine.firmware == Firmware::UefiUsb {
-        command.args(["-device", "qemu-xhci"]);
-        command.arg("-drive").arg(format!("file={iso},if=none,id=stick,format=raw,readonly=on"));
-        command.args(["-device", "usb-storage,drive=stick,bootindex=0"]);
-    } else {
-        command.arg("-drive").arg(format!("file={iso},if=none,id=cd,media=cdrom,readonly=on"));
-        command.args(["-device", "ide-cd,drive=cd,bus=ide.0,bootindex=0"]);
+    match machine.firmware {
+        Firmware::UefiUsb => {
+            command.args(["-device", "qemu-xhci"]);
+            command.arg("-drive").arg(format!("file={iso},if=none,id=stick,format=raw,readonly=on"));
+            command.args(["-device", "usb-storage,drive=stick,bootindex=0"]);
+        }
+        Firmware::UefiDisk => {
+            command.arg("-drive").arg(format!("file={iso},if=none,id=disk,format=raw,snapshot=on"));
+            command.args(["-device", "virtio-blk-pci,drive=disk,bootindex=0"]);
+        }
+        Firmware::Uefi | Firmware::Bios => {
+            command.arg("-drive").arg(format!("file={iso},if=none,id=cd,media=cdrom,readonly=on"));
+            command.args(["-device", "ide-cd,drive=cd,bus=ide.0,bootindex=0"]);
+        }
     }
     Ok(())
 }
