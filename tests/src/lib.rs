@@ -8,6 +8,7 @@ pub mod accel;
 pub mod ctl;
 pub mod fixture;
 pub mod node;
+pub mod qmp;
 pub mod web;
 
 use std::path::PathBuf;

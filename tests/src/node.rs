@@ -20,6 +20,8 @@ pub const BOOT_TIME_MAX: Duration = Duration::from_secs(300);
 pub const READY: &str = "nullbox: ready";
 /// How that line ends, behind a number.
 const READY_END: &str = "ms after kernel start";
+/// QEMU's control socket in the node's folder.
+const QMP: &str = "qmp.sock";
 
 /// How the machine finds the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +56,19 @@ pub struct Machine {
     pub key: PathBuf,
 }
 
+/// What is unlike an ordinary machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Oddities {
+    /// Features taken from the CPU, as QEMU names them.
+    pub cpu_without: Vec<String>,
+    /// What QEMU's `-netdev` gets instead of user networking; empty: no network device at all.
+    pub network: Option<String>,
+    /// Disks beside the ordinary ones; they come last.
+    pub disks: Vec<PathBuf>,
+    /// Further arguments of QEMU.
+    pub arguments: Vec<String>,
+}
+
 /// A running node. Dropping it kills QEMU.
 #[derive(Debug)]
 pub struct Node {
@@ -85,6 +100,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Node {
     /// Powers the machine on and returns at once.
     pub fn power_on(machine: Machine) -> Result<Node> {
+        Node::power_on_odd(machine, &Oddities::default())
+    }
+
+    /// The same with something unusual about the machine.
+    pub fn power_on_odd(machine: Machine, odd: &Oddities) -> Result<Node> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let id =
             format!("{}-{}-{}", machine.name, std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
@@ -94,7 +114,12 @@ impl Node {
         let fault_path = dir.join("fault.sock");
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-M", "q35", "-smp", "2", "-display", "none", "-no-reboot", "-nodefaults"]);
-        command.args(accel::arguments());
+        let mut accel: Vec<String> = accel::arguments().iter().map(|word| (*word).to_owned()).collect();
+        if let Some(cpu) = accel.last_mut() {
+            odd.cpu_without.iter().for_each(|feature| cpu.push_str(&format!(",-{feature}")));
+        }
+        command.args(accel);
+        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", dir.join(QMP).display()));
         command.arg("-m").arg(machine.memory_mib.to_string());
         command.args(["-chardev", "stdio,id=console", "-serial", "chardev:console"]);
         command
@@ -111,8 +136,16 @@ impl Node {
                 command.arg("-device").arg(format!("virtio-blk-pci,drive={id}"));
             }
         }
-        command.arg("-netdev").arg(network(&machine, port)?);
-        command.args(["-device", "virtio-net-pci,netdev=uplink", "-device", "virtio-rng-pci"]);
+        for (number, disk) in odd.disks.iter().enumerate() {
+            command.arg("-drive").arg(format!("file={},if=none,id=odd{number},format=raw", disk.display()));
+            command.arg("-device").arg(format!("virtio-blk-pci,drive=odd{number}"));
+        }
+        let netdev = odd.network.clone().map_or_else(|| network(&machine, port), Ok)?;
+        if !netdev.is_empty() {
+            command.arg("-netdev").arg(netdev);
+            command.args(["-device", "virtio-net-pci,netdev=uplink"]);
+        }
+        command.args(["-device", "virtio-rng-pci"]).args(&odd.arguments);
         let log = File::create(dir.join("qemu.log"))?;
         let mut qemu = command
             .stdin(Stdio::null())
@@ -128,11 +161,26 @@ impl Node {
 
     /// Powers on and waits until all services are ready.
     pub fn boot(machine: Machine) -> Result<Node> {
-        let mut node = Node::power_on(machine)?;
+        Node::boot_odd(machine, &Oddities::default())
+    }
+
+    /// The same with something unusual about the machine.
+    pub fn boot_odd(machine: Machine, odd: &Oddities) -> Result<Node> {
+        let mut node = Node::power_on_odd(machine, odd)?;
         node.wait_for(READY, BOOT_TIME_MAX)?;
-        let path = node.dir.join("fault.sock");
-        node.fault = UnixStream::connect(path).ok().map(|socket| Mutex::new(BufReader::new(socket)));
+        node.meet_saboteur();
         Ok(node)
+    }
+
+    /// Opens the line to the saboteur, if the image has one.
+    pub fn meet_saboteur(&mut self) {
+        let path = self.dir.join("fault.sock");
+        self.fault = UnixStream::connect(path).ok().map(|socket| Mutex::new(BufReader::new(socket)));
+    }
+
+    /// Gives QEMU an order (the QEMU Machine Protocol, docs/interop/qmp-spec of QEMU).
+    pub fn qmp(&self, order: &str, arguments: serde_json::Value) -> Result<()> {
+        crate::qmp::order(&self.dir.join(QMP), order, arguments)
     }
 
     /// Waits for a text on the console and returns the first line that holds it.

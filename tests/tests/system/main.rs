@@ -3,12 +3,14 @@
 
 mod agents;
 mod boot;
+mod faults;
 mod gate;
 mod ledger;
 mod memory;
 mod network;
 mod power;
 mod shared;
+mod sound;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -17,6 +19,7 @@ fn trial(name: &str, test: fn() -> anyhow::Result<()>) -> Trial {
     Trial::test(name, move || {
         test().map_err(|error| {
             shared::keep_logs();
+            faults::keep_logs();
             Failed::from(format!("{error:#}"))
         })
     })
@@ -35,7 +38,9 @@ fn main() {
     trials.extend(ledger::trials());
     trials.extend(power::trials());
     trials.extend(boot::after());
+    trials.extend(faults::trials());
     let conclusion = libtest_mimic::run(&arguments, trials);
     shared::switch_off();
+    faults::switch_off();
     conclusion.exit();
 }

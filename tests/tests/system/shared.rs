@@ -175,6 +175,7 @@ name = "lab"
 path = "/system/bin/fault"
 needs = ["cage"]
 capabilities = ["kill", "dac_read_search", "dac_override", "sys_ptrace", "sys_tty_config"]
+unconfined = true
 "#;
 
 const MANIFESTS: &[(&str, &str)] = &[
