@@ -78,6 +78,20 @@ impl Callers {
         }
         let listener = UnixListener::bind(path)?;
         std::fs::set_permissions(path, Permissions::from_mode(0o666))?;
+        Callers::serve(listener, epoll)
+    }
+
+    /// Takes up a listening socket that was kept over a crash of nulld; whoever waits in its backlog is accepted.
+    pub fn resume(listener: UnixListener, epoll: &OwnedFd) -> io::Result<Callers> {
+        Callers::serve(listener, epoll)
+    }
+
+    /// The listening socket, to be kept.
+    pub fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
+    fn serve(listener: UnixListener, epoll: &OwnedFd) -> io::Result<Callers> {
         listener.set_nonblocking(true)?;
         poll::watch(epoll, &listener, poll::Token::Door, EventFlags::IN | EventFlags::ET)?;
         Ok(Callers {

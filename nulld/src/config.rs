@@ -6,14 +6,12 @@
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use abi::config_error::{ConfigError, Source};
 use abi::limits;
 use abi::node::{self, CONFIG_DIR, NODE_CONFIG_PATH, NodeConfig};
 
 use crate::launch;
-use crate::mounts::CONFIG_VOLUME_DIR;
 
 /// What a volume's file is called in messages.
 const VOLUME_FILE: &str = "nulld.toml (configuration volume)";
@@ -37,23 +35,16 @@ pub struct Loaded {
     pub problems: Vec<ConfigError>,
 }
 
-/// Reads the image's file and the volume's over it, while both are still apart.
-pub fn load() -> Result<Loaded, LoadError> {
-    let image = read(&format!("{CONFIG_DIR}/nulld.toml"))?;
-    let volume_path = format!("{CONFIG_VOLUME_DIR}/nulld.toml");
-    let volume = match Path::new(&volume_path).exists() {
-        true => Some(read(&volume_path)?),
-        false => None,
-    };
-    merge(&image, volume.as_deref())
+/// The image's file. Read before the volume is laid over it.
+pub fn image() -> Result<String, LoadError> {
+    let path = format!("{CONFIG_DIR}/nulld.toml");
+    read(&path).map_err(|error| LoadError::Read { path, error })
 }
 
 /// Reads at most one byte more than a file may have; the parser refuses it then.
-fn read(path: &str) -> Result<String, LoadError> {
-    let fail = |error| LoadError::Read { path: path.to_owned(), error };
-    let file = File::open(path).map_err(fail)?;
+pub fn read(path: &str) -> io::Result<String> {
     let mut bytes = Vec::new();
-    file.take(limits::CONFIG_FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(fail)?;
+    File::open(path)?.take(limits::CONFIG_FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -93,6 +84,13 @@ fn parse(files: &[Source<'_>]) -> Result<NodeConfig, Box<ConfigError>> {
 pub fn publish(config: &NodeConfig) -> Result<(), LoadError> {
     let text = serde_json::to_vec(config).map_err(|error| LoadError::Write(error.into()))?;
     write_whole(NODE_CONFIG_PATH, &text).map_err(LoadError::Write)
+}
+
+/// Reads what was published at boot, for a nulld that begins again.
+pub fn published() -> io::Result<NodeConfig> {
+    let file = File::open(NODE_CONFIG_PATH)?;
+    // Written by nulld from at most two files; as JSON they grow, and never tenfold.
+    Ok(serde_json::from_reader(io::BufReader::new(file.take(20 * limits::CONFIG_FILE_BYTES_MAX)))?)
 }
 
 /// Writes a world-readable file so that a reader sees the old or the new one, whole.

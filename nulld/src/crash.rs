@@ -13,7 +13,7 @@ use std::os::fd::RawFd;
 
 use abi::limits;
 
-use crate::sys::{self, Legacy, Text};
+use crate::sys::{self, Text};
 
 /// First argument of a nulld that begins again.
 const WORD: &str = "crashed";
@@ -76,6 +76,11 @@ impl History {
         }
     }
 
+    /// Whether holding did not help: the state itself may be what nulld crashes on.
+    pub fn is_hopeless(&self) -> bool {
+        self.recent() > 2 * limits::NULLD_CRASHES_MAX as usize
+    }
+
     /// Why nulld holds, in words, if it does.
     pub fn held(&self) -> Option<String> {
         self.is_held.then(|| {
@@ -101,10 +106,8 @@ impl History {
 }
 
 /// From now on a panic or a fault of any thread makes nulld begin again. Once.
-pub fn arm(history: &History, state: Option<RawFd>) -> std::io::Result<()> {
-    let text = |text: String| CString::new(text).map_err(std::io::Error::other);
-    let state = state.map(|number| number.to_string()).unwrap_or_default();
-    sys::catch_faults(Legacy { history: text(history.legacy())?, state: text(state)? })?;
+pub fn arm(history: &History) -> std::io::Result<()> {
+    sys::catch_faults(CString::new(history.legacy()).map_err(std::io::Error::other)?)?;
     std::panic::set_hook(Box::new(|panic| {
         // Nothing is allocated: memory may be what ran out.
         let mut reason = Text::new();
@@ -135,7 +138,7 @@ mod tests {
         let second = after(&first.history, 2_000).history;
         assert_eq!((second.count, second.is_held, second.pause_ms()), (2, false, PAUSE_MS_MIN));
         let third = after(&second, 3_000).history;
-        assert!(third.is_held && third.held().unwrap().contains("system reboot"));
+        assert!(third.is_held && !third.is_hopeless() && third.held().unwrap().contains("system reboot"));
     }
 
     #[test]
@@ -156,7 +159,7 @@ mod tests {
             history = after(&history, now).history;
             now += 10;
         }
-        assert!(history.is_held && history.pause_ms() == PAUSE_MS_MAX);
+        assert!(history.is_held && history.is_hopeless() && history.pause_ms() == PAUSE_MS_MAX);
         assert!(after(&history, now + 10 * limits::NULLD_CRASH_WINDOW_MS).history.is_held);
     }
 

@@ -3,8 +3,10 @@
 //! Must hold: the loop never blocks but in epoll, whose timeout is the next deadline; every child that ends is reaped here
 //! and nowhere else. Must never: end.
 
+mod begin;
 mod calls;
 mod feed;
+mod status;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,38 +15,39 @@ use std::time::Duration;
 use abi::ledger::{Client, Event as LedgerEvent};
 use abi::limits;
 use abi::log::Level;
-use abi::node::CONTROL_SOCKET;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use rustix::event::epoll::{self, EventFlags};
 
-use crate::boot::{self, Record};
-use crate::builtin::{self, UPLINK};
+use crate::builtin::UPLINK;
 use crate::buttons::Buttons;
 use crate::callers::Callers;
-use crate::clock::AtBoot;
 use crate::clock_watch::ClockWatch;
 use crate::console::Console;
+use crate::health::DiskWatch;
 use crate::journal::Journal;
 use crate::kernel_log::KernelLog;
 use crate::ledger::Queue;
 use crate::phases::{INITRAMFS_VARIABLE, Outcome, Phases};
 use crate::poll::{self, Token};
 use crate::power::{self, GoingDown, Order, Presses, Step};
+use crate::saved::StateFile;
 use crate::service::Around;
 use crate::supervisor::Supervisor;
 use crate::system::Facts;
 use crate::table::State;
 use crate::watchdog::Watchdog;
-use crate::{cgroup, clock, mounts, uplink};
+use crate::{cgroup, clock, crash, uplink};
 
 /// The initramfs passes the root hash it checked the image against.
 const ROOT_HASH_VARIABLE: &str = "NULLBOX_ROOT_HASH";
 /// Longest sleep of the loop: a deadline that was missed would be seen then.
 const SLEEP_MS_MAX: u64 = 60_000;
-/// How soon the loop comes back to a console that was full.
-const CONSOLE_RETRY_MS: u64 = 50;
+/// Woken so much later than asked for, nulld stood still itself (a frozen machine), and so may have the services.
+const STALL_MS: u64 = 2_000;
+/// Children reaped in one turn; the others have their turn in between.
+const REAPED_PER_TURN_MAX: usize = 256;
 /// Pause between reports of dropped ledger events.
 const DROP_REPORT_MS: u64 = 10_000;
 
@@ -65,25 +68,24 @@ struct Daemon {
     clock_watch: ClockWatch,
     buttons: Buttons,
     watchdog: Watchdog,
+    disks: DiskWatch,
     /// Connections with more to do than one turn.
     again: Vec<u32>,
     seen_seq: u64,
     feed: feed::Feed,
     noted: (u64, u32),
     drops_reported_ms: u64,
+    /// More may have ended than one turn reaps.
+    has_children: bool,
+    /// None: a crash would start every service anew.
+    state: Option<StateFile>,
 }
 
 /// Entry. Returns only if not even the loop's own descriptors could be made; the kernel panics then, which reboots.
 pub fn main() -> i32 {
-    std::panic::set_hook(Box::new(|panic| {
-        // Standard error of the first process is the kernel's console.
-        eprintln!("\r\nnullbox: nulld panicked, the kernel restarts the node: {panic}");
-    }));
-    match Daemon::new() {
-        Ok(mut daemon) => {
-            daemon.boot();
-            daemon.run()
-        }
+    let arguments: Vec<String> = std::env::args().collect();
+    match begin::begin(crash::parse(&arguments)) {
+        Ok(mut daemon) => daemon.run(),
         Err(error) => {
             eprintln!("nullbox: nulld cannot begin: {error}");
             1
@@ -92,12 +94,8 @@ pub fn main() -> i32 {
 }
 
 impl Daemon {
-    fn new() -> io::Result<Daemon> {
-        let mut set = SigSet::empty();
-        for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
-            set.add(signal);
-        }
-        set.thread_block()?;
+    fn new(state: Option<StateFile>) -> io::Result<Daemon> {
+        let set = begin::signals();
         let signals = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         poll::watch(&epoll, signals.as_fd(), Token::Signals, EventFlags::IN)?;
@@ -120,84 +118,15 @@ impl Daemon {
             clock_watch: ClockWatch::default(),
             buttons: Buttons::default(),
             watchdog: Watchdog::default(),
+            disks: DiskWatch::default(),
             again: Vec::new(),
             seen_seq: 0,
             feed: feed::Feed::default(),
             noted: (0, 0),
             drops_reported_ms: 0,
+            has_children: false,
+            state,
         })
-    }
-
-    fn boot(&mut self) {
-        // SIGINT instead of a reboot by the kernel; not to be had in a PID namespace, where there is no such key either.
-        if let Err(error) = rustix::system::reboot(rustix::system::RebootCommand::CadOff) {
-            self.journal.quiet(Level::Info, "ctrl_alt_del_unchanged", &[("error", &error)]);
-        }
-        self.check_clock();
-        let mut record = Record { phases: &mut self.phases, journal: &mut self.journal };
-        let booted = boot::run(&mut record, &mut self.facts);
-        self.open_devices();
-        self.open_door();
-        let booted = match booted {
-            Ok(booted) => booted,
-            Err(halted) => {
-                let (phase, why) = (halted.phase, halted.why);
-                self.journal.console.raw(&format!("nullbox: halted in phase {phase}: {why}"));
-                return;
-            }
-        };
-        self.ledger.note(LedgerEvent::NodeBooted {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            root_hash: self.facts.root_hash.clone(),
-            boot_id: self.facts.boot_id.clone(),
-        });
-        self.phases.begin("services");
-        let builtin = builtin::services(&booted.config);
-        match Supervisor::new(&booted.config, &builtin, &self.epoll, mounts::RUN_DIR) {
-            Ok(supervisor) => self.supervisor = supervisor,
-            Err(error) => {
-                let outcome = Outcome::Failed(error.to_string());
-                self.phases.end("services", &outcome, &mut self.journal);
-                let text = format!("nullbox: halted in phase services: {error}");
-                self.journal.console.raw(&text);
-            }
-        }
-    }
-
-    /// The wall clock is never before the image was built.
-    fn check_clock(&mut self) {
-        let at_boot = clock::raise_to_floor();
-        match at_boot {
-            AtBoot::Kept => {}
-            AtBoot::Raised { from_unix_ms } => {
-                let to = clock::unix_ms();
-                self.journal.own(Level::Warning, "clock_raised", &[("from", &from_unix_ms), ("to", &to)]);
-            }
-            AtBoot::Low { from_unix_ms } => {
-                self.journal.own(Level::Error, "clock_low", &[("unix_ms", &from_unix_ms)]);
-            }
-        }
-        self.facts.clock = at_boot.words().to_owned();
-    }
-
-    /// What is there once /dev and /proc are.
-    fn open_devices(&mut self) {
-        self.kernel_log = KernelLog::open(&self.epoll, &self.journal);
-        self.clock_watch = ClockWatch::open(&self.epoll);
-        self.buttons = Buttons::open(&self.epoll);
-        self.watchdog = Watchdog::open();
-        self.facts.watchdog = self.watchdog.describe();
-    }
-
-    fn open_door(&mut self) {
-        match Callers::bind(CONTROL_SOCKET, &self.epoll) {
-            Ok(callers) => self.callers = Some(callers),
-            Err(error) => self.journal.own(
-                Level::Error,
-                "door_closed",
-                &[("socket", &CONTROL_SOCKET), ("error", &error)],
-            ),
-        }
     }
 
     fn run(&mut self) -> ! {
@@ -205,16 +134,24 @@ impl Daemon {
         loop {
             self.tick();
             events.clear();
-            let sleep = Duration::from_millis(self.sleep_ms());
+            self.save();
+            let sleep_ms = self.sleep_ms();
+            let wakes_ms = clock::now_ms() + sleep_ms;
+            let sleep = Duration::from_millis(sleep_ms);
             let timeout = rustix::time::Timespec::try_from(sleep).ok();
             let waited =
                 epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref());
             if waited.is_err() {
                 continue; // EINTR; anything else would come back and show as load, not as a hang
             }
+            let now = clock::now_ms();
+            if now.saturating_sub(wakes_ms) > STALL_MS {
+                self.supervisor.forgive_silence(now);
+            }
             for event in &events {
                 let (flags, data) = (event.flags, event.data.u64());
                 self.handle(Token::decode(data), flags);
+                self.save();
             }
         }
     }
@@ -226,8 +163,8 @@ impl Daemon {
             self.supervisor.next_deadline(),
             self.next_log_deadline(now),
             self.callers.as_ref().and_then(Callers::next_deadline),
-            self.journal.console.is_behind().then_some(now + CONSOLE_RETRY_MS),
-            (!self.again.is_empty()).then_some(now),
+            self.journal.console.next_deadline(now),
+            (!self.again.is_empty() || self.has_children).then_some(now),
             self.watchdog.next_deadline(),
             self.phases.is_running("network").then_some(now + 100),
             self.phases.is_running("services").then_some(now + 1000),
@@ -264,7 +201,10 @@ impl Daemon {
                 }
                 self.turns(id);
             }
-            Some(Token::Kernel) => self.read_kernel_log(),
+            Some(Token::Kernel) => {
+                self.read_kernel_log();
+                self.journal.console.disturbed();
+            }
             Some(Token::Clock) => self.on_clock(),
             Some(Token::Button(index)) => {
                 for _ in 0..self.buttons.read(index) {
@@ -277,6 +217,7 @@ impl Daemon {
 
     fn on_clock(&mut self) {
         if let Some((from_unix_ms, to_unix_ms)) = self.clock_watch.read() {
+            self.facts.clock_jumps += 1;
             self.journal.own(Level::Warning, "clock_jumped", &[("from", &from_unix_ms), ("to", &to_unix_ms)]);
             self.ledger.note(LedgerEvent::ClockChanged { from_unix_ms, to_unix_ms });
         }
@@ -285,21 +226,27 @@ impl Daemon {
     fn on_unit(&mut self, index: u32) {
         let mut around = Around { epoll: &self.epoll, journal: &mut self.journal, ledger: &mut self.ledger };
         if let Some(unit) = self.supervisor.units.get_mut(index as usize) {
-            unit.read_notify(&mut around);
+            unit.read_notices(&mut around);
         }
     }
 
     /// What is due, whatever woke the loop.
     fn tick(&mut self) {
         let now = clock::now_ms();
+        if self.has_children {
+            self.reap();
+        }
         if let Some(why) = self.watchdog.turn(now) {
             self.journal.own(Level::Error, "watchdog_failed", &[("watchdog", &why)]);
             self.facts.watchdog = why;
         }
         let mut around = Around { epoll: &self.epoll, journal: &mut self.journal, ledger: &mut self.ledger };
-        self.supervisor.time_out(now, &mut around);
+        if self.facts.held.is_none() {
+            self.supervisor.time_out(now, &mut around);
+        }
         match self.going_down {
-            None => self.supervisor.start_waiting(&mut around),
+            None if self.facts.held.is_some() => {}
+            None => self.supervisor.run(&mut around),
             Some(_) => self.go_down(now),
         }
         self.conclude(now);
@@ -312,7 +259,7 @@ impl Daemon {
             callers.expire(now);
         }
         self.report_drops(now);
-        self.journal.console.flush();
+        self.show_status(now);
     }
 
     fn serve_followers(&mut self) {
@@ -333,6 +280,7 @@ impl Daemon {
             return;
         }
         let ledger = self.ledger.take_dropped();
+        self.facts.ledger_events_dropped += ledger;
         let door = self.callers.as_mut().map_or(0, |callers| std::mem::take(&mut callers.crowded_out));
         let unkept = self.journal.logs.take_unkept();
         if ledger + door + unkept > 0 {
@@ -380,6 +328,7 @@ impl Daemon {
         if self.facts.ready_ms.is_none() && is_ready && !self.phases.is_running("network") {
             self.facts.ready_ms = Some(now);
             self.journal.console.raw(&format!("nullbox: ready {now} ms after kernel start"));
+            self.tell_status(now);
         }
     }
 
@@ -400,13 +349,16 @@ impl Daemon {
         }
     }
 
-    /// Every child that has ended: services, and orphans that PID 1 inherited.
+    /// Children that have ended: services, and orphans that PID 1 inherited.
     fn reap(&mut self) {
-        loop {
+        self.has_children = true;
+        for _ in 0..REAPED_PER_TURN_MAX {
             let status = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return,
                 Err(nix::errno::Errno::EINTR) => continue,
-                Err(_) => return,
+                Ok(WaitStatus::StillAlive) | Err(_) => {
+                    self.has_children = false;
+                    return;
+                }
                 Ok(status) => status,
             };
             let pid = status.pid().and_then(|pid| u32::try_from(pid.as_raw()).ok());
@@ -442,7 +394,8 @@ impl Daemon {
     }
 
     fn go_down(&mut self, now: u64) {
-        let is_over = self.supervisor.is_over();
+        // After repeated crashes nothing is asked of anyone any more: all are killed.
+        let is_over = self.supervisor.is_over() || self.facts.held.is_some();
         let ledger_idle = self.ledger.is_empty();
         let Some(going) = &mut self.going_down else { return };
         self.watchdog.end_at(going.until_ms());

@@ -55,6 +55,16 @@ impl Phases {
         Phases { list }
     }
 
+    /// Goes on with the phases of a nulld before this one.
+    pub fn restore(list: Vec<Phase>) -> Phases {
+        Phases { list }
+    }
+
+    /// As [`Phases::restore`] takes it.
+    pub fn to_keep(&self) -> Vec<Phase> {
+        self.list.clone()
+    }
+
     /// A phase begins.
     pub fn begin(&mut self, name: &str) {
         self.list.push(Phase {

@@ -46,6 +46,12 @@ impl Action {
 }
 
 impl Order {
+    /// The order whose action has this name ([`Action::name`]).
+    pub fn named(action: &str, by: String) -> Option<Order> {
+        let all = [Action::Reboot, Action::Poweroff];
+        all.into_iter().find(|one| one.name() == action).map(|action| Order { action, by })
+    }
+
     pub fn reboot(by: String) -> Order {
         Order { action: Action::Reboot, by }
     }

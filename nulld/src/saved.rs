@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys;
 use crate::system::Facts;
+use crate::table::State;
 
 /// One slot. A state that is larger is not written; the one before it holds.
 const SLOT_BYTES: usize = 512 * 1024;
@@ -60,8 +61,7 @@ impl Taken {
 #[serde(deny_unknown_fields)]
 pub struct SavedUnit {
     pub name: String,
-    /// As [`crate::table::State::code`] names it.
-    pub state: String,
+    pub state: State,
     pub pid: Option<u32>,
     pub spawned: u64,
     pub backoff_ms: u64,
@@ -87,7 +87,6 @@ pub struct SavedOrder {
 pub struct Saved {
     /// The phases before `services` have ended: there is a configuration and everything is mounted.
     pub booted: bool,
-    pub held: Option<String>,
     pub facts: Facts,
     pub phases: Vec<Phase>,
     pub units: Vec<SavedUnit>,
@@ -208,7 +207,7 @@ mod tests {
     fn saved(units: usize, detail: &str) -> Saved {
         let unit = |n: usize| SavedUnit {
             name: format!("s{n}"),
-            state: "ready".into(),
+            state: State::Ready,
             pid: Some(n as u32 + 2),
             spawned: 1,
             backoff_ms: 1000,

@@ -1,7 +1,14 @@
 //! One service: its place in the table, its process, its sockets and its log.
 //!
-//! Must hold: the log pipe and the peers' socket outlive the process; the door and the readiness pipe are new for each
-//! process, so that nothing stale is inherited. Must never: wait for anything.
+//! Must hold: the log pipe and the peers' socket outlive the process; the door and the notice pipe are new for each process, so
+//! that nothing stale is inherited; a process is started only when nothing of the last one is left. Must never: wait for
+//! anything.
+//!
+//! A pid is used without a pidfd: nulld is the parent, and the kernel gives no pid again before nulld has reaped it, which
+//! takes the pid out of its unit.
+
+mod adopt;
+mod notices;
 
 use std::fs::Permissions;
 use std::io;
@@ -14,6 +21,7 @@ use abi::ledger;
 use abi::limits;
 use abi::log::Level;
 use abi::node::ServiceConfig;
+use abi::notice::Notice;
 use nix::sys::wait::WaitStatus;
 use rustix::event::epoll;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -26,6 +34,11 @@ use crate::launch::{self, Ends, Spec};
 use crate::ledger::Queue;
 use crate::table::{self, Action, Event, State};
 use crate::{clock, poll};
+pub use adopt::is_listener;
+use notices::Notices;
+
+/// How soon a service that waits for the end of its last run is looked at again.
+const LEFTOVER_RETRY_MS: u64 = 100;
 
 /// What a service may use while it acts.
 #[derive(Debug)]
@@ -59,28 +72,32 @@ pub struct Unit {
     index: u32,
     spawned: u64,
     backoff_ms: u64,
+    /// When its last sign of life came.
+    alive_ms: u64,
+    /// Since when something of its last run keeps it from being started again.
+    leftover_since_ms: Option<u64>,
     group: Group,
     log_read: OwnedFd,
     log_write: OwnedFd,
     intake: crate::logs::Intake,
-    notify: Option<OwnedFd>,
+    notices: Notices,
     door: Option<OwnedFd>,
     peers: UnixListener,
 }
 
-impl Unit {
-    /// Makes what outlives each process: cgroup, log pipe, peers' socket in `socket_dir`.
-    pub fn new(
-        index: u32,
-        name: &str,
-        config: &ServiceConfig,
-        epoll: &OwnedFd,
-        socket_dir: &str,
-    ) -> io::Result<Unit> {
-        let group = Group::make(name, config.delegate_cgroup, config.memory_mib_max)?;
+/// What outlives each process of a service.
+#[derive(Debug)]
+pub struct Lasting {
+    log_read: OwnedFd,
+    log_write: OwnedFd,
+    peers: UnixListener,
+}
+
+impl Lasting {
+    /// A log pipe and the peers' socket in `socket_dir`.
+    pub fn make(name: &str, socket_dir: &str) -> io::Result<Lasting> {
         let (log_read, log_write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&log_read, true)?;
-        poll::watch(epoll, &log_read, poll::Token::Log(index), epoll::EventFlags::IN)?;
         let path = format!("{socket_dir}/{name}.sock");
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -89,6 +106,22 @@ impl Unit {
         let peers = UnixListener::bind(&path)?;
         // Anyone may connect: the service asks SO_PEERCRED who it is.
         std::fs::set_permissions(&path, Permissions::from_mode(0o666))?;
+        Ok(Lasting { log_read, log_write, peers })
+    }
+}
+
+impl Unit {
+    /// A unit that waits, with a cgroup of its own.
+    pub fn new(
+        index: u32,
+        name: &str,
+        config: &ServiceConfig,
+        epoll: &OwnedFd,
+        lasting: Lasting,
+    ) -> io::Result<Unit> {
+        let group = Group::make(name, config.delegate_cgroup, config.memory_mib_max)?;
+        let Lasting { log_read, log_write, peers } = lasting;
+        poll::watch(epoll, &log_read, poll::Token::Log(index), epoll::EventFlags::IN)?;
         Ok(Unit {
             name: name.to_owned(),
             config: config.clone(),
@@ -100,24 +133,55 @@ impl Unit {
             detail: String::new(),
             index,
             spawned: 0,
-            backoff_ms: limits::SERVICE_BACKOFF_MS_MIN,
+            backoff_ms: shortest_pause_ms(config),
+            alive_ms: 0,
+            leftover_since_ms: None,
             group,
             log_read,
             log_write,
             intake: crate::logs::Intake::default(),
-            notify: None,
+            notices: Notices::default(),
             door: None,
             peers,
         })
     }
 
+    /// Its needs are met: starts it, unless something of its last run is still there.
+    pub fn start(&mut self, around: &mut Around<'_>) {
+        let now = clock::now_ms();
+        if self.deadline.is_some_and(|next_look| next_look > now) {
+            return;
+        }
+        if !self.group.is_populated() {
+            self.leftover_since_ms = None;
+            self.detail.clear();
+            return self.apply(Event::NeedsMet, around);
+        }
+        self.kill(around);
+        self.deadline = Some(now + LEFTOVER_RETRY_MS);
+        let since = *self.leftover_since_ms.get_or_insert(now);
+        let is_told = self.detail.starts_with(LEFTOVER);
+        if now.saturating_sub(since) >= limits::SERVICE_KILL_MS_MAX && !is_told {
+            self.detail = format!("{LEFTOVER} {}", processes_of(&self.group));
+            self.say(around, Level::Error, "service_abandoned");
+        }
+    }
+
+    /// What it waits for, for `system.status`.
+    pub fn note_waiting(&mut self, waits_for: Option<String>) {
+        match waits_for {
+            Some(what) if self.detail != what => self.detail = what,
+            _ => {}
+        }
+    }
+
     /// Takes an event through the table and does what it says.
     pub fn apply(&mut self, event: Event, around: &mut Around<'_>) {
-        let (next, actions) = table::step(self.state, event, self.config.restart);
-        let changed = next != self.state;
+        let before = self.state;
+        let (next, actions) = table::step(before, event, self.config.restart);
         self.state = next;
-        if changed {
-            self.enter(around);
+        if next != before {
+            self.enter(before, around);
         } else if event == Event::Timeout {
             self.deadline = None;
         }
@@ -126,38 +190,48 @@ impl Unit {
         }
     }
 
-    fn enter(&mut self, around: &mut Around<'_>) {
+    fn enter(&mut self, before: State, around: &mut Around<'_>) {
         let now = clock::now_ms();
         let seconds = |count: u32| now + u64::from(count) * 1000;
         self.deadline = match self.state {
-            State::Waiting | State::Stopped | State::Failed => None,
+            State::Waiting | State::Stopped | State::Failed | State::Abandoned => None,
             State::Starting => Some(seconds(self.config.ready_secs_max)),
             State::Ready => Some(now + limits::SERVICE_BACKOFF_RESET_MS),
-            State::Stopping => Some(seconds(self.config.stop_secs_max)),
-            State::KillingLate | State::KillingStop => Some(now + limits::SERVICE_KILL_MS_MAX),
+            State::Stopping | State::Pausing => Some(seconds(self.config.stop_secs_max)),
+            State::KillingFaulty | State::KillingStop | State::KillingPause => {
+                Some(now + limits::SERVICE_KILL_MS_MAX)
+            }
             State::Backoff => Some(now + self.backoff_ms),
         };
         match self.state {
             State::Ready => {
-                self.ready_ms = Some(now);
+                (self.ready_ms, self.alive_ms) = (Some(now), now);
                 self.detail.clear();
                 let event =
                     ledger::Event::ServiceStarted { service: self.name.clone(), restarts: self.restarts };
                 around.ledger.note(event);
                 self.say(around, Level::Info, "service_ready");
             }
-            State::KillingLate => {
+            State::KillingFaulty if before == State::Starting => {
                 self.detail = format!("not ready within {} s", self.config.ready_secs_max);
                 self.say(around, Level::Error, "service_late");
             }
-            State::KillingStop => self.say(around, Level::Warning, "service_ignored_sigterm"),
+            State::KillingFaulty => {
+                self.detail = format!("no sign of life for {} s", self.config.watchdog_secs_max);
+                self.say(around, Level::Error, "service_hung");
+            }
+            State::Pausing => self.say(around, Level::Warning, "service_paused"),
+            State::KillingStop | State::KillingPause if before.has_process() => {
+                self.say(around, Level::Warning, "service_ignored_sigterm");
+            }
             State::Backoff => {
                 self.say(around, Level::Warning, "service_ended");
-                self.backoff_ms = table::next_backoff(self.backoff_ms);
+                self.backoff_ms = table::next_backoff(self.backoff_ms, shortest_pause_ms(&self.config));
             }
             State::Stopped => self.say(around, Level::Info, "service_stopped"),
             State::Failed => self.say(around, Level::Error, "service_failed"),
-            State::Waiting | State::Starting | State::Stopping => {}
+            State::KillingStop | State::KillingPause => {}
+            State::Waiting | State::Starting | State::Stopping | State::Abandoned => {}
         }
         if self.state != State::Ready {
             self.ready_ms = None;
@@ -190,13 +264,13 @@ impl Unit {
                 self.read_log(around.epoll, around.journal);
                 self.intake.flush(&self.name, around.journal);
                 self.kill(around);
-                (self.door, self.notify, self.pid) = (None, None, None);
+                (self.door, self.notices, self.pid) = (None, Notices::default(), None);
             }
-            Action::ResetBackoff => self.backoff_ms = limits::SERVICE_BACKOFF_MS_MIN,
+            Action::ResetBackoff => self.backoff_ms = shortest_pause_ms(&self.config),
             Action::Abandon => {
-                self.detail =
-                    "the kernel does not end its process; reboot the node to get rid of it".to_owned();
-                (self.door, self.notify) = (None, None);
+                let process = self.pid.map(describe_process).unwrap_or_default();
+                self.detail = format!("the kernel does not end {process}; reboot the node to get rid of it");
+                (self.door, self.notices) = (None, Notices::default());
                 self.say(around, Level::Error, "service_abandoned");
             }
         }
@@ -211,9 +285,8 @@ impl Unit {
         rustix::io::ioctl_fionbio(&door, true).map_err(|error| failed("make a door", &error))?;
         let (notify, far_notify) =
             rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed("make a pipe", &error))?;
-        rustix::io::ioctl_fionbio(&notify, true).map_err(|error| failed("make a pipe", &error))?;
-        poll::watch(epoll, &notify, poll::Token::Notify(self.index), epoll::EventFlags::IN)
-            .map_err(|error| failed("watch for readiness", &error))?;
+        let notices = Notices::watch(notify, self.index, epoll)
+            .map_err(|error| failed("watch for notices", &error))?;
         let spec = Spec {
             name: self.name.clone(),
             path: self.config.path.clone(),
@@ -226,7 +299,7 @@ impl Unit {
         let pid = launch::spawn(&spec, ends).map_err(|error| error.to_string())?;
         self.restarts = self.spawned;
         self.spawned += 1;
-        (self.pid, self.door, self.notify) = (Some(pid), Some(door), Some(notify));
+        (self.pid, self.door, self.notices) = (Some(pid), Some(door), notices);
         Ok(())
     }
 
@@ -252,7 +325,7 @@ impl Unit {
     /// Its process ended.
     pub fn exited(&mut self, status: &WaitStatus, around: &mut Around<'_>) {
         let (clean, how) = describe(status);
-        if self.state != State::KillingLate {
+        if self.state != State::KillingFaulty {
             self.detail = match self.state {
                 State::Starting => format!("{how} before it was ready"),
                 _ => how,
@@ -264,28 +337,54 @@ impl Unit {
         self.apply(Event::Exited { clean }, around);
     }
 
-    /// The time of its state is up. A group that still holds a process is given no second one.
-    pub fn timed_out(&mut self, around: &mut Around<'_>) {
-        if self.state == State::Backoff && self.group.is_populated() {
-            self.kill(around);
-            self.deadline = Some(clock::now_ms() + limits::SERVICE_BACKOFF_MS_MIN);
-            return;
+    /// What is due: the time of its state, its sign of life, its notices after a flood of them.
+    pub fn time_out(&mut self, now_ms: u64, around: &mut Around<'_>) {
+        if let Err(error) = self.notices.resume(now_ms, self.index, around.epoll) {
+            around.journal.own(Level::Error, "notices_lost", &[("service", &self.name), ("error", &error)]);
         }
-        self.apply(Event::Timeout, around);
+        if self.silence_deadline().is_some_and(|deadline| deadline <= now_ms) {
+            // It may be waiting in the pipe.
+            self.read_notices(around);
+            if self.silence_deadline().is_some_and(|deadline| deadline <= now_ms) {
+                self.apply(Event::Silent, around);
+            }
+        }
+        if self.deadline.is_some_and(|deadline| deadline <= now_ms) {
+            self.apply(Event::Timeout, around);
+        }
     }
 
-    /// Something came on the readiness pipe.
-    pub fn read_notify(&mut self, around: &mut Around<'_>) {
-        let mut bytes = [0u8; 64];
-        let Some(notify) = &self.notify else { return };
-        match rustix::io::read(notify, &mut bytes) {
-            Ok(count) if bytes.iter().take(count).any(|byte| *byte == b'\n') => {
-                self.notify = None;
-                self.apply(Event::Announced, around);
+    /// When [`Unit::time_out`] has something to do.
+    pub fn next_deadline(&self) -> Option<u64> {
+        [self.deadline, self.silence_deadline(), self.notices.resumes_ms()].into_iter().flatten().min()
+    }
+
+    fn silence_deadline(&self) -> Option<u64> {
+        let seconds = u64::from(self.config.watchdog_secs_max);
+        (self.state == State::Ready && seconds > 0).then_some(self.alive_ms + seconds * 1000)
+    }
+
+    /// nulld itself stood still: its silence counts from now.
+    pub fn forgive_silence(&mut self, now_ms: u64) {
+        self.alive_ms = now_ms;
+    }
+
+    /// Something came on the notice pipe.
+    pub fn read_notices(&mut self, around: &mut Around<'_>) {
+        let now = clock::now_ms();
+        let had_junk = self.notices.junk() > 0;
+        for notice in self.notices.read(now, around.epoll) {
+            match notice {
+                Notice::Ready => {
+                    self.alive_ms = now;
+                    self.apply(Event::Announced, around);
+                }
+                Notice::Alive => self.alive_ms = now,
+                Notice::Status(text) => self.notices.says = text,
             }
-            // Closed without a line: it will be late, or it is about to end.
-            Ok(0) => self.notify = None,
-            Ok(_) | Err(_) => {}
+        }
+        if self.notices.junk() > 0 && !had_junk {
+            around.journal.own(Level::Warning, "notice_unknown", &[("service", &self.name)]);
         }
     }
 
@@ -342,9 +441,32 @@ impl Unit {
             ready_ms: self.ready_ms,
             memory_kib: self.group.memory_kib(),
             detail: self.detail.clone(),
-            says: String::new(),
+            says: self.notices.says.clone(),
         }
     }
+}
+
+/// Begins the detail of a service that cannot be started again.
+const LEFTOVER: &str = "the kernel does not end what is left of its last run:";
+
+/// The first pause after an end.
+fn shortest_pause_ms(config: &ServiceConfig) -> u64 {
+    u64::from(config.restart_ms_min).clamp(1, limits::SERVICE_BACKOFF_MS_MAX)
+}
+
+/// A process and its state, as proc(5) names it.
+fn describe_process(pid: u32) -> String {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).unwrap_or("unknown");
+    format!("process {pid} (state {state})")
+}
+
+/// Some processes of a group; deeper groups are not looked at.
+fn processes_of(group: &Group) -> String {
+    let pids = std::fs::read_to_string(group.seat().join("cgroup.procs")).unwrap_or_default();
+    let pids = pids.lines().filter_map(|pid| pid.parse().ok()).take(3);
+    let named: Vec<String> = pids.map(describe_process).collect();
+    if named.is_empty() { "a process in a group of its own".to_owned() } else { named.join(", ") }
 }
 
 /// How a process ended, and whether that is a clean end.

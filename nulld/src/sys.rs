@@ -56,22 +56,21 @@ pub fn close_all_but(kept: &[RawFd]) {
     }
 }
 
-/// What the nulld that begins again is told beside the reason.
-#[derive(Debug)]
-pub struct Legacy {
-    /// [`crate::crash::Crash`] parses it; the handler adds the time.
-    pub history: CString,
-    /// Number of the state file's descriptor.
-    pub state: CString,
-}
-
-static LEGACY: OnceLock<Legacy> = OnceLock::new();
+/// How often nulld crashed before; [`crate::crash::parse`] reads it, and the handler adds the time.
+static HISTORY: OnceLock<CString> = OnceLock::new();
+/// Number of the state file's descriptor; -1: there is none.
+static STATE: AtomicI32 = AtomicI32::new(-1);
 /// The thread on its way out; 0: none.
 static LEAVING: AtomicI32 = AtomicI32::new(0);
 
+/// Names the descriptor of the state file to the nulld that may have to begin again.
+pub fn pass_on(state: Option<RawFd>) {
+    STATE.store(state.unwrap_or(-1), Ordering::SeqCst);
+}
+
 /// From now on a fault of any thread makes nulld begin again. Once.
-pub fn catch_faults(legacy: Legacy) -> io::Result<()> {
-    let _ = LEGACY.set(legacy); // a second call changes nothing
+pub fn catch_faults(history: CString) -> io::Result<()> {
+    let _ = HISTORY.set(history); // a second call changes nothing
     // A stack of its own for this thread, as its usual one may be what is broken. Threads of std have one from std.
     let stack = Box::leak(vec![0u8; STACK_BYTES].into_boxed_slice());
     let stack = libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: STACK_BYTES };
@@ -213,14 +212,17 @@ pub fn begin_again(reason: &Text) -> ! {
                 libc::pause();
             },
         }
-        if let (Some(legacy), 1) = (LEGACY.get(), libc::getpid()) {
+        if let (Some(before), 1) = (HISTORY.get(), libc::getpid()) {
             let mut now: libc::timespec = std::mem::zeroed();
             libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now);
             let mut history = Text::new();
-            history.push(legacy.history.to_bytes());
+            history.push(before.to_bytes());
             history.push(b" ");
             let ms = now.tv_sec.cast_unsigned() * 1000 + now.tv_nsec.cast_unsigned() / 1_000_000;
             history.push_number(ms, 10);
+            let mut state = Text::new();
+            // A number that is not one is read as none.
+            state.push_number(u64::from(STATE.load(Ordering::SeqCst).cast_unsigned()), 10);
             for number in 3..NUMBER_MAX {
                 libc::fcntl(number, libc::F_SETFD, 0);
             }
@@ -229,7 +231,7 @@ pub fn begin_again(reason: &Text) -> ! {
                 c"crashed".as_ptr(),
                 reason.as_ptr(),
                 history.as_ptr(),
-                legacy.state.as_ptr(),
+                state.as_ptr(),
                 std::ptr::null(),
             ];
             for program in PROGRAMS {

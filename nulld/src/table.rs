@@ -3,29 +3,36 @@
 //! Must hold: every pair has an entry that somebody chose; a service that ended is never left running by half (each
 //! end clears its cgroup); stopping always ends. Must never: do anything. [`crate::service`] does.
 
-use abi::limits::{SERVICE_BACKOFF_MS_MAX, SERVICE_BACKOFF_MS_MIN};
+use abi::limits::SERVICE_BACKOFF_MS_MAX;
 use abi::node::Restart;
+use serde::{Deserialize, Serialize};
 
 /// Where a service is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
-    /// A service that it needs is not ready.
+    /// A service that it needs is not ready, or something of its last run has not ended yet.
     Waiting,
     /// Started, not yet ready.
     Starting,
     Ready,
-    /// Asked to end by SIGTERM.
+    /// Asked to end by SIGTERM, as the node goes down.
     Stopping,
-    /// Killed because it was not ready in time.
-    KillingLate,
     /// Killed because it did not stop in time.
     KillingStop,
+    /// Asked to end by SIGTERM, as a service that it needs has failed for good.
+    Pausing,
+    /// Killed because it did not pause in time.
+    KillingPause,
+    /// Killed because it was not ready in time, or gave no sign of life.
+    KillingFaulty,
     /// Ended; waits before the next start.
     Backoff,
     /// Ended, and should not run.
     Stopped,
     /// Ended, should run, and will not be tried again.
     Failed,
+    /// Killed, and the kernel does not end it. Nothing is started beside it.
+    Abandoned,
 }
 
 impl State {
@@ -35,25 +42,48 @@ impl State {
             State::Waiting => "waiting",
             State::Starting => "starting",
             State::Ready => "ready",
-            State::Stopping | State::KillingLate | State::KillingStop => "stopping",
+            State::Stopping
+            | State::KillingStop
+            | State::Pausing
+            | State::KillingPause
+            | State::KillingFaulty => "stopping",
             State::Backoff => "backoff",
             State::Stopped => "stopped",
-            State::Failed => "failed",
+            State::Failed | State::Abandoned => "failed",
         }
     }
 
-    /// Nothing of it runs, and nothing will start it.
+    /// nulld waits for nothing more of it, and will not start it by itself.
     pub fn is_over(self) -> bool {
-        matches!(self, State::Stopped | State::Failed)
+        match self {
+            State::Stopped | State::Failed | State::Abandoned => true,
+            State::Waiting | State::Backoff => false,
+            State::Starting | State::Ready => false,
+            State::Stopping | State::KillingStop => false,
+            State::Pausing | State::KillingPause | State::KillingFaulty => false,
+        }
+    }
+
+    /// It has a first process whose end nulld waits for.
+    pub fn has_process(self) -> bool {
+        match self {
+            State::Starting | State::Ready => true,
+            State::Stopping | State::KillingStop => true,
+            State::Pausing | State::KillingPause | State::KillingFaulty => true,
+            State::Waiting | State::Backoff => false,
+            State::Stopped | State::Failed | State::Abandoned => false,
+        }
     }
 }
 
 /// What happens to a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// All services it needs are ready.
+    /// All services it needs are ready, and nothing of its last run is left.
     NeedsMet,
-    /// It wrote its readiness line.
+    /// A service that it needs has failed for good, and none that needs this one runs any more.
+    NeedsLost,
+    /// It said that it is ready.
     Announced,
     /// Its process could not be made.
     SpawnFailed,
@@ -61,6 +91,8 @@ pub enum Event {
     Exited { clean: bool },
     /// The time of the present state is up.
     Timeout,
+    /// It gave no sign of life for too long.
+    Silent,
     /// The node is going down.
     Stop,
 }
@@ -73,7 +105,7 @@ pub enum Action {
     Terminate,
     /// SIGKILL to its whole cgroup.
     Kill,
-    /// It ended: kill what it left behind and make new sockets.
+    /// It ended: kill what it left behind and let go of its sockets.
     Clear,
     /// It ran well for long enough: the next back-off is the shortest again.
     ResetBackoff,
@@ -84,46 +116,65 @@ pub enum Action {
 /// The table.
 pub fn step(state: State, event: Event, restart: Restart) -> (State, &'static [Action]) {
     use Action::{Abandon, Clear, Kill, ResetBackoff, Spawn, Terminate};
-    use Event::{Announced, Exited, NeedsMet, SpawnFailed, Stop, Timeout};
+    use Event::{Announced, Exited, NeedsLost, NeedsMet, Silent, SpawnFailed, Stop, Timeout};
     match (state, event) {
         (State::Waiting, NeedsMet) => (State::Starting, &[Spawn]),
         (State::Waiting, Stop) => (State::Stopped, &[]),
-        (State::Waiting, Announced | SpawnFailed | Exited { .. } | Timeout) => (state, &[]),
+        (State::Waiting, NeedsLost | Announced | SpawnFailed | Exited { .. } | Timeout | Silent) => (state, &[]),
 
         (State::Starting, Announced) => (State::Ready, &[]),
         (State::Starting, SpawnFailed) => (after_end(false, restart), &[Clear]),
         (State::Starting, Exited { clean }) => (after_end(clean, restart), &[Clear]),
-        (State::Starting, Timeout) => (State::KillingLate, &[Kill]),
+        (State::Starting, Timeout) => (State::KillingFaulty, &[Kill]),
+        (State::Starting, NeedsLost) => (State::Pausing, &[Terminate]),
         (State::Starting, Stop) => (State::Stopping, &[Terminate]),
-        (State::Starting, NeedsMet) => (state, &[]),
+        (State::Starting, NeedsMet | Silent) => (state, &[]),
 
         (State::Ready, Exited { clean }) => (after_end(clean, restart), &[Clear]),
         (State::Ready, Timeout) => (state, &[ResetBackoff]),
+        (State::Ready, Silent) => (State::KillingFaulty, &[Kill]),
+        (State::Ready, NeedsLost) => (State::Pausing, &[Terminate]),
         (State::Ready, Stop) => (State::Stopping, &[Terminate]),
         (State::Ready, NeedsMet | Announced | SpawnFailed) => (state, &[]),
 
         (State::Stopping, Exited { .. }) => (State::Stopped, &[Clear]),
         (State::Stopping, Timeout) => (State::KillingStop, &[Kill]),
-        (State::Stopping, NeedsMet | Announced | SpawnFailed | Stop) => (state, &[]),
-
-        (State::KillingLate, Exited { .. }) => (after_end(false, restart), &[Clear]),
-        (State::KillingLate, Timeout) => (State::Failed, &[Abandon]),
-        (State::KillingLate, Stop) => (State::KillingStop, &[]),
-        (State::KillingLate, NeedsMet | Announced | SpawnFailed) => (state, &[]),
+        (State::Stopping, NeedsMet | NeedsLost | Announced | SpawnFailed | Silent | Stop) => (state, &[]),
 
         (State::KillingStop, Exited { .. }) => (State::Stopped, &[Clear]),
         (State::KillingStop, Timeout) => (State::Stopped, &[Abandon]),
-        (State::KillingStop, NeedsMet | Announced | SpawnFailed | Stop) => (state, &[]),
+        (State::KillingStop, NeedsMet | NeedsLost | Announced | SpawnFailed | Silent | Stop) => (state, &[]),
+
+        (State::Pausing, Exited { .. }) => (State::Waiting, &[Clear]),
+        (State::Pausing, Timeout) => (State::KillingPause, &[Kill]),
+        (State::Pausing, Stop) => (State::Stopping, &[]),
+        (State::Pausing, NeedsMet | NeedsLost | Announced | SpawnFailed | Silent) => (state, &[]),
+
+        (State::KillingPause, Exited { .. }) => (State::Waiting, &[Clear]),
+        (State::KillingPause, Timeout) => (State::Abandoned, &[Abandon]),
+        (State::KillingPause, Stop) => (State::KillingStop, &[]),
+        (State::KillingPause, NeedsMet | NeedsLost | Announced | SpawnFailed | Silent) => (state, &[]),
+
+        (State::KillingFaulty, Exited { .. }) => (after_end(false, restart), &[Clear]),
+        (State::KillingFaulty, Timeout) => (State::Abandoned, &[Abandon]),
+        (State::KillingFaulty, Stop) => (State::KillingStop, &[]),
+        (State::KillingFaulty, NeedsMet | NeedsLost | Announced | SpawnFailed | Silent) => (state, &[]),
 
         (State::Backoff, Timeout) => (State::Waiting, &[]),
         (State::Backoff, Stop) => (State::Stopped, &[]),
-        (State::Backoff, NeedsMet | Announced | SpawnFailed | Exited { .. }) => (state, &[]),
+        (State::Backoff, NeedsMet | NeedsLost | Announced | SpawnFailed | Exited { .. } | Silent) => (state, &[]),
 
-        (State::Stopped, NeedsMet | Announced | SpawnFailed | Exited { .. } | Timeout | Stop) => (state, &[]),
+        // A process that was abandoned at a stop ends after all: what it left must still be cleared.
+        (State::Stopped | State::Failed, Exited { .. }) => (state, &[Clear]),
+        (
+            State::Stopped | State::Failed,
+            NeedsMet | NeedsLost | Announced | SpawnFailed | Timeout | Silent | Stop,
+        ) => (state, &[]),
 
-        // The kernel let go of an abandoned process after all: what it left must still be cleared.
-        (State::Failed, Exited { .. }) => (state, &[Clear]),
-        (State::Failed, NeedsMet | Announced | SpawnFailed | Timeout | Stop) => (state, &[]),
+        // The kernel let go of it: it is treated like any other end.
+        (State::Abandoned, Exited { .. }) => (after_end(false, restart), &[Clear]),
+        (State::Abandoned, Stop) => (State::Stopped, &[]),
+        (State::Abandoned, NeedsMet | NeedsLost | Announced | SpawnFailed | Timeout | Silent) => (state, &[]),
     }
 }
 
@@ -135,42 +186,46 @@ fn after_end(clean: bool, restart: Restart) -> State {
     }
 }
 
-/// The pause after this one.
-pub fn next_backoff(present_ms: u64) -> u64 {
-    present_ms.saturating_mul(2).clamp(SERVICE_BACKOFF_MS_MIN, SERVICE_BACKOFF_MS_MAX)
+/// The pause after this one, of a service whose shortest pause is `min_ms`.
+pub fn next_backoff(present_ms: u64, min_ms: u64) -> u64 {
+    present_ms.saturating_mul(2).clamp(min_ms, SERVICE_BACKOFF_MS_MAX.max(min_ms))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const STATES: [State; 9] = [
+    const STATES: [State; 12] = [
         State::Waiting,
         State::Starting,
         State::Ready,
         State::Stopping,
-        State::KillingLate,
         State::KillingStop,
+        State::Pausing,
+        State::KillingPause,
+        State::KillingFaulty,
         State::Backoff,
         State::Stopped,
         State::Failed,
+        State::Abandoned,
     ];
-    const EVENTS: [Event; 7] = [
+    const EVENTS: [Event; 9] = [
         Event::NeedsMet,
+        Event::NeedsLost,
         Event::Announced,
         Event::SpawnFailed,
         Event::Exited { clean: true },
         Event::Exited { clean: false },
         Event::Timeout,
+        Event::Silent,
         Event::Stop,
     ];
     const POLICIES: [Restart; 3] = [Restart::Always, Restart::OnFailure, Restart::Never];
 
-    fn has_process(state: State) -> bool {
-        matches!(
-            state,
-            State::Starting | State::Ready | State::Stopping | State::KillingLate | State::KillingStop
-        )
+    fn all() -> impl Iterator<Item = (State, Event, Restart)> {
+        STATES.into_iter().flat_map(|state| {
+            EVENTS.into_iter().flat_map(move |event| POLICIES.map(move |policy| (state, event, policy)))
+        })
     }
 
     #[test]
@@ -180,7 +235,7 @@ mod tests {
                 for policy in POLICIES {
                     let (next, actions) = step(state, event, policy);
                     if actions.contains(&Action::Spawn) {
-                        assert!(!has_process(state) && next == State::Starting, "{state:?} {event:?}");
+                        assert!(state == State::Waiting && next == State::Starting, "{state:?} {event:?}");
                     }
                 }
             }
@@ -189,11 +244,11 @@ mod tests {
 
     #[test]
     fn every_end_of_a_process_clears_what_it_left() {
-        for state in STATES.into_iter().filter(|s| has_process(*s)) {
+        for state in STATES.into_iter().filter(|state| state.has_process()) {
             for clean in [true, false] {
                 for policy in POLICIES {
                     let (next, actions) = step(state, Event::Exited { clean }, policy);
-                    assert!(!has_process(next) && actions.contains(&Action::Clear), "{state:?}");
+                    assert!(!next.has_process() && actions.contains(&Action::Clear), "{state:?}");
                 }
             }
         }
@@ -241,11 +296,50 @@ mod tests {
     }
 
     #[test]
-    fn backoff_doubles_from_one_second_to_thirty() {
-        let mut pauses = vec![SERVICE_BACKOFF_MS_MIN];
-        for _ in 0..6 {
-            pauses.push(next_backoff(pauses[pauses.len() - 1]));
+    fn backoff_doubles_from_the_shortest_pause_to_thirty_seconds() {
+        for (min, expected) in [
+            (1_000, [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000]),
+            (40_000, [40_000; 7]),
+            (1, [1, 2, 4, 8, 16, 32, 64]),
+        ] {
+            let mut pauses = vec![min];
+            for _ in 0..6 {
+                pauses.push(next_backoff(pauses[pauses.len() - 1], min));
+            }
+            assert_eq!(pauses, expected);
         }
-        assert_eq!(pauses, [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000]);
+    }
+
+    #[test]
+    fn a_process_that_runs_is_never_forgotten() {
+        for (state, event, policy) in all() {
+            let (next, actions) = step(state, event, policy);
+            let is_let_go = actions.contains(&Action::Clear) || actions.contains(&Action::Abandon);
+            assert!(!state.has_process() || next.has_process() || is_let_go, "{state:?} {event:?}");
+        }
+    }
+
+    #[test]
+    fn only_an_end_leads_out_of_abandoned_to_another_start() {
+        for (state, event, policy) in all().filter(|(state, ..)| *state == State::Abandoned) {
+            let (next, actions) = step(state, event, policy);
+            let is_end = matches!(event, Event::Exited { .. });
+            assert!(next.is_over() || is_end && actions == [Action::Clear], "{event:?}");
+        }
+    }
+
+    #[test]
+    fn a_lost_need_ends_in_waiting_and_nowhere_else() {
+        for policy in POLICIES {
+            for state in [State::Starting, State::Ready] {
+                let (paused, actions) = step(state, Event::NeedsLost, policy);
+                assert_eq!((paused, actions), (State::Pausing, &[Action::Terminate][..]));
+            }
+            for state in [State::Pausing, State::KillingPause] {
+                for clean in [true, false] {
+                    assert_eq!(step(state, Event::Exited { clean }, policy).0, State::Waiting);
+                }
+            }
+        }
     }
 }

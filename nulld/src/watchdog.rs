@@ -3,10 +3,10 @@
 //! Must hold: only [`Watchdog::turn`], which the loop calls, gives a sign of life; after an order to go down the signs end when
 //! the order's time is over, so that a stop that hangs is ended as well. Must never: write the letter that disarms it (`V`).
 //!
-//! A crash of nulld closes the device, which without that letter leaves it armed; the next nulld opens it again, or adopts it.
+//! A crash of nulld leaves the device open and armed; the nulld that begins again takes it up.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use abi::limits;
@@ -28,9 +28,16 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Opens the first one that can be had, hardware before software, and sets its time. From here on it is armed.
-    pub fn open() -> Watchdog {
+    /// Opens the first one that can be had, hardware before software, and sets its time. From here on it is armed. A device
+    /// that was kept over a crash of nulld is taken up instead.
+    pub fn open(kept: Option<OwnedFd>) -> Watchdog {
         let found = list(Path::new(CLASS));
+        if let Some(device) = kept {
+            let path = fs::read_link(format!("/proc/self/fd/{}", device.as_raw_fd())).unwrap_or_default();
+            if let Some(one) = found.iter().find(|one| path == Path::new("/dev").join(&one.name)) {
+                return Watchdog::arm(device, one);
+            }
+        }
         if found.is_empty() {
             return Watchdog::none("this machine has none".to_owned());
         }
@@ -43,6 +50,11 @@ impl Watchdog {
             }
         }
         Watchdog::none(refusals.join(", "))
+    }
+
+    /// The open device, to be kept.
+    pub fn device(&self) -> Option<&OwnedFd> {
+        self.device.as_ref()
     }
 
     fn none(why: String) -> Watchdog {
