@@ -59,9 +59,10 @@ impl Buttons {
             Err(rustix::io::Errno::AGAIN) => 0,
             Err(_) => {
                 // An index is a place in the list, so the place stays: with a descriptor that never becomes ready.
-                if let (Ok((idle, _)), Some(place)) =
-                    (rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC), self.devices.get_mut(index as usize))
-                {
+                if let (Ok((idle, _)), Some(place)) = (
+                    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC),
+                    self.devices.get_mut(index as usize),
+                ) {
                     *place = idle;
                 }
                 0

@@ -47,7 +47,9 @@ impl AtBoot {
     pub fn words(self) -> &'static str {
         match self {
             AtBoot::Kept => "the machine's own clock, not compared with any other",
-            AtBoot::Raised { .. } => "wrong: the machine's own clock was before the image was built, and was set to that time",
+            AtBoot::Raised { .. } => {
+                "wrong: the machine's own clock was before the image was built, and was set to that time"
+            }
             AtBoot::Low { .. } => "wrong: before the image was built, and it cannot be set",
         }
     }

@@ -121,13 +121,12 @@ struct Release {
 impl Release {
     fn begin(now_ms: u64) -> Release {
         let (sender, receiver) = mpsc::channel();
-        let worker =
-            std::thread::Builder::new().name("sync".into()).stack_size(64 * 1024).spawn(move || {
-                rustix::fs::sync();
-                let outcome = release_state();
-                rustix::fs::sync();
-                let _ = sender.send(outcome); // the loop may have given up
-            });
+        let worker = std::thread::Builder::new().name("sync".into()).stack_size(64 * 1024).spawn(move || {
+            rustix::fs::sync();
+            let outcome = release_state();
+            rustix::fs::sync();
+            let _ = sender.send(outcome); // the loop may have given up
+        });
         if worker.is_err() {
             // Out of memory or processes: here and now then; should it hang, the watchdog ends it.
             rustix::fs::sync();

@@ -285,8 +285,8 @@ impl Unit {
         rustix::io::ioctl_fionbio(&door, true).map_err(|error| failed("make a door", &error))?;
         let (notify, far_notify) =
             rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed("make a pipe", &error))?;
-        let notices = Notices::watch(notify, self.index, epoll)
-            .map_err(|error| failed("watch for notices", &error))?;
+        let notices =
+            Notices::watch(notify, self.index, epoll).map_err(|error| failed("watch for notices", &error))?;
         let spec = Spec {
             name: self.name.clone(),
             path: self.config.path.clone(),

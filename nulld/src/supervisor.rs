@@ -50,7 +50,9 @@ fn make(
 pub enum Goal {
     Run,
     /// End, except the one at this place and what it needs.
-    End { keep: Option<usize> },
+    End {
+        keep: Option<usize>,
+    },
 }
 
 /// Pure: what the state of each says to the others. `needs` holds places smaller than a service's own.
@@ -69,7 +71,9 @@ pub fn decide(states: &[State], needs: &[Vec<usize>], goal: Goal) -> Vec<(usize,
     let mut events = Vec::new();
     for (place, is_lost) in lost.into_iter().enumerate() {
         let event = match (goal, state(place)) {
-            (Goal::Run, State::Waiting) if needs_of(place).iter().all(|need| state(*need) == State::Ready) => {
+            (Goal::Run, State::Waiting)
+                if needs_of(place).iter().all(|need| state(*need) == State::Ready) =>
+            {
                 (!is_lost).then_some(Event::NeedsMet)
             }
             (Goal::Run, State::Starting | State::Ready) if is_lost => {

@@ -2,25 +2,26 @@
 //!
 //! Must hold: nothing here waits; a call that takes time becomes a stream or an order for the loop.
 
-use std::collections::BTreeMap;
 use std::fs;
 
 use abi::config_error::ConfigError;
-use abi::control::{Finding, Nothing, SystemLogs, SystemStatus};
+use abi::control::{Finding, Nothing, Severity, SystemLogs, SystemStatus};
 use abi::identity::Caller;
 use abi::limits;
 use abi::rpc::{Code, Request, RpcError};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::callers::LogStream;
+use crate::health::{self, DiskWatch, Machine};
 use crate::journal::{Journal, OWN};
 use crate::phases::Phases;
 use crate::power::Order;
 use crate::supervisor::Supervisor;
 use crate::{clock, doctor};
 
-/// What nulld knows about itself.
-#[derive(Debug, Default)]
+/// What nulld knows about itself. It lives on over a crash of nulld.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub struct Facts {
     pub node: String,
     pub root_hash: String,
@@ -36,10 +37,23 @@ pub struct Facts {
     pub rescue: Option<String>,
     /// What the boot could not do as it should, for `system.doctor`; at most [`limits::FINDINGS_MAX`].
     pub findings: Vec<Finding>,
+    /// Events that did not reach the ledger.
+    pub ledger_events_dropped: u64,
+    /// How often the wall clock jumped.
+    pub clock_jumps: u32,
     /// The watchdog, in words.
     pub watchdog: String,
     /// The wall clock, in words.
     pub clock: String,
+}
+
+impl Facts {
+    /// Notes something that is wrong, for `system.doctor`. More than fit one answer are not noted.
+    pub fn found(&mut self, severity: Severity, area: &str, what: &str, effect: &str, remedy: &str) {
+        if self.findings.len() < limits::FINDINGS_MAX {
+            self.findings.push(doctor::finding(severity, area, what, effect, remedy));
+        }
+    }
 }
 
 /// What `system.*` looks at.
@@ -50,6 +64,7 @@ pub struct View<'a> {
     pub supervisor: &'a Supervisor,
     pub journal: &'a Journal,
     pub is_going_down: bool,
+    pub disks: &'a DiskWatch,
 }
 
 /// What a call comes to.
@@ -70,7 +85,7 @@ pub fn call(request: &Request, caller: &Caller, view: &View<'_>) -> Result<Reply
         }
         "system.doctor" => {
             request.params::<Nothing>()?;
-            serde_json::to_value(doctor::examine(view)).map(Reply::Result).map_err(internal)
+            serde_json::to_value(doctor::of(view)).map(Reply::Result).map_err(internal)
         }
         "system.logs" => logs(request, view).map(Reply::Logs),
         "system.reboot" | "system.poweroff" => {
@@ -114,7 +129,8 @@ fn logs(request: &Request, view: &View<'_>) -> Result<LogStream, RpcError> {
 }
 
 fn status(view: &View<'_>) -> SystemStatus {
-    let facts = view.facts;
+    let (facts, machine) = (view.facts, Machine::read());
+    let own = fs::read_to_string("/proc/self/status").unwrap_or_default();
     SystemStatus {
         node: facts.node.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -125,10 +141,10 @@ fn status(view: &View<'_>) -> SystemStatus {
         ephemeral: facts.ephemeral,
         phases: view.phases.list(),
         services: view.supervisor.units.iter().map(|unit| unit.status()).collect(),
-        addresses: addresses(),
-        memory_total_kib: kib_of("/proc/meminfo", "MemTotal:"),
-        memory_available_kib: kib_of("/proc/meminfo", "MemAvailable:"),
-        nulld_rss_kib: kib_of("/proc/self/status", "VmRSS:"),
+        addresses: machine.interfaces.into_iter().map(|(name, one)| (name, one.addresses)).collect(),
+        memory_total_kib: machine.memory_total_kib,
+        memory_available_kib: machine.memory_available_kib,
+        nulld_rss_kib: health::kib(&own, "VmRSS:"),
         problems: facts.problems.clone(),
         crashes: facts.crashes,
         held: facts.held.clone(),
@@ -136,30 +152,6 @@ fn status(view: &View<'_>) -> SystemStatus {
         clock: facts.clock.clone(),
         watchdog: facts.watchdog.clone(),
     }
-}
-
-fn kib_of(path: &str, field: &str) -> u64 {
-    fs::read_to_string(path)
-        .unwrap_or_default()
-        .lines()
-        .find_map(|line| line.strip_prefix(field))
-        .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
-        .unwrap_or(0)
-}
-
-/// Interfaces and their IPv4 addresses in CIDR form, as the kernel lists them.
-fn addresses() -> BTreeMap<String, Vec<String>> {
-    let mut out: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for interface in nix::ifaddrs::getifaddrs().into_iter().flatten() {
-        let list = out.entry(interface.interface_name.clone()).or_default();
-        let ip = |address: &Option<nix::sys::socket::SockaddrStorage>| {
-            address.as_ref().and_then(|a| a.as_sockaddr_in()).map(|a| a.ip())
-        };
-        if let (Some(address), Some(mask)) = (ip(&interface.address), ip(&interface.netmask)) {
-            list.push(format!("{address}/{}", mask.to_bits().count_ones()));
-        }
-    }
-    out
 }
 
 #[cfg(test)]
@@ -173,7 +165,8 @@ mod tests {
         supervisor: &'a Supervisor,
         journal: &'a Journal,
     ) -> View<'a> {
-        View { facts, phases, supervisor, journal, is_going_down: false }
+        let disks = Box::leak(Box::new(DiskWatch::default()));
+        View { facts, phases, supervisor, journal, is_going_down: false, disks }
     }
 
     fn root() -> Caller {

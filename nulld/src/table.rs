@@ -120,7 +120,9 @@ pub fn step(state: State, event: Event, restart: Restart) -> (State, &'static [A
     match (state, event) {
         (State::Waiting, NeedsMet) => (State::Starting, &[Spawn]),
         (State::Waiting, Stop) => (State::Stopped, &[]),
-        (State::Waiting, NeedsLost | Announced | SpawnFailed | Exited { .. } | Timeout | Silent) => (state, &[]),
+        (State::Waiting, NeedsLost | Announced | SpawnFailed | Exited { .. } | Timeout | Silent) => {
+            (state, &[])
+        }
 
         (State::Starting, Announced) => (State::Ready, &[]),
         (State::Starting, SpawnFailed) => (after_end(false, restart), &[Clear]),
@@ -162,7 +164,9 @@ pub fn step(state: State, event: Event, restart: Restart) -> (State, &'static [A
 
         (State::Backoff, Timeout) => (State::Waiting, &[]),
         (State::Backoff, Stop) => (State::Stopped, &[]),
-        (State::Backoff, NeedsMet | NeedsLost | Announced | SpawnFailed | Exited { .. } | Silent) => (state, &[]),
+        (State::Backoff, NeedsMet | NeedsLost | Announced | SpawnFailed | Exited { .. } | Silent) => {
+            (state, &[])
+        }
 
         // A process that was abandoned at a stop ends after all: what it left must still be cleared.
         (State::Stopped | State::Failed, Exited { .. }) => (state, &[Clear]),

@@ -3,13 +3,18 @@
 //! Reads a few superblock bytes, read-only, and leaves parsing file systems to the kernel. Sources: ext4 (kernel doc
 //! filesystems/ext4/super), FAT (Microsoft's fatgen103), ISO 9660 (ECMA-119, 8.4), partition names (uevent of a block device).
 //!
-//! Must hold: devices are looked at in the order of their names, so the same disks give the same answer.
+//! Must hold: devices are looked at in the order of their names, so the same disks give the same answer; a disk that does not
+//! answer holds nobody up, and is named. Must never: take a disk that could not be read for one without a label.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
+
+use abi::limits;
 
 /// Label of the volume that keeps state.
 pub const STATE: &str = "NULLBOX-STATE";
@@ -26,6 +31,8 @@ pub enum Kind {
     Ext4,
     Vfat,
     Iso9660,
+    /// A partition with the name of a volume, and nothing on it that nulld knows.
+    Unknown,
 }
 
 impl Kind {
@@ -35,6 +42,7 @@ impl Kind {
             Kind::Ext4 => "ext4",
             Kind::Vfat => "vfat",
             Kind::Iso9660 => "iso9660",
+            Kind::Unknown => "unknown",
         }
     }
 }
@@ -57,8 +65,63 @@ impl Volume {
     }
 }
 
-/// All volumes of the node. Devices that cannot be read are left out.
-pub fn all() -> Vec<Volume> {
+/// The disks of a node, as far as they answer.
+#[derive(Debug, Default)]
+pub struct Disks {
+    /// Names of those that did not, and how. They are not asked again.
+    pub silent: BTreeMap<String, String>,
+}
+
+impl Disks {
+    /// Volumes with a label; waits up to `wait` for the first one to appear.
+    pub fn find(&mut self, label: &str, wait: Duration) -> Vec<Volume> {
+        let begin = Instant::now();
+        loop {
+            let found: Vec<Volume> = self.all().into_iter().filter(|volume| volume.is(label)).collect();
+            if !found.is_empty() || begin.elapsed() >= wait {
+                return found;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// All volumes, in the order of their devices' names. Each is read by a thread of its own: a read that the device never
+    /// ends cannot be given up, only left behind.
+    fn all(&mut self) -> Vec<Volume> {
+        let (sender, receiver) = mpsc::channel();
+        let mut asked: Vec<String> = Vec::new();
+        let mut names = names();
+        names.retain(|name| !self.silent.contains_key(name));
+        for name in names.into_iter().take(DEVICES_MAX) {
+            let (sender, own) = (sender.clone(), name.clone());
+            let thread = std::thread::Builder::new().name("disk".into()).stack_size(64 * 1024);
+            match thread.spawn(move || drop(sender.send((own.clone(), look(&own))))) {
+                Ok(_) => asked.push(name),
+                Err(error) => drop(self.silent.insert(name, format!("could not be asked: {error}"))),
+            }
+        }
+        drop(sender);
+        let until = Instant::now() + Duration::from_millis(limits::DISK_ANSWER_MS_MAX);
+        let mut found = BTreeMap::new();
+        while let Ok((name, answer)) = receiver.recv_timeout(until.saturating_duration_since(Instant::now()))
+        {
+            asked.retain(|other| *other != name);
+            match answer {
+                Ok(Some(volume)) => drop(found.insert(name, volume)),
+                Ok(None) => {}
+                Err(error) => drop(self.silent.insert(name, format!("cannot be read: {error}"))),
+            }
+        }
+        for name in asked {
+            self.silent
+                .insert(name, format!("did not answer within {} s", limits::DISK_ANSWER_MS_MAX / 1000));
+        }
+        found.into_values().collect()
+    }
+}
+
+/// Block devices of the node, but for those that are made of other ones.
+fn names() -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir("/sys/class/block")
         .into_iter()
         .flatten()
@@ -67,46 +130,53 @@ pub fn all() -> Vec<Volume> {
         .filter(|name| !["loop", "ram", "zram", "dm-", "nbd"].iter().any(|skip| name.starts_with(skip)))
         .collect();
     names.sort();
-    names.iter().take(DEVICES_MAX).filter_map(|name| look(name)).collect()
+    names
 }
 
-/// Volumes with a label; waits up to `wait` for the first one to appear.
-pub fn find(label: &str, wait: Duration) -> Vec<Volume> {
-    let begin = Instant::now();
-    loop {
-        let found: Vec<Volume> = all().into_iter().filter(|volume| volume.is(label)).collect();
-        if !found.is_empty() || begin.elapsed() >= wait {
-            return found;
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-fn look(name: &str) -> Option<Volume> {
+/// The volume on a device, if there is one. An error is a disk that fails (EIO): an empty drive, or an optical disc without
+/// data, is only not a volume.
+fn look(name: &str) -> io::Result<Option<Volume>> {
     let device = PathBuf::from("/dev").join(name.replace('!', "/"));
     // Without O_NONBLOCK a drive that is empty says so here; with it, each read would fail slowly (open(2), cdrom.c).
-    let file = File::open(&device).ok()?;
-    let (kind, label) = probe(&file)?;
+    let probed = match File::open(&device) {
+        Ok(file) => probe(&file),
+        Err(error) => Err(error),
+    };
+    let fails = |error: &io::Error| error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
+    let probed = match probed {
+        Err(error) if fails(&error) && !name.starts_with("sr") => return Err(error),
+        Err(_) => return Ok(None),
+        Ok(probed) => probed,
+    };
     let uevent = fs::read_to_string(format!("/sys/class/block/{name}/uevent")).unwrap_or_default();
     let partition = uevent.lines().find_map(|line| line.strip_prefix("PARTNAME="));
-    Some(Volume { device, kind, label, partition: partition.unwrap_or_default().to_owned() })
+    let partition = partition.unwrap_or_default().to_owned();
+    Ok(match probed {
+        Some((kind, label)) => Some(Volume { device, kind, label, partition }),
+        None if [STATE, CONFIG].contains(&partition.as_str()) => {
+            Some(Volume { device, kind: Kind::Unknown, label: String::new(), partition })
+        }
+        None => None,
+    })
 }
 
-/// File system and label.
-pub fn probe(file: &File) -> Option<(Kind, String)> {
+/// File system and label. Too short a device has neither; any other failure to read is an error.
+pub fn probe(file: &File) -> io::Result<Option<(Kind, String)>> {
     let read = |offset: u64| -> io::Result<[u8; 512]> {
         let mut sector = [0u8; 512];
-        file.read_exact_at(&mut sector, offset)?;
-        Ok(sector)
+        match file.read_exact_at(&mut sector, offset) {
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error),
+            Err(_) => Ok([0; 512]),
+            Ok(()) => Ok(sector),
+        }
     };
-    if let Some(label) = read(1024).ok().and_then(|sector| ext4(&sector)) {
-        return Some((Kind::Ext4, label));
+    if let Some(label) = ext4(&read(1024)?) {
+        return Ok(Some((Kind::Ext4, label)));
     }
-    if let Some(label) = read(16 * 2048).ok().and_then(|sector| iso9660(&sector)) {
-        return Some((Kind::Iso9660, label));
+    if let Some(label) = iso9660(&read(16 * 2048)?) {
+        return Ok(Some((Kind::Iso9660, label)));
     }
-    let label = read(0).ok().and_then(|sector| vfat(&sector))?;
-    Some((Kind::Vfat, label))
+    Ok(vfat(&read(0)?).map(|label| (Kind::Vfat, label)))
 }
 
 fn ext4(superblock: &[u8; 512]) -> Option<String> {
@@ -171,7 +241,7 @@ mod tests {
             ("fat16", vec![mkfs_vfat.as_str(), "-F", "16", "-n", CONFIG_FAT], (Kind::Vfat, CONFIG_FAT)),
         ] {
             let (path, file) = image(name, 64 << 20, &tool);
-            let (kind, label) = probe(&file).unwrap_or_else(|| panic!("{name}: nothing found"));
+            let (kind, label) = probe(&file).unwrap().unwrap_or_else(|| panic!("{name}: nothing found"));
             assert_eq!((kind, label.as_str()), expected, "{name}");
             fs::remove_file(path).unwrap();
         }
@@ -182,7 +252,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("nulld-noise-{}", std::process::id()));
         for bytes in [vec![], vec![0u8; 100], vec![0u8; 70_000], vec![0xff; 70_000]] {
             fs::write(&path, bytes).unwrap();
-            assert_eq!(probe(&File::open(&path).unwrap()), None);
+            assert_eq!(probe(&File::open(&path).unwrap()).unwrap(), None);
         }
         fs::remove_file(&path).unwrap();
     }

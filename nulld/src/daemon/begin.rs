@@ -61,7 +61,9 @@ pub(super) fn begin(crash: Option<Crash>) -> io::Result<Daemon> {
 /// What the nulld before this one wrote down, its descriptors, and the file to write on in.
 fn remember(crash: &Crash) -> (io::Result<(Saved, Taken)>, Option<StateFile>) {
     let file = match crash.state.and_then(sys::take_inherited) {
-        Some(_) if crash.history.is_hopeless() => Err(io::Error::other("nulld crashed again and again with it")),
+        Some(_) if crash.history.is_hopeless() => {
+            Err(io::Error::other("nulld crashed again and again with it"))
+        }
         Some(fd) => StateFile::read(fd),
         None => Err(io::Error::other("there is none")),
     };
@@ -106,6 +108,7 @@ impl Daemon {
         let mut config = booted.config;
         let builtin = boot::services(&mut config, &self.facts);
         if let Some(why) = &self.facts.rescue {
+            let why = crate::screen::plain(why, 400);
             self.journal.console.raw(&format!("nullbox: rescue: {why}"));
         }
         match Supervisor::new(&config, &builtin, &self.epoll, mounts::RUN_DIR) {

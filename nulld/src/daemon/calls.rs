@@ -11,7 +11,7 @@ use super::Daemon;
 use crate::clock;
 use crate::door::{self, Peer, Turn};
 use crate::service::HandOver;
-use crate::system::{self, Reply, View};
+use crate::system::{self, Reply};
 
 /// Requests of one connection served before the others have their turn.
 const TURNS_MAX: usize = 16;
@@ -49,7 +49,8 @@ impl Daemon {
     fn pass(&mut self, id: u32, peer: &Peer, method: &Method, request: &Request) {
         let unit = self.supervisor.unit(method.service.name());
         let stream = self.callers.as_ref().and_then(|callers| callers.stream_of(id));
-        let state = unit.map_or("not configured", |unit| unit.state.name());
+        let absent = if self.facts.rescue.is_some() { "not started: rescue" } else { "not configured" };
+        let state = unit.map_or(absent, |unit| unit.state.name());
         let outcome = match (unit, stream) {
             (Some(unit), Some(stream)) => unit.hand_over(peer.caller(), stream),
             _ => HandOver::Down,
@@ -71,14 +72,7 @@ impl Daemon {
 
     fn serve(&mut self, id: u32, peer: &Peer, request: &Request) {
         self.note_call(peer, &request.method);
-        let view = View {
-            facts: &self.facts,
-            phases: &self.phases,
-            supervisor: &self.supervisor,
-            journal: &self.journal,
-            is_going_down: self.going_down.is_some(),
-        };
-        let reply = system::call(request, peer.caller(), &view);
+        let reply = system::call(request, peer.caller(), &self.view());
         let Some(callers) = &mut self.callers else { return };
         match reply {
             Ok(Reply::Result(value)) => callers.answer(id, request.id, Ok(value)),

@@ -23,7 +23,8 @@ use crate::table::{Event, State};
 impl Lasting {
     /// What an earlier nulld had. Where one piece is not what it was, none is taken.
     pub fn adopt(name: &str, socket_dir: &str, taken: &mut Taken) -> Result<Lasting, String> {
-        let mut take = |what: &str| taken.take(&format!("{what}.{name}")).ok_or(format!("its {what} is gone"));
+        let mut take =
+            |what: &str| taken.take(&format!("{what}.{name}")).ok_or(format!("its {what} is gone"));
         let (log_read, log_write, peers) = (take("output"), take("input"), take("peers"));
         let (log_read, log_write, peers) = (log_read?, log_write?, UnixListener::from(peers?));
         verify_pipe(&log_read, OFlags::RDONLY)?;

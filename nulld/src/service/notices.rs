@@ -65,7 +65,10 @@ impl Notices {
         }
         self.seen.1 = self.seen.1.saturating_add(lines);
         // One that cannot be taken out is watched on: it costs time, and stays bounded by the reads of a turn.
-        if self.seen.1 > LINES_PER_SECOND_MAX && self.resumes_ms.is_none() && epoll::delete(epoll, pipe).is_ok() {
+        if self.seen.1 > LINES_PER_SECOND_MAX
+            && self.resumes_ms.is_none()
+            && epoll::delete(epoll, pipe).is_ok()
+        {
             self.resumes_ms = Some((second + 1) * 1000);
         }
         notices
