@@ -349,3 +349,27 @@ fn a_reader_that_goes_away_is_no_error_message() {
     assert!(begun.elapsed() < Duration::from_secs(5));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
+
+#[test]
+fn doctor_says_what_to_do_and_fails_only_when_something_is_wrong() {
+    let gate = Gate::start();
+    let sound = run(&mut with(&gate, "olga", &["system", "doctor"]));
+    assert_eq!(sound.status, 0, "{}", sound.err);
+    assert_eq!(sound.out, "info: state: there is no state volume\n  effect: it matters\n  remedy: mend it\n");
+    let wrong = run(&mut with(&gate, "rita", &["system", "doctor"]));
+    assert_eq!((wrong.status, wrong.err.as_str()), (1, ""));
+    assert!(wrong.out.starts_with("error: state: the disk is full\n"), "{}", wrong.out);
+    let json = run(&mut with(&gate, "rita", &["system", "doctor", "--json"]));
+    assert_eq!(json.status, 1);
+    assert_eq!(objects(&json.out)[0]["findings"][0]["severity"], "error");
+}
+
+#[test]
+fn a_node_with_another_key_may_be_in_rescue_and_the_message_says_so() {
+    let gate = Gate::start();
+    let mut command = with(&gate, "rita", &["agent", "list"]);
+    command.args(["--pin", "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"]);
+    let ran = run(&mut command);
+    assert_eq!(ran.status, 3);
+    assert!(ran.err.contains("in rescue, call with --pin SHA256:"), "{}", ran.err);
+}

@@ -1,7 +1,7 @@
 //! The table of all commands.
 
 use crate::cli::{Command, Opt, switch, valued};
-use crate::run::{agent, image, ledger, local, memory, net, system};
+use crate::run::{agent, doctor, image, ledger, local, memory, net, system};
 
 const FOLLOW: Opt = switch("follow", Some('f'), "go on as more comes");
 const LINES: Opt = valued("lines", "N", "begin with the newest N");
@@ -27,6 +27,20 @@ pub const COMMANDS: &[Command] = &[
             ("nullctl system status --node lab --json", "for a script"),
         ],
         run: system::status,
+    },
+    Command {
+        path: "system doctor",
+        arguments: &[],
+        rest: "",
+        about: "what is wrong with the node, and what to do; status 1 if anything is",
+        details: "Each finding is an error (agents cannot run, or something may be lost), a warning (the node runs with less \
+            than it should) or information. With information only, the status is 0.",
+        options: &[],
+        examples: &[
+            ("nullctl system doctor", "worst first, each with its remedy"),
+            ("nullctl system doctor --json | jq -r '.findings[].what'", "for a script"),
+        ],
+        run: doctor::doctor,
     },
     Command {
         path: "system logs",

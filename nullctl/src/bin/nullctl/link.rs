@@ -264,7 +264,10 @@ fn another_node(address: &str, seen: &str, pin: &str) -> Failure {
         status::UNREACHABLE,
         format!("{address} shows the key {seen}, not the pinned {pin}"),
         "a node's key does not change while its state partition lives",
-        "somebody may be in between, or the node lost its state; compare with the node's console, then nullctl node trust it anew",
+        format!(
+            "somebody may be in between, or the node lost its state, or it is in rescue, with a key that lasts until its next boot: \
+             look at its console; if that shows {seen}: in rescue, call with --pin {seen}; else nullctl node trust it anew"
+        ),
     )
 }
 

@@ -1,6 +1,7 @@
 //! What each command does: parameters, the call, and the result in words.
 
 pub mod agent;
+pub mod doctor;
 pub mod image;
 pub mod ledger;
 pub mod local;

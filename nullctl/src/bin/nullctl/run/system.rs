@@ -21,7 +21,7 @@ fn in_words(status: &SystemStatus) -> String {
     let used = status.memory_total_kib.saturating_sub(status.memory_available_kib);
     let addresses: Vec<String> =
         status.addresses.iter().map(|(interface, list)| format!("{interface} {}", list.join(" "))).collect();
-    let mut text = facts(&[
+    let all = [
         ("node", format!("{}, NullBox {}, up {}", status.node, status.version, span(status.uptime_ms))),
         (
             "image",
@@ -32,13 +32,15 @@ fn in_words(status: &SystemStatus) -> String {
             },
         ),
         ("boot", status.boot_id.clone()),
+        ("rescue", status.rescue.clone().unwrap_or_default()),
+        ("held", status.held.clone().unwrap_or_default()),
         ("ready", status.ready_ms.map_or("not yet".into(), |ms| format!("{} after kernel start", span(ms)))),
         (
             "state",
-            if status.ephemeral {
-                "ephemeral: lost at power-off (no NULLBOX-STATE partition)"
-            } else {
-                "kept on NULLBOX-STATE"
+            match (&status.rescue, status.ephemeral) {
+                (Some(_), _) => "the state volume is not used",
+                (None, true) => "ephemeral: lost at power-off (no NULLBOX-STATE partition)",
+                (None, false) => "kept on NULLBOX-STATE",
             }
             .into(),
         ),
@@ -51,8 +53,14 @@ fn in_words(status: &SystemStatus) -> String {
                 size(status.nulld_rss_kib * 1024)
             ),
         ),
+        ("clock", status.clock.clone()),
+        ("watchdog", status.watchdog.clone()),
+        ("crashes", if status.crashes == 0 { String::new() } else { format!("{} of nulld", status.crashes) }),
         ("addresses", if addresses.is_empty() { "none".into() } else { addresses.join(", ") }),
-    ]);
+    ];
+    // What there is nothing to say of in a sound node has no line.
+    let said: Vec<(&str, String)> = all.into_iter().filter(|(_, value)| !value.is_empty()).collect();
+    let mut text = facts(&said);
     let mut phases = Table::new(&["PHASE", "STARTED", "TOOK", "OUTCOME"]);
     for phase in &status.phases {
         phases.row(&[
@@ -71,7 +79,7 @@ fn in_words(status: &SystemStatus) -> String {
             &service.restarts.to_string(),
             &service.ready_ms.map_or("-".into(), |ms| format!("{ms} ms")),
             &size(service.memory_kib * 1024),
-            &service.detail,
+            if service.detail.is_empty() { &service.says } else { &service.detail },
         ]);
     }
     text.push_str(&format!("\n{}\n{}", phases.render(), services.render()));
