@@ -10,6 +10,7 @@ pub mod fixture;
 pub mod node;
 pub mod qmp;
 pub mod web;
+pub mod wire;
 
 use std::path::PathBuf;
 

@@ -89,7 +89,7 @@ pub fn switch_off() {
 
 fn start() -> Result<(Node, Config)> {
     let config = Config::new("faults")?;
-    config.file("nulld.toml", NULLD_TOML)?;
+    config.file("nulld.toml", &format!("{SABOTEUR}{VICTIMS}"))?;
     let disk = config.dir().join("stall.img");
     std::fs::File::create(&disk)?.set_len(1 << 20)?;
     let machine = Machine {
@@ -111,10 +111,8 @@ fn start() -> Result<(Node, Config)> {
     Ok((Node::boot_odd(machine, &odd)?, config))
 }
 
-const NULLD_TOML: &str = r#"
-[node]
-name = "faults"
-
+/// The saboteur with all that it needs.
+pub const SABOTEUR: &str = r#"
 [services.fault]
 path = "/system/bin/fault"
 needs = ["cage"]
@@ -125,6 +123,11 @@ unconfined = true
 tasks_max = 4096
 open_files_max = 4096
 oom_score = 500
+"#;
+
+const VICTIMS: &str = r#"
+[node]
+name = "faults"
 
 [services.victim]
 path = "/system/bin/fault"

@@ -3,6 +3,7 @@
 
 mod agents;
 mod boot;
+mod degraded;
 mod faults;
 mod gate;
 mod ledger;
@@ -11,6 +12,7 @@ mod network;
 mod power;
 mod shared;
 mod sound;
+mod time;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -39,8 +41,11 @@ fn main() {
     trials.extend(power::trials());
     trials.extend(boot::after());
     trials.extend(faults::trials());
+    trials.extend(degraded::trials());
+    trials.extend(time::trials());
     let conclusion = libtest_mimic::run(&arguments, trials);
     shared::switch_off();
     faults::switch_off();
+    degraded::switch_off();
     conclusion.exit();
 }

@@ -24,6 +24,7 @@
 //! orphans COUNT               leave so many dead children to the first process
 //! eat own|node                a child that takes memory until it is killed, in the service's cgroup or in none; its pid
 //! ended PID                   how a child of the saboteur ended, or `running`
+//! now                         the Unix time
 //! clock SECONDS               set the wall clock so far forward or back; answers the new Unix time
 //! dm create DISK | suspend | resume   a device-mapper device over a disk, which can be made to never answer; its path
 //! ```
@@ -130,6 +131,7 @@ impl Saboteur {
             "flood" => flood(rest.parse()?),
             "bomb" | "orphans" | "eat" => self.child(order, rest),
             "ended" => self.ended(rest.parse()?),
+            "now" => Ok(unix_s()?.to_string()),
             "clock" => set_clock(rest.parse()?),
             "dm" => stall::obey(rest),
             _ => bail!("unknown order `{order}`"),
@@ -229,5 +231,9 @@ fn set_clock(seconds: i64) -> Result<String> {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     let then = rustix::time::Timespec { tv_sec: now.tv_sec + seconds, ..now };
     rustix::time::clock_settime(rustix::time::ClockId::Realtime, then)?;
-    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().to_string())
+    Ok(unix_s()?.to_string())
+}
+
+fn unix_s() -> Result<u64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())
 }
