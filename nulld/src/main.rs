@@ -1,7 +1,8 @@
 //! nulld: PID 1 of a node. Mounts, supervision, the one control socket, power.
 //!
-//! Three programs in one binary, by who runs it: the first process is the node's [`daemon`]; `nulld launch` turns a new
-//! process into a service ([`launch`]); `nulld uplink` is the service that keeps the node's address ([`uplink`]).
+//! Several programs in one binary, by who runs it: the first process is the node's [`daemon`]; `nulld launch` turns a new
+//! process into a service ([`launch`]); `nulld uplink` keeps the node's address ([`uplink`]), `nulld clock` its time
+//! ([`timekeeper`]).
 //!
 //! Must hold: PID 1 never waits without a bound, never panics, and parses nothing from a network.
 
@@ -46,6 +47,7 @@ mod supervisor;
 mod sys;
 mod system;
 mod table;
+mod timekeeper;
 mod uplink;
 mod volume;
 mod watchdog;
@@ -56,6 +58,7 @@ fn main() {
         (1, _) => daemon::main(),
         (_, "launch") => launch::main(),
         (_, "uplink") => uplink::main(),
+        (_, "clock") => timekeeper::main(),
         _ => {
             eprintln!("nulld is the first process of a NullBox node and does nothing anywhere else");
             2

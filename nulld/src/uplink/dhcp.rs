@@ -12,8 +12,8 @@ use super::lease::Lease;
 /// Bytes of a message that are not options.
 const FIXED_BYTES: usize = 240;
 const MAGIC: [u8; 4] = [99, 130, 83, 99];
-/// Resolvers taken from a lease.
-const DNS_MAX: usize = 4;
+/// Resolvers and time servers taken from a lease.
+const SERVERS_MAX: usize = 4;
 /// A lease is renewed at least so often, and never more often than every minute, in seconds.
 const LEASE_S_MIN: u32 = 60;
 const LEASE_S_MAX: u32 = 7 * 24 * 3600;
@@ -22,6 +22,7 @@ const OPTION_MASK: u8 = 1;
 const OPTION_ROUTER: u8 = 3;
 const OPTION_DNS: u8 = 6;
 const OPTION_HOST_NAME: u8 = 12;
+const OPTION_NTP: u8 = 42;
 const OPTION_REQUESTED: u8 = 50;
 const OPTION_LEASE: u8 = 51;
 const OPTION_KIND: u8 = 53;
@@ -68,6 +69,7 @@ pub struct Reply {
     mask: Option<Ipv4Addr>,
     router: Option<Ipv4Addr>,
     dns: Vec<Ipv4Addr>,
+    ntp: Vec<Ipv4Addr>,
     lease_s: Option<u32>,
     t1_s: Option<u32>,
     t2_s: Option<u32>,
@@ -115,7 +117,10 @@ pub fn encode(client: &Client, xid: u32, elapsed_s: u16, say: Say) -> Vec<u8> {
     }
     option(OPTION_SIZE, &1500u16.to_be_bytes());
     option(OPTION_HOST_NAME, client.host_name.as_bytes());
-    option(OPTION_WANTED, &[OPTION_MASK, OPTION_ROUTER, OPTION_DNS, OPTION_LEASE, OPTION_T1, OPTION_T2]);
+    option(
+        OPTION_WANTED,
+        &[OPTION_MASK, OPTION_ROUTER, OPTION_DNS, OPTION_NTP, OPTION_LEASE, OPTION_T1, OPTION_T2],
+    );
     message.push(OPTION_END);
     // Some servers drop messages shorter than BOOTP's.
     if message.len() < 300 {
@@ -146,13 +151,8 @@ pub fn decode(bytes: &[u8], mac: &Mac, xid: u32) -> Option<Reply> {
         server: address(OPTION_SERVER),
         mask: address(OPTION_MASK),
         router: address(OPTION_ROUTER),
-        dns: option(options, OPTION_DNS)
-            .unwrap_or_default()
-            .chunks_exact(4)
-            .filter_map(first_address)
-            .filter(|address| is_host(*address))
-            .take(DNS_MAX)
-            .collect(),
+        dns: hosts(option(options, OPTION_DNS)),
+        ntp: hosts(option(options, OPTION_NTP)),
         lease_s: seconds(OPTION_LEASE),
         t1_s: seconds(OPTION_T1),
         t2_s: seconds(OPTION_T2),
@@ -178,6 +178,7 @@ impl Reply {
             prefix,
             gateway: self.router.filter(|address| is_host(*address)),
             dns: self.dns.clone(),
+            ntp: self.ntp.clone(),
             server,
             renew_ms: at(renew_s.max(LEASE_S_MIN / 2)),
             rebind_ms: at(rebind_s.max(LEASE_S_MIN / 2)),
@@ -193,6 +194,12 @@ fn is_host(address: Ipv4Addr) -> bool {
         || address.is_multicast()
         || address.is_broadcast()
         || address.is_link_local())
+}
+
+/// The addresses of an option that holds several.
+fn hosts(value: Option<&[u8]>) -> Vec<Ipv4Addr> {
+    let all = value.unwrap_or_default().chunks_exact(4).filter_map(first_address);
+    all.filter(|address| is_host(*address)).take(SERVERS_MAX).collect()
 }
 
 fn first_address(bytes: &[u8]) -> Option<Ipv4Addr> {
@@ -247,6 +254,7 @@ pub mod tests {
         (OPTION_MASK, &[255, 255, 255, 0]),
         (OPTION_ROUTER, &[10, 0, 2, 2]),
         (OPTION_DNS, &[10, 0, 2, 3, 127, 0, 0, 1]),
+        (OPTION_NTP, &[0, 0, 0, 0, 10, 0, 2, 4, 10, 0, 2, 5, 10, 0]),
         (OPTION_LEASE, &[0, 0, 2, 88]),
     ];
 
@@ -260,6 +268,7 @@ pub mod tests {
             (Ipv4Addr::new(10, 0, 2, 15), 24, Some(Ipv4Addr::new(10, 0, 2, 2)))
         );
         assert_eq!(lease.dns, [Ipv4Addr::new(10, 0, 2, 3)]);
+        assert_eq!(lease.ntp, [Ipv4Addr::new(10, 0, 2, 4), Ipv4Addr::new(10, 0, 2, 5)]);
         assert_eq!((lease.renew_ms, lease.rebind_ms, lease.expire_ms), (301_000, 526_000, 601_000));
     }
 

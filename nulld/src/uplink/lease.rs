@@ -22,6 +22,8 @@ pub struct Lease {
     pub prefix: u8,
     pub gateway: Option<Ipv4Addr>,
     pub dns: Vec<Ipv4Addr>,
+    /// Time servers.
+    pub ntp: Vec<Ipv4Addr>,
     pub server: Ipv4Addr,
     pub renew_ms: u64,
     pub rebind_ms: u64,

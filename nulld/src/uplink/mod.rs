@@ -33,9 +33,9 @@ use lease::{Dhcp, Do, Lease};
 use netlink::Netlink;
 
 /// Its own directory.
-const DIR: &str = "/run/nullbox/uplink";
+pub const DIR: &str = "/run/nullbox/uplink";
 /// What is in use: [`InUse`] as JSON.
-const FILE: &str = "/run/nullbox/uplink/uplink.json";
+pub const FILE: &str = "/run/nullbox/uplink/uplink.json";
 /// The name under which other services read it.
 const LINK: &str = "/run/nullbox/uplink.json";
 /// How long a carrier is waited for before the first message.
@@ -62,6 +62,9 @@ struct InUse {
     address: String,
     gateway: Option<Ipv4Addr>,
     dns: Vec<IpAddr>,
+    /// Time servers of the lease; the file does not mention none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ntp: Vec<IpAddr>,
 }
 
 /// In PID 1, before the service: loopback, settings, and a place that only the service may write.
@@ -222,7 +225,7 @@ impl Uplink {
         let (address, prefix) = parse_cidr(&network.address).ok_or_else(|| {
             io::Error::other(format!("network.address `{}` is not in CIDR form", network.address))
         })?;
-        self.use_address(address, prefix, network.gateway, Vec::new())?;
+        self.use_address(address, prefix, network.gateway, &[], &[])?;
         ready.announce();
         loop {
             std::thread::park();
@@ -287,8 +290,7 @@ impl Uplink {
                 ("seconds", &seconds),
             ],
         );
-        let dns = lease.dns.iter().map(|address| IpAddr::V4(*address)).collect();
-        self.use_address(lease.address, lease.prefix, lease.gateway, dns)
+        self.use_address(lease.address, lease.prefix, lease.gateway, &lease.dns, &lease.ntp)
     }
 
     /// Sets the address and the route, removes other addresses of an earlier life, and writes the file.
@@ -297,7 +299,8 @@ impl Uplink {
         address: Ipv4Addr,
         prefix: u8,
         gateway: Option<Ipv4Addr>,
-        dns: Vec<IpAddr>,
+        dns: &[Ipv4Addr],
+        ntp: &[Ipv4Addr],
     ) -> io::Result<()> {
         self.netlink.add_address(self.index, address, prefix)?;
         for (other, other_prefix) in addresses_of(&self.interface) {
@@ -308,8 +311,14 @@ impl Uplink {
         if let Some(gateway) = gateway {
             self.netlink.set_default_route(self.index, gateway)?;
         }
-        let in_use =
-            InUse { interface: self.interface.clone(), address: format!("{address}/{prefix}"), gateway, dns };
+        let all = |list: &[Ipv4Addr]| list.iter().copied().map(IpAddr::V4).collect();
+        let in_use = InUse {
+            interface: self.interface.clone(),
+            address: format!("{address}/{prefix}"),
+            gateway,
+            dns: all(dns),
+            ntp: all(ntp),
+        };
         config::write_whole(FILE, &serde_json::to_vec(&in_use)?)
     }
 
