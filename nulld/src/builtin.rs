@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use abi::identity::{CLOCK_UID, Service, UPLINK_UID};
 use abi::node::{CallSet, NODE_CONFIG_PATH, NetworkMode, NodeConfig, ServiceConfig};
 
-use crate::uplink;
+use crate::{forward, uplink};
 
 /// Keeps the uplink's address.
 pub const UPLINK: &str = "uplink";
@@ -23,6 +23,9 @@ pub fn services(config: &NodeConfig) -> BTreeMap<String, ServiceConfig> {
         if config.network.mode == NetworkMode::Dhcp || !config.clock.servers.is_empty() {
             all.insert(CLOCK.to_owned(), clock());
         }
+    }
+    if let Some(service) = forward::service(config, program(FORWARD)) {
+        all.insert(FORWARD.to_owned(), service);
     }
     all
 }

@@ -31,13 +31,13 @@ const PAUSE_MS: u64 = 20;
 /// Refused system calls told in a second.
 const REFUSALS_PER_SECOND: u32 = 5;
 /// RFC 5424, table 2. 1 and up come from processes.
-const FACILITIES: [&str; 24] = [
+pub const FACILITIES: [&str; 24] = [
     "kernel", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp",
     "ntp", "audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4", "local5", "local6",
     "local7",
 ];
 /// RFC 5424, table 1, with the longer names of abi::log.
-const LEVELS: [&str; 8] = ["emerg", "alert", "crit", "error", "warning", "notice", "info", "debug"];
+pub const LEVELS: [&str; 8] = ["emerg", "alert", "crit", "error", "warning", "notice", "info", "debug"];
 
 /// The open log; nothing where there is no /dev/kmsg.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //!
 //! Several programs in one binary, by who runs it: the first process is the node's [`daemon`]; `nulld launch` turns a new
 //! process into a service ([`launch`]); `nulld uplink` keeps the node's address ([`uplink`]), `nulld clock` its time
-//! ([`timekeeper`]).
+//! ([`timekeeper`]), `nulld forward` sends its log elsewhere ([`forward`]).
 //!
 //! Must hold: PID 1 never waits without a bound, never panics, and parses nothing from a network.
 
@@ -30,6 +30,7 @@ mod crash;
 mod daemon;
 mod doctor;
 mod door;
+mod forward;
 mod health;
 mod journal;
 mod kernel_log;
@@ -37,6 +38,7 @@ mod launch;
 mod ledger;
 mod logs;
 mod mounts;
+mod names;
 mod phases;
 mod poll;
 mod power;
@@ -59,6 +61,7 @@ fn main() {
         (_, "launch") => launch::main(),
         (_, "uplink") => uplink::main(),
         (_, "clock") => timekeeper::main(),
+        (_, "forward") => forward::main(),
         _ => {
             eprintln!("nulld is the first process of a NullBox node and does nothing anywhere else");
             2
