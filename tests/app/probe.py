@@ -108,6 +108,33 @@ def whoami():
     }
 
 
+def bomb():
+    """Forks until it may not."""
+    children = []
+    try:
+        while len(children) < 100000:
+            pid = os.fork()
+            if pid == 0:
+                time.sleep(60)
+                os._exit(0)
+            children.append(pid)
+    except OSError as e:
+        return {"forked": len(children), "errno": e.errno}
+    finally:
+        for pid in children:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+    return {"forked": len(children)}
+
+
+def eat():
+    """Takes memory until it may not."""
+    eaten = []
+    while len(eaten) < 100000:
+        eaten.append(bytearray(b"x" * (1 << 20)))
+    return {"eaten": len(eaten)}
+
+
 def main():
     name, arguments = sys.argv[1], sys.argv[2:]
     started = time.time()

@@ -198,6 +198,7 @@ fn every_direct_dependency_has_a_reason() {
     let ours = [
         "abi",
         "verifier",
+        "seccomp",
         "nulld",
         "cage",
         "egress",
@@ -210,6 +211,7 @@ fn every_direct_dependency_has_a_reason() {
     let mut missing = Vec::new();
     for folder in [
         "abi",
+        "seccomp",
         "nulld",
         "cage",
         "cage/verifier",

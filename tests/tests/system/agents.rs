@@ -20,6 +20,7 @@ pub fn trials() -> Vec<Trial> {
         ),
         trial("agents::exec_streams_and_passes_the_exit_code", exec_streams_and_passes_the_exit_code),
         trial("agents::vsock_is_closed_to_the_agent", vsock_is_closed_to_the_agent),
+        trial("agents::fork_bomb_and_hunger_stay_in_their_guest", fork_bomb_and_hunger_stay_in_their_guest),
         trial("agents::killed_vmm_is_explained_and_starts_again", killed_vmm_is_explained_and_starts_again),
         trial("agents::stop_leaves_nothing_behind", stop_leaves_nothing_behind),
         trial("agents::missing_rootfs_is_named", missing_rootfs_is_named),
@@ -112,6 +113,23 @@ fn vsock_is_closed_to_the_agent() -> Result<()> {
         refused(&lab.probe("tester", &["vsock", cid, port])?).with_context(|| format!("{cid}:{port}"))?;
     }
     Ok(())
+}
+
+fn fork_bomb_and_hunger_stay_in_their_guest() -> Result<()> {
+    let lab = lab()?;
+    lab.running("hermit")?;
+    let before = crate::sound::before(&lab.node)?;
+    let found = lab.probe("hermit", &["bomb"])?;
+    let forked = found["forked"].as_u64().with_context(|| format!("{found}"))?;
+    let most = u64::from(abi::limits::GUEST_PIDS_DEFAULT);
+    ensure!((1..most).contains(&forked) && found["errno"] == 11, "{found}, at most {most} are allowed");
+    // MemoryError or the guest's own out-of-memory killer; either way it is over, and only for the probe.
+    let answer =
+        lab.node.ctl(&["agent", "exec", "hermit", "--", "/usr/bin/python3", "/app/probe.py", "eat"])?;
+    ensure!(!answer.stdout.contains("eaten"), "it was allowed all of it: {answer:?}");
+    let neighbour = lab.probe("hermit", &["whoami"])?;
+    ensure!(neighbour["uid"].is_u64(), "the guest is gone: {neighbour}");
+    before.still_sound(&lab.node, &[], 0)
 }
 
 fn killed_vmm_is_explained_and_starts_again() -> Result<()> {

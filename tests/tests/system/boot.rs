@@ -22,6 +22,7 @@ pub fn before() -> Vec<Trial> {
         trial("boot::root_file_system_cannot_be_written", root_file_system_cannot_be_written),
         trial("boot::sizes_are_what_was_promised", sizes_are_what_was_promised),
         trial("boot::idle_node_stays_small", idle_node_stays_small),
+        trial("boot::console_tells_the_nodes_state", console_tells_the_nodes_state),
     ]
 }
 
@@ -34,6 +35,7 @@ pub fn after() -> Vec<Trial> {
         ),
         trial("boot::usb_stick_boots", usb_stick_boots),
         trial("boot::flipped_byte_is_refused", flipped_byte_is_refused),
+        trial("boot::three_boots_in_a_row_reach_ready", three_boots_in_a_row_reach_ready),
     ]
 }
 
@@ -92,6 +94,45 @@ fn idle_node_stays_small() -> Result<()> {
     let status = lab()?.node.json(&["system", "status"])?;
     let number = |field: &str| status[field].as_u64().with_context(|| format!("no {field}"));
     ensure!(number("nulld_rss_kib")? < 5 * 1024, "nulld holds {} KiB", number("nulld_rss_kib")?);
+    Ok(())
+}
+
+fn console_tells_the_nodes_state() -> Result<()> {
+    let lab = lab()?;
+    lab.node.wait_for("nullbox: status", Duration::from_secs(60))?;
+    let fingerprint = lab.node.fingerprint()?;
+    let console = lab.node.console().replace('\r', "");
+    let (_, block) = console.split_once("\nnullbox: status\n").context("the block does not begin a line")?;
+    let rows: Vec<&str> = block.lines().take_while(|line| line.starts_with("  ")).collect();
+    let row = |label: &str| {
+        let found = rows.iter().find(|row| row.trim_start().starts_with(label)).copied();
+        found.with_context(|| format!("no row `{label}` in {rows:#?}"))
+    };
+    for (label, text) in
+        [("node", "lab"), ("address", "10.0.2.15"), ("state", "NULLBOX-STATE"), ("phases", "mounts")]
+    {
+        ensure!(row(label)?.contains(text), "{}", row(label)?);
+    }
+    // The services' own words: nullgate's key, and all of them by name.
+    row("door")?;
+    let all = rows.concat();
+    let key = fingerprint.trim_start_matches("SHA256:");
+    ensure!(all.contains(key.get(..16).unwrap_or(key)), "the node's key is not shown: {rows:#?}");
+    for name in ["cage", "ctxgraph", "egress", "nullgate"] {
+        ensure!(all.contains(name), "{name} is not shown: {rows:#?}");
+    }
+    Ok(())
+}
+
+fn three_boots_in_a_row_reach_ready() -> Result<()> {
+    let (mut machine, _config) = bare("again", Firmware::UefiDisk)?;
+    machine.memory_mib = 768;
+    for boot in 1..=3 {
+        let ms = Node::power_on(machine.clone())?
+            .ready_ms(BOOT_TIME_MAX)
+            .with_context(|| format!("boot {boot} of 3"))?;
+        ensure!(ms > 0, "boot {boot} was ready before it began");
+    }
     Ok(())
 }
 

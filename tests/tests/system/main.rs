@@ -6,6 +6,7 @@ mod boot;
 mod degraded;
 mod faults;
 mod gate;
+mod hardening;
 mod ledger;
 mod memory;
 mod network;
@@ -27,12 +28,23 @@ fn trial(name: &str, test: fn() -> anyhow::Result<()>) -> Trial {
     })
 }
 
+/// Room for the connections of a thousand idle callers, here and in QEMU, which inherits the limit.
+fn open_files() -> std::io::Result<()> {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    Ok(rustix::process::setrlimit(rustix::process::Resource::Nofile, limit)?)
+}
+
 fn main() {
     let mut arguments = Arguments::from_args();
     // One node at a time: two emulated machines on two cores only make each other late.
     arguments.test_threads = Some(1);
+    if let Err(error) = open_files() {
+        eprintln!("the limit of open files stays as it is: {error}");
+    }
     let mut trials = Vec::new();
     trials.extend(boot::before());
+    trials.extend(hardening::trials());
     trials.extend(gate::trials());
     trials.extend(agents::trials());
     trials.extend(network::trials());
@@ -43,6 +55,7 @@ fn main() {
     trials.extend(faults::trials());
     trials.extend(degraded::trials());
     trials.extend(time::trials());
+    trials.extend(faults::last());
     let conclusion = libtest_mimic::run(&arguments, trials);
     shared::switch_off();
     faults::switch_off();

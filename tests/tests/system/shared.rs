@@ -173,6 +173,7 @@ name = "lab"
 
 [services.fault]
 path = "/system/bin/fault"
+unconfined = true
 needs = ["cage"]
 capabilities = ["kill", "dac_read_search", "dac_override", "sys_ptrace", "sys_tty_config"]
 unconfined = true
