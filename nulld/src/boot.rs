@@ -17,6 +17,7 @@ use crate::config;
 use crate::journal::Journal;
 use crate::mounts;
 use crate::phases::{Outcome, Phases};
+use crate::sysctl;
 use crate::system::Facts;
 use crate::uplink;
 use crate::volume::{self, Disks, Volume};
@@ -62,7 +63,7 @@ impl Record<'_> {
     }
 }
 
-/// Runs the phases mounts, config, state and the first half of network.
+/// Runs the phases mounts, hardening, config, state and the first half of network.
 pub fn run(record: &mut Record<'_>, facts: &mut Facts) -> Result<Booted, Halted> {
     record.run("mounts", |journal| {
         let lacking = mounts::mount_kernel().map_err(|error| error.to_string())?;
@@ -71,6 +72,15 @@ pub fn run(record: &mut Record<'_>, facts: &mut Facts) -> Result<Booted, Halted>
             facts.found(Severity::Error, "kernel", &format!("this kernel has no {what}"), LESS, OTHER_IMAGE);
         }
         Ok(((), lacking.into_iter().map(|what| format!("no {what}")).collect()))
+    })?;
+    record.run("hardening", |_| {
+        facts.lax = sysctl::apply().iter().map(ToString::to_string).collect();
+        let lacking = match facts.lax.as_slice() {
+            [] => Vec::new(),
+            [one] => vec![one.clone()],
+            [first, rest @ ..] => vec![format!("{first}, and {} more", rest.len())],
+        };
+        Ok(((), lacking))
     })?;
     facts.boot_id =
         fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();

@@ -3,27 +3,24 @@
 //! Must hold: each finding says what is wrong, what it means and what to do, in words that need no other page; the list is
 //! bounded, worst first. Must never: repeat what a service or a disk says without escaping and cutting it.
 
+mod machine;
+
 use abi::control::{Doctor, Finding, Phase, ServiceStatus, Severity};
 use abi::limits;
-use abi::node::NetworkMode;
 
-use crate::health::{Disk, Kvm, Machine, Space};
-use crate::journal::Journal;
+use crate::health::{Disk, Machine};
 use crate::screen::plain;
+use crate::sysctl;
 use crate::system::{Facts, View};
+use machine::{clock, kernel, memory, network, state, virtualization};
 
-/// A look at the disks that takes longer has found one that does not answer.
-const DISK_LATE_MS: u64 = 5_000;
 /// A service that was restarted so often and is ready for less than [`SETTLED_MS`] is in trouble even when it is ready.
 const RESTARTS_MANY: u64 = 3;
 const SETTLED_MS: u64 = 10 * 60_000;
+/// Bytes of all findings together: what a line of the protocol takes, less its frame.
+const ANSWER_BYTES_MAX: usize = limits::LINE_BYTES_MAX - 4096;
 /// Characters of a text that came from elsewhere.
 const QUOTED_CHARS_MAX: usize = 240;
-/// Below so much available memory, in percent of all, VMs are about to be killed.
-const MEMORY_PERCENT_MIN: u64 = 10;
-/// Free room and inodes of /state, in percent: scarce, and as good as none.
-const ROOM_PERCENT_SCARCE: u64 = 10;
-const ROOM_PERCENT_NONE: u64 = 2;
 
 /// A service as the doctor sees it.
 #[derive(Debug, Clone)]
@@ -43,6 +40,8 @@ pub struct Exam<'a> {
     pub patients: &'a [Patient],
     pub machine: &'a Machine,
     pub disk: &'a Disk,
+    /// Kernel settings that are not in force.
+    pub lax: &'a [String],
 }
 
 /// A finding.
@@ -56,7 +55,9 @@ pub fn of(view: &View<'_>) -> Doctor {
     let phases = view.phases.list();
     let patients = patients(view);
     let (machine, disk) = (Machine::read(), view.disks.seen());
-    examine(&Exam { facts: view.facts, phases: &phases, patients: &patients, machine: &machine, disk: &disk })
+    let lax: Vec<String> = sysctl::lax().iter().map(ToString::to_string).collect();
+    let (facts, machine, disk) = (view.facts, &machine, &disk);
+    examine(&Exam { facts, phases: &phases, patients: &patients, machine, disk, lax: &lax })
 }
 
 /// The services, with what they wait for and what they said last.
@@ -71,14 +72,9 @@ pub fn patients(view: &View<'_>) -> Vec<Patient> {
             .filter(|need| state(need) != "ready")
             .map(|need| format!("{need} ({})", state(need)))
             .collect(),
-        last_line: last_line(view.journal, &unit.name),
+        last_line: view.journal.logs.newest(&unit.name).map(|line| line.line).unwrap_or_default(),
     };
     view.supervisor.units.iter().map(one).collect()
-}
-
-fn last_line(journal: &Journal, service: &str) -> String {
-    let mut newest = journal.logs.cursor(Some(service), 0, 1);
-    journal.logs.next(&mut newest, None).map(|line| line.line).unwrap_or_default()
 }
 
 /// Everything that is not as it should be, worst first.
@@ -88,10 +84,18 @@ pub fn examine(exam: &Exam<'_>) -> Doctor {
         look(exam, &mut findings);
     }
     findings.sort_by_key(|finding| finding.severity);
-    if findings.len() > limits::FINDINGS_MAX {
-        let more = findings.len() - (limits::FINDINGS_MAX - 1);
-        findings.truncate(limits::FINDINGS_MAX - 1);
-        let what = format!("{more} more findings do not fit this answer");
+    let (mut fit, mut bytes) = (0, 0);
+    for finding in &findings {
+        bytes += serde_json::to_vec(finding).map_or(0, |text| text.len() + 1);
+        if fit == limits::FINDINGS_MAX || bytes > ANSWER_BYTES_MAX {
+            break;
+        }
+        fit += 1;
+    }
+    if fit < findings.len() {
+        let fit = fit.saturating_sub(1);
+        let what = format!("{} more findings do not fit this answer", findings.len() - fit);
+        findings.truncate(fit);
         findings.push(finding(
             Severity::Info,
             "nulld",
@@ -197,203 +201,6 @@ impl std::fmt::Display for ConfigErrorWithoutRemedy<'_> {
     }
 }
 
-fn state(exam: &Exam<'_>, out: &mut Vec<Finding>) {
-    let late =
-        exam.disk.asked_ms.is_some_and(|since| exam.machine.now_ms.saturating_sub(since) > DISK_LATE_MS);
-    if late {
-        let since = exam.machine.now_ms.saturating_sub(exam.disk.asked_ms.unwrap_or_default()) / 1000;
-        let what = format!("/state or the configuration has not answered for {since} s");
-        let effect =
-            "whoever reads or writes there waits, services included; what is said of their room is old";
-        out.push(finding(
-            Severity::Error,
-            "state",
-            &what,
-            effect,
-            "check the disk; reboot when it answers again",
-        ));
-    }
-    if exam.facts.rescue.is_some() {
-        return; // the boot's own finding says why, and the tmpfs that stands in for the volume says nothing
-    }
-    if exam.facts.ephemeral {
-        out.push(finding(
-            Severity::Info,
-            "state",
-            "there is no state volume: the node is ephemeral",
-            "agents' memory, the ledger, images and the node's key are lost at power-off",
-            "attach a disk with an ext4 file system labelled NULLBOX-STATE and reboot",
-        ));
-    }
-    if let Some(space) = &exam.disk.state {
-        room(space, exam.facts.ephemeral, out);
-    }
-}
-
-fn room(space: &Space, ephemeral: bool, out: &mut Vec<Finding>) {
-    if space.read_only {
-        out.push(finding(
-            Severity::Error,
-            "state",
-            "/state has become read-only: the kernel found its file system or its disk broken",
-            "no receipt can be stored, so no effect happens: agents cannot start, connect or remember",
-            "see `nullctl system logs kernel`; check the disk and its file system (fsck) on another machine, then reboot",
-        ));
-    }
-    let percent = |free: u64, all: u64| free.saturating_mul(100).checked_div(all).unwrap_or(100);
-    let remedy = match ephemeral {
-        true => "attach a state volume, or give the machine more memory",
-        false => {
-            "move to a larger state volume, or free room: fewer rootfs archives, agents with a smaller disk"
-        }
-    };
-    for (free, all, unit) in [
-        (percent(space.bytes_free, space.bytes), space.bytes / 1024 / 1024, "MiB"),
-        (percent(space.inodes_free, space.inodes), space.inodes, "files"),
-    ] {
-        let what = format!(
-            "/state is {}: {free} % of {all} {unit} are free",
-            if free < ROOM_PERCENT_NONE { "full" } else { "nearly full" }
-        );
-        if free < ROOM_PERCENT_NONE {
-            let effect = "receipts cannot be stored, so effects do not happen; agents may not start";
-            out.push(finding(Severity::Error, "state", &what, effect, remedy));
-        } else if free < ROOM_PERCENT_SCARCE {
-            out.push(finding(
-                Severity::Warning,
-                "state",
-                &what,
-                "when it is full, no effect happens",
-                remedy,
-            ));
-        }
-    }
-}
-
-fn network(exam: &Exam<'_>, out: &mut Vec<Finding>) {
-    let Some(network) = &exam.machine.network else { return };
-    if network.mode == NetworkMode::None {
-        let what = "the configuration says that there is no network";
-        let effect = "the node is not reached from outside, and agents reach nothing";
-        out.push(finding(Severity::Info, "network", what, effect, "set network.mode if that is not meant"));
-        return;
-    }
-    let effect = "the node is not reached from outside, and agents reach nothing";
-    let wanted = network.interface.as_str();
-    let others: Vec<_> = exam.machine.interfaces.iter().filter(|(name, _)| *name != "lo").collect();
-    let chosen = match wanted {
-        "" => others.iter().find(|(_, one)| one.carrier).or(others.first()),
-        name => others.iter().find(|(other, _)| *other == name),
-    };
-    match (&exam.machine.uplink, chosen) {
-        (None, None) => {
-            let names: Vec<&str> = others.iter().map(|(name, _)| name.as_str()).collect();
-            let (what, remedy) = match (wanted, names.is_empty()) {
-                (_, true) => (
-                    "there is no network interface".to_owned(),
-                    "give the machine a network card that the kernel has a driver for (docs/kernel.md)"
-                        .to_owned(),
-                ),
-                (wanted, false) => (
-                    format!("there is no network interface `{wanted}`"),
-                    format!("set network.interface to one of {}", names.join(", ")),
-                ),
-            };
-            out.push(finding(Severity::Error, "network", &what, effect, &remedy));
-        }
-        (None, Some((name, one))) if !one.carrier => {
-            let what = format!("{name} has no carrier");
-            out.push(finding(
-                Severity::Error,
-                "network",
-                &what,
-                effect,
-                "plug the cable in, or check the switch",
-            ));
-        }
-        (None, Some((name, _))) => {
-            let (what, remedy) = match network.mode {
-                NetworkMode::Dhcp => (
-                    format!("{name} has no address: no DHCP server answers"),
-                    "check the DHCP server, or set network.mode = \"static\" with an address",
-                ),
-                NetworkMode::Static | NetworkMode::None => {
-                    (format!("{name} has no address yet"), "see `nullctl system logs uplink`")
-                }
-            };
-            out.push(finding(Severity::Error, "network", &what, effect, remedy));
-        }
-        (Some(uplink), _) => {
-            if uplink.resolvers == 0 && network.dns.is_empty() {
-                let what = "no resolver is known";
-                let effect = "agents reach only names of network.hosts";
-                out.push(finding(
-                    Severity::Warning,
-                    "network",
-                    what,
-                    effect,
-                    "set network.dns, or have DHCP name one",
-                ));
-            }
-            if !uplink.has_gateway {
-                let what = format!("{} has no gateway", uplink.interface);
-                let effect = "only its own network is reached";
-                out.push(finding(
-                    Severity::Info,
-                    "network",
-                    &what,
-                    effect,
-                    "set network.gateway if that is not meant",
-                ));
-            }
-        }
-    }
-}
-
-fn clock(exam: &Exam<'_>, out: &mut Vec<Finding>) {
-    let effect = "dates of logs and of the ledger are wrong by as much; agents may refuse certificates";
-    let remedy = "name time servers in clock.servers, or have DHCP name some; set the machine's clock";
-    if exam.machine.unix_s < exam.machine.floor_s {
-        out.push(finding(
-            Severity::Error,
-            "clock",
-            "the clock is before the time this image was built",
-            effect,
-            remedy,
-        ));
-    } else if let Some(words) = exam.facts.clock.strip_prefix("wrong: ") {
-        out.push(finding(Severity::Warning, "clock", words, effect, remedy));
-    } else if exam.facts.clock_jumps > 0 {
-        let what = format!("the clock jumped {} times in this boot", exam.facts.clock_jumps);
-        out.push(finding(
-            Severity::Info,
-            "clock",
-            &what,
-            "what was dated before is dated by another clock",
-            "see `nullctl system logs nulld` (clock_jumped); one jump after the boot is usual",
-        ));
-    }
-}
-
-fn virtualization(exam: &Exam<'_>, out: &mut Vec<Finding>) {
-    let (what, remedy) = match exam.machine.kvm {
-        Kvm::Present => return,
-        Kvm::NotNested => (
-            "there is no /dev/kvm: the node is a VM, and its processor offers no virtualization",
-            "switch nested virtualization on in its hypervisor (QEMU: -cpu host, and nested=1 of the host's kvm module)",
-        ),
-        Kvm::NoFlag => (
-            "there is no /dev/kvm: the processor offers no virtualization",
-            "switch it on in the firmware's setup (VT-x, SVM), or use a machine that has it",
-        ),
-        Kvm::Unused => (
-            "there is no /dev/kvm, although the processor offers virtualization",
-            "see `nullctl system logs kernel` for kvm; it may be switched off in the firmware's setup",
-        ),
-    };
-    out.push(finding(Severity::Error, "virtualization", what, "no agent can run", remedy));
-}
-
 fn services(exam: &Exam<'_>, out: &mut Vec<Finding>) {
     for patient in exam.patients {
         let status = &patient.status;
@@ -453,74 +260,255 @@ fn effect_of(service: &str) -> &'static str {
     }
 }
 
-fn memory(exam: &Exam<'_>, out: &mut Vec<Finding>) {
-    let (all, free) = (exam.machine.memory_total_kib, exam.machine.memory_available_kib);
-    if all > 0 && free.saturating_mul(100) / all < MEMORY_PERCENT_MIN {
-        let what = format!("{} of {} MiB of memory are available", free / 1024, all / 1024);
-        let effect = "the kernel will soon kill VMs; no further agent fits";
-        out.push(finding(
-            Severity::Warning,
-            "memory",
-            &what,
-            effect,
-            "stop agents, or give them or the machine other amounts",
-        ));
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health::{Interface, Kvm, Space, Uplink};
+    use abi::config_error::ConfigError;
+    use abi::node::{Network, NetworkMode};
 
-fn kernel(exam: &Exam<'_>, out: &mut Vec<Finding>) {
-    match exam.machine.lockdown.as_deref() {
-        Some("confidentiality") => {}
-        other => {
-            let what =
-                format!("the kernel's lockdown is {}, not confidentiality", other.unwrap_or("not there"));
-            let effect = "root on this node could read or change the kernel's memory";
-            out.push(finding(
-                Severity::Warning,
-                "kernel",
-                &what,
-                effect,
-                "boot an image whose kernel was built by this project",
-            ));
+    /// Everything an examination looks at, of a node on which nothing is wrong.
+    #[derive(Default)]
+    struct Node {
+        facts: Facts,
+        phases: Vec<Phase>,
+        patients: Vec<Patient>,
+        machine: Machine,
+        disk: Disk,
+        lax: Vec<String>,
+    }
+
+    impl Node {
+        fn sound() -> Node {
+            let interface = Interface { carrier: true, addresses: vec!["192.0.2.7/24".into()] };
+            Node {
+                facts: Facts {
+                    root_hash: "ab".repeat(32),
+                    watchdog: "i6300esb, 60 s".into(),
+                    ready_ms: Some(2_000),
+                    ..Facts::default()
+                },
+                phases: vec![Phase {
+                    name: "mounts".into(),
+                    started_ms: 1,
+                    took_ms: 2,
+                    outcome: "ok".into(),
+                }],
+                patients: vec![patient("cage", "ready"), patient("egress", "ready")],
+                machine: Machine {
+                    now_ms: 1_000_000,
+                    memory_total_kib: 1_000_000,
+                    memory_available_kib: 500_000,
+                    interfaces: [("eth0".to_owned(), interface)].into(),
+                    uplink: Some(Uplink { interface: "eth0".into(), has_gateway: true, resolvers: 1 }),
+                    network: Some(Network::default()),
+                    lockdown: Some("confidentiality".into()),
+                    unix_s: 2_000_000_000,
+                    floor_s: 1_900_000_000,
+                    ..Machine::default()
+                },
+                disk: Disk {
+                    state: Some(Space {
+                        bytes: 1 << 30,
+                        bytes_free: 1 << 29,
+                        inodes: 1000,
+                        inodes_free: 500,
+                        read_only: false,
+                    }),
+                    operators: Some(Ok(1)),
+                    asked_ms: None,
+                },
+                lax: Vec::new(),
+            }
+        }
+
+        fn findings(&self) -> Vec<Finding> {
+            let Node { facts, phases, patients, machine, disk, lax } = self;
+            examine(&Exam { facts, phases, patients, machine, disk, lax }).findings
         }
     }
-    for name in &exam.machine.lax {
-        let what = format!("the kernel setting {name} is not in force");
-        let effect = "an attacker who is root in a service has more to work with";
-        out.push(finding(
-            Severity::Warning,
-            "kernel",
-            &what,
-            effect,
-            "boot an image whose kernel was built by this project",
-        ));
-    }
-    if exam.machine.taint != 0 {
-        let what = format!("the kernel is tainted ({}): {}", exam.machine.taint, taint(exam.machine.taint));
-        let effect = "it saw something that should never happen, and may misbehave";
-        out.push(finding(
-            Severity::Warning,
-            "kernel",
-            &what,
-            effect,
-            "see `nullctl system logs kernel`; reboot",
-        ));
-    }
-}
 
-/// The bits that can come up on a node without modules (kernel doc admin-guide/tainted-kernels).
-fn taint(bits: u64) -> String {
-    const NAMES: [(u64, &str); 8] = [
-        (2, "out of specification"),
-        (4, "machine check"),
-        (5, "bad page"),
-        (7, "oops"),
-        (9, "warning"),
-        (11, "firmware bug worked around"),
-        (14, "soft lockup"),
-        (15, "live patch"),
+    fn patient(name: &str, state: &str) -> Patient {
+        let status = ServiceStatus {
+            name: name.into(),
+            state: state.into(),
+            pid: Some(7),
+            restarts: 0,
+            ready_ms: Some(900),
+            memory_kib: 0,
+            detail: String::new(),
+            says: String::new(),
+        };
+        Patient { status, unmet: Vec::new(), last_line: String::new() }
+    }
+
+    type Harm = (&'static str, Severity, &'static str, fn(&mut Node));
+
+    const HARMS: [Harm; 33] = [
+        ("virtualization", Severity::Error, "nested", |node| node.machine.kvm = Kvm::NotNested),
+        ("virtualization", Severity::Error, "firmware", |node| node.machine.kvm = Kvm::NoFlag),
+        ("virtualization", Severity::Error, "although", |node| node.machine.kvm = Kvm::Unused),
+        ("state", Severity::Info, "NULLBOX-STATE", |node| node.facts.ephemeral = true),
+        ("state", Severity::Error, "read-only", |node| space(node).read_only = true),
+        ("state", Severity::Error, "is full", |node| space(node).bytes_free = 1 << 20),
+        ("state", Severity::Warning, "nearly full", |node| space(node).bytes_free = 1 << 26),
+        ("state", Severity::Error, "0 % of 1000 files", |node| space(node).inodes_free = 3),
+        ("state", Severity::Warning, "5 % of 1000 files", |node| space(node).inodes_free = 50),
+        ("state", Severity::Error, "not answered for 20 s", |node| node.disk.asked_ms = Some(980_000)),
+        ("config", Severity::Error, "nulld.toml:3: node.name", |node| node.facts.problems.push(problem())),
+        ("config", Severity::Error, "no operator", |node| node.disk.operators = Some(Ok(0))),
+        ("config", Severity::Error, "No such file", |node| {
+            node.disk.operators = Some(Err("No such file".into()))
+        }),
+        ("network", Severity::Error, "no network interface", |node| {
+            node.machine.uplink = None;
+            node.machine.interfaces.clear();
+        }),
+        ("network", Severity::Error, "to one of eth0", |node| {
+            node.machine.uplink = None;
+            network_of(node).interface = "eth7".into();
+        }),
+        ("network", Severity::Error, "no carrier", |node| {
+            node.machine.uplink = None;
+            node.machine.interfaces.values_mut().for_each(|one| one.carrier = false);
+        }),
+        ("network", Severity::Error, "no DHCP server", |node| node.machine.uplink = None),
+        ("network", Severity::Warning, "resolver", |node| {
+            node.machine.uplink.as_mut().unwrap().resolvers = 0;
+        }),
+        ("network", Severity::Info, "gateway", |node| {
+            node.machine.uplink.as_mut().unwrap().has_gateway = false;
+        }),
+        ("network", Severity::Info, "network.mode", |node| network_of(node).mode = NetworkMode::None),
+        ("clock", Severity::Error, "built", |node| node.machine.unix_s = 5),
+        ("clock", Severity::Warning, "was set", |node| node.facts.clock = "wrong: was set".into()),
+        ("clock", Severity::Info, "jumped 2 times", |node| node.facts.clock_jumps = 2),
+        ("memory", Severity::Warning, "of 976 MiB", |node| node.machine.memory_available_kib = 90_000),
+        ("kernel", Severity::Warning, "lockdown is not there", |node| node.machine.lockdown = None),
+        ("kernel", Severity::Warning, "lockdown is none", |node| node.machine.lockdown = Some("none".into())),
+        ("kernel", Severity::Warning, "oops", |node| node.machine.taint = 1 << 7),
+        ("kernel", Severity::Warning, "kptr_restrict", |node| node.lax.push("kptr_restrict is `0`".into())),
+        ("watchdog", Severity::Info, "watchdog", |node| node.facts.watchdog = "none".into()),
+        ("nulld", Severity::Warning, "crashed and began again 2", |node| node.facts.crashes = 2),
+        ("nulld", Severity::Error, "3 crashes", |node| {
+            node.facts.crashes = 3;
+            node.facts.held = Some("3 crashes".into());
+        }),
+        ("nulld", Severity::Warning, "12 events", |node| node.facts.ledger_events_dropped = 12),
+        ("boot", Severity::Error, "phase mounts: no /proc", |node| {
+            node.phases[0].outcome = "failed: no /proc".into();
+        }),
     ];
-    let names: Vec<&str> =
-        NAMES.iter().filter(|(bit, _)| bits >> bit & 1 == 1).map(|(_, name)| *name).collect();
-    if names.is_empty() { "see the kernel's documentation".to_owned() } else { names.join(", ") }
+
+    fn space(node: &mut Node) -> &mut Space {
+        node.disk.state.as_mut().unwrap()
+    }
+
+    fn network_of(node: &mut Node) -> &mut Network {
+        node.machine.network.as_mut().unwrap()
+    }
+
+    fn problem() -> ConfigError {
+        let text = |text: &str| text.to_owned();
+        ConfigError {
+            file: text("nulld.toml"),
+            line: 3,
+            field: text("node.name"),
+            value: text("5"),
+            rule: text("must be text"),
+            remedy: text("write text"),
+        }
+    }
+
+    #[test]
+    fn nothing_is_found_on_a_sound_node() {
+        assert_eq!(Node::sound().findings(), []);
+    }
+
+    #[test]
+    fn each_harm_is_found_alone_with_a_remedy() {
+        for (area, severity, text, harm) in HARMS {
+            let mut node = Node::sound();
+            harm(&mut node);
+            let findings = node.findings();
+            let [found] = findings.as_slice() else { panic!("{area} {text}: {findings:?}") };
+            assert_eq!((found.area.as_str(), found.severity), (area, severity), "{found:?}");
+            assert!(format!("{found:?}").contains(text), "{text} is not in {found:?}");
+            assert!(found.what.len() > 5 && found.effect.len() > 8 && found.remedy.len() > 3, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn services_are_named_with_their_end_and_their_last_line() {
+        let mut node = Node::sound();
+        let mut egress = patient("egress", "backoff");
+        egress.status.detail = "exited with code 4".into();
+        egress.last_line = "error: \x1b[2Jno table".into();
+        let mut cage = patient("cage", "waiting");
+        cage.unmet = vec!["egress (backoff)".into()];
+        let mut clock = patient("clock", "ready");
+        clock.status.restarts = 5;
+        clock.status.ready_ms = Some(999_000);
+        node.patients = vec![clock, egress, cage, patient("ctxgraph", "ready")];
+        let findings = node.findings();
+        let whats: Vec<&str> = findings.iter().map(|finding| finding.what.as_str()).collect();
+        assert_eq!(
+            whats,
+            [
+                "egress is backoff: exited with code 4",
+                "cage waits for egress (backoff)",
+                "clock was restarted 5 times"
+            ]
+        );
+        assert!(findings[0].remedy.ends_with("its last line: error: \\u{1b}[2Jno table"), "{findings:?}");
+        assert_eq!(findings[0].effect, "agents reach nothing");
+    }
+
+    #[test]
+    fn a_service_that_starts_with_the_node_is_no_trouble_yet() {
+        let mut node = Node::sound();
+        node.facts.ready_ms = None;
+        node.patients = vec![patient("cage", "starting")];
+        assert_eq!(node.findings()[0].severity, Severity::Info);
+        node.facts.ready_ms = Some(1);
+        assert_eq!(node.findings()[0].severity, Severity::Error);
+    }
+
+    #[test]
+    fn in_rescue_the_tmpfs_is_not_spoken_of() {
+        let mut node = Node::sound();
+        node.facts.rescue = Some("no journal".into());
+        node.facts.ephemeral = true;
+        space(&mut node).bytes_free = 0;
+        node.facts.found(Severity::Error, "state", "no journal", "rescue", "fsck");
+        assert_eq!(node.findings(), node.facts.findings);
+    }
+
+    #[test]
+    fn the_worst_comes_first_and_the_answer_is_bounded() {
+        let mut node = Node::sound();
+        node.machine.kvm = Kvm::NoFlag;
+        node.facts.ephemeral = true;
+        node.lax = (0..500).map(|n| format!("{n} {}", "x".repeat(5_000))).collect();
+        let findings = node.findings();
+        assert_eq!(findings.len(), limits::FINDINGS_MAX);
+        assert_eq!(findings[0].area, "virtualization");
+        assert!(findings.is_sorted_by_key(|finding| finding.severity));
+        assert!(findings[limits::FINDINGS_MAX - 1].what.starts_with("439 more"), "{:?}", findings.last());
+        let line = serde_json::to_vec(&Doctor { findings }).unwrap();
+        assert!(line.len() < limits::LINE_BYTES_MAX, "{} bytes", line.len());
+    }
+
+    #[test]
+    fn long_texts_shorten_the_list_not_the_line() {
+        let mut node = Node::sound();
+        let mut long = patient("x", "failed");
+        long.status.detail = "\u{1f980}\x1b".repeat(1_000);
+        long.last_line = "\u{1f980}\"".repeat(1_000);
+        node.patients = vec![long; 64];
+        let findings = node.findings();
+        assert!(findings.len() > 10 && findings.len() < 64, "{}", findings.len());
+        assert!(findings.last().unwrap().what.contains("more findings"));
+        assert!(serde_json::to_vec(&Doctor { findings }).unwrap().len() < limits::LINE_BYTES_MAX - 1024);
+    }
 }

@@ -39,8 +39,6 @@ pub struct Machine {
     pub taint: u64,
     /// The lockdown in force: `none`, `integrity`, `confidentiality`; none where the kernel has no such thing.
     pub lockdown: Option<String>,
-    /// Kernel settings that are not in force.
-    pub lax: Vec<String>,
     /// The wall clock, and the time of the image before which it cannot be, in seconds since 1970.
     pub unix_s: u64,
     pub floor_s: u64,
@@ -90,7 +88,6 @@ impl Machine {
             network: config.map(|config| config.network),
             taint: text("/proc/sys/kernel/tainted").trim().parse().unwrap_or(0),
             lockdown: lockdown(&text("/sys/kernel/security/lockdown")),
-            lax: Vec::new(),
             unix_s: clock::unix_ms() / 1000,
             floor_s: clock::floor_s(),
         }

@@ -47,6 +47,7 @@ mod screen;
 mod service;
 mod supervisor;
 mod sys;
+mod sysctl;
 mod system;
 mod table;
 mod timekeeper;

@@ -37,6 +37,8 @@ pub struct Facts {
     pub rescue: Option<String>,
     /// What the boot could not do as it should, for `system.doctor`; at most [`limits::FINDINGS_MAX`].
     pub findings: Vec<Finding>,
+    /// Kernel settings that were not in force when the boot had written them.
+    pub lax: Vec<String>,
     /// Events that did not reach the ledger.
     pub ledger_events_dropped: u64,
     /// How often the wall clock jumped.

@@ -33,7 +33,16 @@ fn boot_shows_its_phases_and_says_ready_once() {
     let names: Vec<&str> = status.phases.iter().map(|phase| phase.name.as_str()).collect();
     assert_eq!(
         names,
-        ["initramfs.mounts", "initramfs.verity", "mounts", "config", "state", "network", "services"]
+        [
+            "initramfs.mounts",
+            "initramfs.verity",
+            "mounts",
+            "hardening",
+            "config",
+            "state",
+            "network",
+            "services"
+        ]
     );
     for phase in &status.phases {
         assert!(!phase.outcome.starts_with("failed"), "{phase:?}");

@@ -38,8 +38,14 @@ impl Daemon {
     fn board(&self) -> Board {
         let (phases, machine) = (self.phases.list(), Machine::read());
         let (patients, disk) = (doctor::patients(&self.view()), self.disks.seen());
-        let exam =
-            Exam { facts: &self.facts, phases: &phases, patients: &patients, machine: &machine, disk: &disk };
+        let exam = Exam {
+            facts: &self.facts,
+            phases: &phases,
+            patients: &patients,
+            machine: &machine,
+            disk: &disk,
+            lax: &self.facts.lax,
+        };
         let findings = doctor::examine(&exam).findings;
         Board::of(&Sight {
             now_ms: machine.now_ms,
