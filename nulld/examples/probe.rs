@@ -70,6 +70,17 @@ fn main() {
             std::process::exit(0);
         }
         "silent" => wait(),
+        "slow" => {
+            std::thread::sleep(Duration::from_millis(1_500));
+            serve();
+        }
+        // Ready, and then no sign of life.
+        "hung" => {
+            announce();
+            wait();
+        }
+        "chatty" => chat(),
+        "flaky" => flicker(),
         "call" => {
             announce();
             for method in std::env::args().skip(2) {
@@ -91,9 +102,15 @@ fn main() {
             wait();
         }
         "orphans" => {
-            for _ in 0..50 {
-                Command::new("/bin/sh").args(["-c", "/bin/sleep 0.2 & exit 0"]).status().unwrap();
+            // Each shell leaves a hundred behind, which end all at once when the last one is there.
+            let count: u32 = std::env::args().nth(2).map_or(50, |count| count.parse().unwrap());
+            let fork = "n=0; while [ $n -lt 100 ]; do (read x < /tmp/gate) & n=$((n + 1)); done";
+            Command::new("/usr/bin/mkfifo").arg("/tmp/gate").status().unwrap();
+            for _ in 0..count.div_ceil(100) {
+                Command::new("/bin/sh").args(["-c", fork]).status().unwrap();
             }
+            println!("{count} orphans wait");
+            std::fs::write("/tmp/gate", "").unwrap();
             serve();
         }
         "leftover" => {
@@ -115,6 +132,34 @@ fn main() {
             std::process::exit(9);
         }
     }
+}
+
+/// Says much, most of it not to be understood, and what it is at the end.
+fn chat() {
+    use std::io::Write;
+    let inherited = Inherited::take().unwrap();
+    let mut pipe = std::fs::OpenOptions::new().write(true).open("/proc/self/fd/4").unwrap();
+    inherited.notify.send(&abi::notice::Notice::Ready).unwrap();
+    for n in 0..20_000 {
+        // A full pipe: this one is lost, as abi::notice loses it.
+        let _ = writeln!(pipe, "{}\nstatus number {n}", "x".repeat(n % 400));
+    }
+    loop {
+        inherited.notify.status("at rest");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Ready or not, for a while or not, ending well or badly, as its pid falls.
+fn flicker() {
+    let dice = std::process::id().wrapping_mul(2_654_435_761) >> 8;
+    std::thread::sleep(Duration::from_millis(u64::from(dice % 5) * 20));
+    if dice & 0x100 != 0 {
+        std::process::exit(5);
+    }
+    announce();
+    std::thread::sleep(Duration::from_millis(u64::from(dice % 7) * 50));
+    std::process::exit(if dice & 0x200 != 0 { 0 } else { 6 });
 }
 
 fn serve() {

@@ -124,6 +124,14 @@ pub fn unavailable(service: Service, state: &str) -> RpcError {
     )
 }
 
+/// nulld crashed too often to hand anything over.
+pub fn held() -> RpcError {
+    RpcError::new(Code::UNAVAILABLE, "nulld crashed repeatedly and passes no call on").explained(
+        "after repeated crashes only `system.*` is served",
+        "see `nullctl system status` and `nullctl system logs nulld`, then `nullctl system reboot`",
+    )
+}
+
 /// The service has as many connections waiting as its queue holds.
 pub fn busy(service: Service) -> RpcError {
     RpcError::new(Code::LIMIT, format!("{service} is busy"))

@@ -69,6 +69,8 @@ pub struct SavedUnit {
     pub ready_ms: Option<u64>,
     pub detail: String,
     pub says: String,
+    /// Its notice pipe was open.
+    pub notices: bool,
 }
 
 /// An order to go down that is under way.
@@ -162,10 +164,7 @@ pub fn take_over(kept: &Kept, state: &StateFile) -> Taken {
             && let Some(fd) = sys::take_inherited(*number)
         {
             numbers.push(*number);
-            // The handler left all of them open over exec.
-            if rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC).is_ok() {
-                taken.0.insert(name.clone(), fd);
-            }
+            taken.0.insert(name.clone(), fd);
         }
     }
     numbers.sort_unstable();
@@ -178,7 +177,7 @@ fn read_slot(fd: &OwnedFd, offset: u64) -> Option<(u64, Vec<u8>)> {
     let mut words = head.chunks_exact(8).map(|chunk| chunk.try_into().map(u64::from_le_bytes));
     let mut next = || words.next()?.ok();
     let (magic, seq, length, sum) = (next()?, next()?, next()?, next()?);
-    let length = usize::try_from(length).ok().filter(|length| length + HEAD_BYTES <= SLOT_BYTES)?;
+    let length = usize::try_from(length).ok().filter(|length| *length <= SLOT_BYTES - HEAD_BYTES)?;
     if magic != MAGIC {
         return None;
     }
@@ -215,6 +214,7 @@ mod tests {
             ready_ms: Some(5),
             detail: detail.into(),
             says: String::new(),
+            notices: true,
         };
         Saved { booted: true, units: (0..units).map(unit).collect(), ..Saved::default() }
     }
@@ -251,6 +251,20 @@ mod tests {
             rustix::io::pwrite(&file.fd, &byte, offset + at).unwrap();
         }
         assert_eq!(reread(&file).unwrap().units.len(), 4);
+    }
+
+    #[test]
+    fn whatever_the_slots_hold_is_read_without_harm() {
+        let mut file = StateFile::create().unwrap();
+        file.write(&saved(1, "")).unwrap();
+        file.write(&saved(2, "")).unwrap();
+        for fill in [0x00, 0x7f, 0xff] {
+            for at in [8, 16, 24, 32] {
+                rustix::io::pwrite(&file.fd, &[fill; 8], at).unwrap();
+                rustix::io::pwrite(&file.fd, &[fill; 8], SLOT_BYTES as u64 + at).unwrap();
+                assert!(reread(&file).is_err(), "{fill} at {at}");
+            }
+        }
     }
 
     #[test]

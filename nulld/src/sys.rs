@@ -36,10 +36,11 @@ pub fn close_on_exec_from(first: i32) -> io::Result<()> {
     }
 }
 
-/// Takes a descriptor that was inherited over exec; none if it is not open. Once per number, before any other is opened.
+/// Takes a descriptor that was inherited over exec, and marks it to be closed by the next one; none if it is not open. Once per
+/// number, before any other is opened.
 pub fn take_inherited(number: RawFd) -> Option<OwnedFd> {
-    // SAFETY: F_GETFD takes no memory and changes nothing, whatever the number is.
-    let is_open = unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
+    // SAFETY: F_SETFD takes no memory and fails for a number that is not open.
+    let is_open = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
     // SAFETY: the descriptor is open and, by this function's contract, nobody else owns it.
     is_open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
 }

@@ -47,6 +47,9 @@ impl Daemon {
     }
 
     fn pass(&mut self, id: u32, peer: &Peer, method: &Method, request: &Request) {
+        if self.facts.held.is_some() {
+            return self.refuse(id, peer, request.id, method.name, door::held());
+        }
         let unit = self.supervisor.unit(method.service.name());
         let stream = self.callers.as_ref().and_then(|callers| callers.stream_of(id));
         let absent = if self.facts.rescue.is_some() { "not started: rescue" } else { "not configured" };

@@ -63,6 +63,7 @@ impl Unit {
             ready_ms: self.ready_ms,
             detail: self.detail.clone(),
             says: self.notices.says.clone(),
+            notices: self.notices.pipe().is_some(),
         }
     }
 
@@ -100,8 +101,9 @@ impl Unit {
             let door = taken.take(&format!("door.{name}")).ok_or("its door is gone")?;
             verify_door(&door)?;
             let notices = match taken.take(&format!("notices.{name}")) {
-                Some(pipe) => adopt_notices(pipe, index, epoll)?,
-                None => Notices::default(), // the service has closed it
+                Some(pipe) if saved.notices => adopt_notices(pipe, index, epoll)?,
+                None if !saved.notices => Notices::default(), // the service had closed it
+                _ => return Err("its notice pipe is another".to_owned()),
             };
             Ok((Some(door), notices))
         });

@@ -21,6 +21,8 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 const SCRIPT: &str = r#"
 set -e
 mount --make-rprivate /
+# A root that services can leave for one of their own: a mount point.
+mount --bind "$ROOT" "$ROOT"
 for dir in lib lib64 usr bin; do
   [ -e /$dir ] || continue
   mkdir -p "$ROOT/$dir"
@@ -38,6 +40,28 @@ exec unshare --cgroup -- env -i NULLBOX_ROOT_HASH="$HASH" NULLBOX_INITRAMFS_MS=m
 
 /// The hash that the tests' "initramfs" passes on.
 pub const HASH: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+
+/// Programs of these tests are not static. Test services look around and start shells: those that do not say how they are
+/// confined are not.
+fn unconfined(config: &str) -> String {
+    const LIBRARIES: &str = "[node]\nlibraries = [\"/lib\", \"/lib64\", \"/usr/lib\"]\n";
+    let config = match config.contains("[node]\n") {
+        true => config.replacen("[node]\n", LIBRARIES, 1),
+        false => format!("{LIBRARIES}{config}"),
+    };
+    let mut sections = config.split("[services.");
+    let mut whole = sections.next().unwrap_or_default().to_owned();
+    for section in sections {
+        whole.push_str("[services.");
+        match section.split_once('\n') {
+            Some((head, rest)) if !section.contains("unconfined") => {
+                whole.push_str(&format!("{head}\nunconfined = true\n{rest}"));
+            }
+            _ => whole.push_str(section),
+        }
+    }
+    whole
+}
 
 pub struct Node {
     dir: PathBuf,
@@ -62,7 +86,7 @@ impl Node {
         fs::copy(&nulld, root.join("system/bin/nulld")).unwrap();
         let probe = nulld.with_file_name("examples").join("probe");
         fs::copy(&probe, root.join("system/bin/probe")).expect("examples are built by cargo test");
-        fs::write(root.join("system/config/nulld.toml"), config).unwrap();
+        fs::write(root.join("system/config/nulld.toml"), unconfined(config)).unwrap();
         let console = dir.join("console");
         File::create(&console).unwrap();
         let cgroup = cgroup_mount().join(&name);
@@ -143,6 +167,33 @@ impl Node {
         })
         .join()
         .unwrap()
+    }
+
+    /// Sends a signal to PID 1, from outside.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid.cast_signed()), signal).unwrap();
+    }
+
+    /// Stops PID 1 from outside, until SIGCONT.
+    pub fn stop(&self) {
+        self.signal(nix::sys::signal::Signal::SIGSTOP);
+        self.until("a stopped nulld", 5, |node| {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", node.pid)).ok()?;
+            stat.rsplit(')').next()?.trim().starts_with('T').then_some(())
+        });
+    }
+
+    /// The children of PID 1, as this namespace numbers them, with the letter of their state (proc(5)).
+    pub fn children(&self) -> Vec<(u32, char)> {
+        let path = format!("/proc/{0}/task/{0}/children", self.pid);
+        let pids = fs::read_to_string(path).unwrap();
+        pids.split_whitespace()
+            .filter_map(|pid| {
+                let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+                let state = stat.rsplit(')').next()?.trim().chars().next()?;
+                Some((pid.parse().ok()?, state))
+            })
+            .collect()
     }
 
     pub fn call(&self, method: &str, params: Value) -> Response {
