@@ -90,8 +90,10 @@ pub struct Inherited {
 }
 
 impl Inherited {
-    /// Takes the three descriptors. Call once, first thing in `main`; the error names what is missing.
+    /// Takes the three descriptors. Call once, first thing in `main`; the error names what is missing. From then on the process
+    /// cannot be traced or dumped by others of its user; exec(2) had undone what `nulld launch` could set (prctl(2)).
     pub fn take() -> io::Result<Inherited> {
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
         let missing = |what: &str, number: i32| {
             io::Error::new(
                 io::ErrorKind::NotFound,

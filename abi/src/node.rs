@@ -48,11 +48,13 @@ pub struct NodeConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct Node {
     pub name: String,
+    /// Directories of shared libraries that every service may execute from. Empty in the image, whose programs are static.
+    pub libraries: Vec<String>,
 }
 
 impl Default for Node {
     fn default() -> Node {
-        Node { name: "nullbox".into() }
+        Node { name: "nullbox".into(), libraries: Vec::new() }
     }
 }
 
@@ -191,6 +193,7 @@ fn check(config: &NodeConfig, source: Source<'_>) -> Checked<()> {
             return wrong(format!("network.hosts.{host}"), rule, "write the address the name stands for");
         }
     }
+    service::check_libraries(&config.node.libraries, &wrong)?;
     for (name, service) in &config.services {
         service::check(name, &config.services, service, &wrong)?;
     }
@@ -212,10 +215,7 @@ fn check_helpers(config: &NodeConfig, wrong: &dyn Fn(String, &str, &str) -> Chec
     }
     let forward = &config.logs.forward;
     if !forward.is_empty() && parse_forward(forward).is_none() {
-        let rule = match forward.starts_with("tls://") {
-            true => "syslog over TLS (RFC 5425) is not offered: the node has no certificates to check a log host by",
-            false => "must be udp://HOST:PORT or tcp://HOST:PORT",
-        };
+        let rule = "must be udp://HOST:PORT or tcp://HOST:PORT";
         return wrong("logs.forward".into(), rule, "write for example forward = \"udp://192.0.2.5:514\"");
     }
     Ok(())
@@ -372,7 +372,6 @@ mod tests {
             ("[network]\nmode = \"static\"\n", 0, "CIDR"),
             ("[clock]\nservers = [\"not a host\"]\n", 2, "names or addresses"),
             ("[logs]\nforward = \"http://x.test\"\n", 2, "udp://"),
-            ("[logs]\nforward = \"tls://x.test:6514\"\n", 2, "not offered"),
             ("[network.hosts]\n\"m.test\" = [\"169.254.169.254\"]\n", 0, "link-local"),
         ] {
             let error = parse(&[source("image", IMAGE), source("volume", text)]).unwrap_err();

@@ -6,6 +6,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use abi::node::ServiceConfig;
+
 /// Where cgroup v2 is mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
 /// Controllers that services and jails are limited with.
@@ -31,24 +33,31 @@ pub struct Group {
 }
 
 impl Group {
-    /// Makes it, with its memory bound; `delegated`: the service itself goes to `self` below it.
-    pub fn make(name: &str, delegated: bool, memory_mib_max: u32) -> io::Result<Group> {
+    /// Makes it, with its bounds on memory and tasks; with `delegate_cgroup` the service itself goes to `self` below it.
+    pub fn make(name: &str, config: &ServiceConfig) -> io::Result<Group> {
         let path = Path::new(ROOT).join("services").join(name);
         make_dir(&path)?;
-        let group = Group { path, delegated };
-        if delegated {
+        let group = Group { path, delegated: config.delegate_cgroup };
+        if group.delegated {
             enable(&group.path)?;
             make_dir(&group.path.join("self"))?;
         }
-        if memory_mib_max > 0 {
-            let bytes = u64::from(memory_mib_max) * 1024 * 1024;
-            let file = group.seat().join("memory.max");
-            // Without the memory controller the boot phase `mounts` has said that it is degraded.
-            if file.exists() {
-                fs::write(file, bytes.to_string())?;
-            }
-        }
+        let memory = match config.memory_mib_max {
+            0 => "max".to_owned(),
+            mib => (u64::from(mib) * 1024 * 1024).to_string(),
+        };
+        group.bound("memory.max", &memory)?;
+        group.bound("pids.max", &config.tasks_max.to_string())?;
         Ok(group)
+    }
+
+    fn bound(&self, file: &str, value: &str) -> io::Result<()> {
+        let file = self.seat().join(file);
+        // Without the controller the boot phase `mounts` has said that it is degraded.
+        match file.exists() {
+            true => fs::write(file, value),
+            false => Ok(()),
+        }
     }
 
     /// The group that the service's own processes are in.

@@ -65,7 +65,7 @@ pub fn merge(image: &str, volume: Option<&str>) -> Result<Loaded, LoadError> {
 fn parse(files: &[Source<'_>]) -> Result<NodeConfig, Box<ConfigError>> {
     let config = node::parse(files)?;
     for (name, service) in &config.services {
-        if let Err(error) = launch::parse_capabilities(&service.capabilities) {
+        if let Err(error) = launch::privileges::parse_capabilities(&service.capabilities) {
             let last = files.last().map_or(IMAGE_FILE, |source| source.file);
             return Err(Box::new(ConfigError {
                 file: last.to_owned(),

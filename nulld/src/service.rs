@@ -119,7 +119,7 @@ impl Unit {
         epoll: &OwnedFd,
         lasting: Lasting,
     ) -> io::Result<Unit> {
-        let group = Group::make(name, config.delegate_cgroup, config.memory_mib_max)?;
+        let group = Group::make(name, config)?;
         let Lasting { log_read, log_write, peers } = lasting;
         poll::watch(epoll, &log_read, poll::Token::Log(index), epoll::EventFlags::IN)?;
         Ok(Unit {
@@ -287,14 +287,7 @@ impl Unit {
             rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed("make a pipe", &error))?;
         let notices =
             Notices::watch(notify, self.index, epoll).map_err(|error| failed("watch for notices", &error))?;
-        let spec = Spec {
-            name: self.name.clone(),
-            path: self.config.path.clone(),
-            args: self.config.args.clone(),
-            uid: self.config.uid,
-            capabilities: self.config.capabilities.clone(),
-            cgroup: self.group.seat(),
-        };
+        let spec = Spec { name: self.name.clone(), config: self.config.clone(), cgroup: self.group.seat() };
         let ends = Ends { door: far_door, notify: far_notify, peers: &self.peers, log: &self.log_write };
         let pid = launch::spawn(&spec, ends).map_err(|error| error.to_string())?;
         self.restarts = self.spawned;

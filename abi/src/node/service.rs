@@ -224,7 +224,7 @@ pub enum PortName {
     Gate,
 }
 
-/// Puts numbers in the place of words that the rest of the configuration gives a number.
+/// Puts numbers in the place of words that the rest of the configuration gives a number, and grants the node's libraries.
 pub(super) fn resolve(config: &mut NodeConfig) {
     let gate = Port::Number(config.gate.port);
     for service in config.services.values_mut() {
@@ -233,13 +233,13 @@ pub(super) fn resolve(config: &mut NodeConfig) {
                 *port = gate;
             }
         }
+        service.execute.extend(config.node.libraries.iter().cloned());
     }
 }
 
 /// The same shape with every field optional: what one file may hold.
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
-#[expect(dead_code, reason = "read for its shape only: a mistake is found file by file, with its line")]
 pub(super) struct PartialService {
     path: Option<String>,
     args: Vec<String>,
@@ -300,6 +300,18 @@ pub(super) fn check(
     }
     check_bounds(service, &field, wrong)?;
     check_paths(name, service, &field, wrong)
+}
+
+/// Checks `node.libraries`.
+pub(super) fn check_libraries(libraries: &[String], wrong: Wrong<'_>) -> Checked<()> {
+    let allowed = |path: &String| {
+        is_plain(path) && !["/dev", "/proc", STATE_DIR].iter().any(|top| path.starts_with(top))
+    };
+    if libraries.len() > limits::SERVICE_GRANTS_MAX || !libraries.iter().all(allowed) {
+        let rule = format!("must be at most {} absolute paths of directories", limits::SERVICE_GRANTS_MAX);
+        return wrong("node.libraries".into(), &rule, "remove the line: the image's programs need none");
+    }
+    Ok(())
 }
 
 fn check_bounds(service: &ServiceConfig, field: &dyn Fn(&str) -> String, wrong: Wrong<'_>) -> Checked<()> {
@@ -433,6 +445,17 @@ mod tests {
         }
         let many = format!("read = {:?}", vec!["/a"; limits::SERVICE_GRANTS_MAX + 1]);
         assert!(with(&many).unwrap_err().rule.contains("at most"));
+    }
+
+    #[test]
+    fn libraries_are_every_services() {
+        let config = with("[node]\nlibraries = [\"/lib\"]").unwrap();
+        assert_eq!(config.services["a"].execute, ["/lib"]);
+        for bad in ["lib", "/state/x", "/a/../b"] {
+            assert!(
+                with(&format!("[node]\nlibraries = [\"{bad}\"]")).unwrap_err().field.contains("libraries")
+            );
+        }
     }
 
     #[test]

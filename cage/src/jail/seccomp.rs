@@ -3,37 +3,8 @@
 //! Must hold: nothing here opens a way to another process, to the network or to new privileges. The filter is installed
 //! after the jail is closed and before the VM starts, so it need not allow any of the jail's own steps.
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch,
-};
-use std::collections::BTreeMap;
-
-/// When a call is allowed.
-#[derive(Debug, Clone, Copy)]
-enum When {
-    Always,
-    /// Argument `index`, 32 bits wide, is one of these.
-    OneOf(u8, &'static [u64]),
-    /// Argument `index` has exactly these bits of a mask.
-    Masked(u8, u64, u64),
-}
-
-use When::{Always, Masked, OneOf};
-
-/// Why a filter could not be made or installed.
-#[derive(Debug, thiserror::Error)]
-pub enum FilterError {
-    #[error("system call filter: {0}")]
-    Build(#[from] seccompiler::BackendError),
-    #[error("system call filter: {0}")]
-    Install(#[from] seccompiler::Error),
-}
-
-#[cfg(target_arch = "x86_64")]
-const ARCH: TargetArch = TargetArch::x86_64;
-#[cfg(target_arch = "aarch64")]
-const ARCH: TargetArch = TargetArch::aarch64;
+use seccomp::When::{Always, Masked, OneOf};
+use seccomp::{Filter, FilterError, Line, THREAD, THREAD_MASK};
 
 /// KVM's requests (linux/kvm.h) and the TAP's (linux/if_tun.h) that libkrun makes, and what libc asks of any file.
 const IOCTLS: &[u64] = &[
@@ -71,14 +42,10 @@ const IOCTLS: &[u64] = &[
     0x5421,      // FIONBIO: non-blocking sockets
 ];
 
-/// A new thread, never a new process and never a namespace: CLONE_VM, CLONE_THREAD and no CLONE_NEW*.
-const CLONE_MASK: u64 = 0x0001_0100 | 0x7E02_0000 | 0x80;
-const CLONE_THREAD: u64 = 0x0001_0100;
-
 const UNIX: &[u64] = &[libc::AF_UNIX as u64];
 
 #[rustfmt::skip]
-const ALLOWED: &[(i64, When, &str)] = &[
+const ALLOWED: &[Line] = &[
     (libc::SYS_ioctl, OneOf(1, IOCTLS), "KVM, the TAP"),
     (libc::SYS_read, Always, "disks, TAP, eventfds, vsock"),
     (libc::SYS_readv, Always, "disks"),
@@ -119,7 +86,7 @@ const ALLOWED: &[(i64, When, &str)] = &[
     (libc::SYS_shutdown, Always, "vsock"),
     (libc::SYS_setsockopt, Always, "vsock"),
     (libc::SYS_getsockopt, Always, "vsock: outcome of a connect"),
-    (libc::SYS_clone, Masked(0, CLONE_MASK, CLONE_THREAD), "vCPU and device threads"),
+    (libc::SYS_clone, Masked(0, THREAD_MASK, THREAD), "vCPU and device threads"),
     (libc::SYS_set_robust_list, Always, "new thread"),
     (libc::SYS_rseq, Always, "new thread (glibc)"),
     (libc::SYS_set_tid_address, Always, "new thread"),
@@ -147,7 +114,7 @@ const ALLOWED: &[(i64, When, &str)] = &[
 /// Calls that only older architectures have; libc makes them where they exist.
 #[cfg(target_arch = "x86_64")]
 #[rustfmt::skip]
-const ALLOWED_OLD: &[(i64, When, &str)] = &[
+const ALLOWED_OLD: &[Line] = &[
     (libc::SYS_open, Always, "the jail holds nothing but the VM's files"),
     (libc::SYS_stat, Always, "disk and initramfs size"),
     (libc::SYS_readlink, Always, "path of a disk"),
@@ -155,36 +122,16 @@ const ALLOWED_OLD: &[(i64, When, &str)] = &[
     (libc::SYS_poll, Always, "std checks descriptors 0 to 2"),
 ];
 #[cfg(not(target_arch = "x86_64"))]
-const ALLOWED_OLD: &[(i64, When, &str)] = &[];
+const ALLOWED_OLD: &[Line] = &[];
 
-/// The filter as a program for the kernel.
-pub fn program(refused: SeccompAction) -> Result<BpfProgram, FilterError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for (call, when, _) in ALLOWED.iter().chain(ALLOWED_OLD) {
-        let chain = rules.entry(*call).or_default();
-        match *when {
-            Always => {}
-            OneOf(index, values) => {
-                for value in values {
-                    let equal =
-                        SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *value)?;
-                    chain.push(SeccompRule::new(vec![equal])?);
-                }
-            }
-            Masked(index, mask, value) => {
-                let op = SeccompCmpOp::MaskedEq(mask);
-                let masked = SeccompCondition::new(index, SeccompCmpArgLen::Qword, op, value)?;
-                chain.push(SeccompRule::new(vec![masked])?);
-            }
-        }
-    }
-    let filter = SeccompFilter::new(rules, refused, SeccompAction::Allow, ARCH)?;
-    Ok(filter.try_into()?)
+/// The filter of every VMM.
+pub fn filter() -> Result<Filter, FilterError> {
+    Filter::of(ALLOWED.iter().chain(ALLOWED_OLD))
 }
 
 /// Installs the filter for this thread and all that it starts. There is no way back.
 pub fn install(_jailed: &super::Jailed) -> Result<(), FilterError> {
-    Ok(seccompiler::apply_filter(&program(SeccompAction::KillProcess)?)?)
+    filter()?.install()
 }
 
 #[cfg(test)]
@@ -232,6 +179,6 @@ mod tests {
 
     #[test]
     fn the_program_fits_the_kernel() {
-        assert!(program(SeccompAction::KillProcess).unwrap().len() < 4096);
+        assert!(filter().unwrap().programs()[0].len() < 4096);
     }
 }

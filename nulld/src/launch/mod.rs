@@ -1,41 +1,41 @@
 //! From nulld's fork to the service's program. `nulld launch` runs in the new process, before the service's own program,
-//! and gives up everything the service does not need.
+//! and gives up everything the service does not need: what is not granted in nulld.toml is refused.
 //!
 //! It is a program start of its own so that all of this is ordinary, single-threaded code that can fail with a message in the
 //! service's log, and nothing runs between fork and exec inside PID 1.
 //!
 //! Must hold: the service gets descriptors 0 to 5 and no other, its own session, cgroup and uid, the capabilities of its
-//! configuration and no other in any set, and NULLBOX_SERVICE as its whole environment.
+//! configuration and no other in any set, a file system of its own ([`root`]), Landlock ([`access`]), a filter of system calls
+//! ([`calls`]), and NULLBOX_SERVICE as its whole environment.
 //! Must never: start a service that could not be reduced.
 
+pub mod access;
+pub mod calls;
+pub mod privileges;
+pub mod root;
+
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use abi::door::{DOOR_FD, NOTIFY_FD, PEERS_FD};
 use abi::log;
+use abi::node::ServiceConfig;
 use abi::wire::{Connection, WireError};
+use nix::sched::CloneFlags;
 use nix::sys::signal::SigSet;
 use rustix::io::FdFlags;
-use rustix::process::{Resource, Rlimit};
-use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
-
-/// Descriptors a service may have open; cage and egress hold a few for each VM and connection.
-const OPEN_FILES_MAX: u64 = 16 * 1024;
 
 /// What to start, as nulld tells the new process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
     pub name: String,
-    pub path: String,
-    pub args: Vec<String>,
-    pub uid: u32,
-    pub capabilities: Vec<String>,
+    pub config: ServiceConfig,
     pub cgroup: PathBuf,
 }
 
@@ -63,6 +63,14 @@ pub enum LaunchError {
     Place { is: i32, should: i32 },
     #[error("`{0}` is not a capability; see capabilities(7), without CAP_ and in lower case")]
     Capability(String),
+    #[error("cannot grant {path}: {error}")]
+    Path { path: PathBuf, error: io::Error },
+    #[error("landlock: {0}")]
+    Landlock(#[from] landlock::RulesetError),
+    #[error("landlock: the kernel has not all of ABI 6")]
+    LandlockPartial,
+    #[error(transparent)]
+    Filter(#[from] seccomp::FilterError),
 }
 
 fn at(step: &'static str) -> impl FnOnce(rustix::io::Errno) -> LaunchError {
@@ -90,36 +98,77 @@ pub fn spawn(spec: &Spec, ends: Ends<'_>) -> Result<u32, LaunchError> {
 
 /// In the new process: reduces itself and becomes the service. Returns only on failure.
 pub fn become_service() -> LaunchError {
-    match prepare() {
-        Ok(spec) => {
-            let error = Command::new(&spec.path)
-                .args(&spec.args)
-                .env_clear()
-                .env("NULLBOX_SERVICE", &spec.name)
-                .exec();
-            LaunchError::Step { step: "execute the program of the service", error }
-        }
+    match prepare().and_then(|spec| start(&spec)) {
+        Ok(never) => match never {},
         Err(error) => error,
     }
 }
 
+/// Gives everything up, step by step. The order matters: the cgroup first, so that all that follows is accounted and can be
+/// killed; what needs root before the identity; Landlock inside the new root; the filter last, since it allows none of this.
 fn prepare() -> Result<Spec, LaunchError> {
     let (spec, fds) = receive()?;
-    let kept = parse_capabilities(&spec.capabilities)?;
+    let config = &spec.config;
+    let kept = privileges::parse_capabilities(&config.capabilities)?;
     std::fs::write(spec.cgroup.join("cgroup.procs"), "0")
         .map_err(|error| LaunchError::Step { step: "join the cgroup", error })?;
     place(fds)?;
     // The loop's signals are blocked in PID 1, and a mask outlives exec.
-    SigSet::empty()
-        .thread_set_mask()
-        .map_err(|errno| LaunchError::Step { step: "unblock signals", error: errno.into() })?;
+    SigSet::empty().thread_set_mask().map_err(|errno| step("unblock signals", errno))?;
     rustix::process::setsid().map_err(at("make a session"))?;
+    privileges::set_oom_score(config.oom_score)?;
+    let last_capability = privileges::last_capability()?;
+    let present = match config.unconfined {
+        true => {
+            log::warning("unconfined", &[("service", &spec.name)]);
+            None
+        }
+        false => {
+            leave_namespaces(config)?;
+            Some(root::enter(&spec.name, config)?)
+        }
+    };
     rustix::process::chdir("/").map_err(at("change to /"))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    limit(Resource::Core, 0)?;
-    limit(Resource::Nofile, OPEN_FILES_MAX)?;
-    reduce(spec.uid, kept)?;
+    privileges::limit(config)?;
+    privileges::reduce(config.uid, kept, last_capability)?;
+    if let Some(present) = present {
+        if !config.makes_mounts {
+            access::enter(config, &present)?;
+        }
+        calls::filter(&config.system_calls)?.install()?;
+    }
     Ok(spec)
+}
+
+fn step(step: &'static str, errno: nix::errno::Errno) -> LaunchError {
+    LaunchError::Step { step, error: errno.into() }
+}
+
+/// Mounts and System V objects of its own; without `network` also a network of its own, in which there is nothing.
+fn leave_namespaces(config: &ServiceConfig) -> Result<(), LaunchError> {
+    let mut own = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC;
+    if !config.network {
+        own |= CloneFlags::CLONE_NEWNET;
+    }
+    nix::sched::unshare(own).map_err(|errno| step("leave the node's namespaces", errno))
+}
+
+/// The program takes the place of this one, by the one call that the filter lets through for it.
+fn start(spec: &Spec) -> Result<std::convert::Infallible, LaunchError> {
+    let text = |text: &str| {
+        CString::new(text)
+            .map_err(|error| LaunchError::Step { step: "pass an argument", error: error.into() })
+    };
+    let path = text(&spec.config.path)?;
+    let mut args = vec![path.clone()];
+    for arg in &spec.config.args {
+        args.push(text(arg)?);
+    }
+    let env = [text(&format!("NULLBOX_SERVICE={}", spec.name))?];
+    let flags = nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW;
+    nix::unistd::execveat(nix::fcntl::AT_FDCWD, &path, &args, &env, flags)
+        .map_err(|errno| step("execute the program of the service", errno))
 }
 
 /// Reads the spec and its three descriptors from standard input, which becomes /dev/null.
@@ -168,60 +217,6 @@ fn place(fds: Vec<OwnedFd>) -> Result<(), LaunchError> {
     }
 }
 
-fn limit(resource: Resource, most: u64) -> Result<(), LaunchError> {
-    let both = Rlimit { current: Some(most), maximum: Some(most) };
-    rustix::process::setrlimit(resource, both).map_err(at("set a resource limit"))
-}
-
-/// Gives up users, groups and capabilities. The order matters: the bounding set while CAP_SETPCAP is held, ids while
-/// capabilities survive the change, then the sets themselves.
-fn reduce(uid: u32, kept: CapabilitySet) -> Result<(), LaunchError> {
-    use rustix::thread;
-    let last = last_capability()?;
-    for number in 0..=last {
-        let one = CapabilitySet::from_bits_retain(1 << number);
-        if !kept.contains(one) {
-            thread::remove_capability_from_bounding_set(one).map_err(at("drop a bounding capability"))?;
-        }
-    }
-    thread::set_keep_capabilities(true).map_err(at("keep capabilities"))?;
-    thread::set_thread_groups(&[]).map_err(at("drop groups"))?;
-    thread::set_thread_gid(rustix::process::Gid::from_raw(uid)).map_err(at("change group"))?;
-    thread::set_thread_uid(rustix::process::Uid::from_raw(uid)).map_err(at("change user"))?;
-    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: kept };
-    thread::set_capabilities(None, sets).map_err(at("set capabilities"))?;
-    thread::clear_ambient_capability_set().map_err(at("clear ambient capabilities"))?;
-    for one in kept.iter() {
-        thread::configure_capability_in_ambient_set(one, true).map_err(at("raise an ambient capability"))?;
-    }
-    thread::set_no_new_privs(true).map_err(at("set no_new_privs"))
-}
-
-/// The highest capability this kernel knows.
-fn last_capability() -> Result<u32, LaunchError> {
-    let path = Path::new("/proc/sys/kernel/cap_last_cap");
-    let fail = |error| LaunchError::Step { step: "read /proc/sys/kernel/cap_last_cap", error };
-    let text = std::fs::read_to_string(path).map_err(fail)?;
-    match text.trim().parse() {
-        Ok(last) if last < 64 => Ok(last),
-        _ => Err(fail(io::Error::other("not a number below 64"))),
-    }
-}
-
-/// Names as in capabilities(7), lower case, without `cap_`.
-pub fn parse_capabilities(names: &[String]) -> Result<CapabilitySet, LaunchError> {
-    let mut set = CapabilitySet::empty();
-    for name in names {
-        let is_plain = !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
-        let one = is_plain.then(|| CapabilitySet::from_name(&name.to_ascii_uppercase()));
-        match one.flatten() {
-            Some(one) => set |= one,
-            None => return Err(LaunchError::Capability(name.chars().take(64).collect())),
-        }
-    }
-    Ok(set)
-}
-
 /// Entry of `nulld launch`: the error goes to the service's log.
 pub fn main() -> i32 {
     let error = become_service();
@@ -231,18 +226,3 @@ pub fn main() -> i32 {
 
 /// Exit code of a service whose program could not be started.
 pub const LAUNCH_FAILED: i32 = 126;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn capabilities_are_named_as_in_the_manual() {
-        let names = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
-        let set = parse_capabilities(&names(&["net_admin", "sys_admin"])).unwrap();
-        assert_eq!(set, CapabilitySet::NET_ADMIN | CapabilitySet::SYS_ADMIN);
-        for bad in ["NET_ADMIN", "cap_net_admin", "all", "", "0x1"] {
-            assert!(parse_capabilities(&names(&[bad])).is_err(), "{bad}");
-        }
-    }
-}
