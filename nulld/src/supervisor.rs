@@ -232,3 +232,6 @@ impl Supervisor {
         self.units.iter().all(|unit| unit.state.is_over())
     }
 }
+
+#[cfg(test)]
+mod model_tests;
