@@ -344,7 +344,7 @@ mod tests {
 
     type Harm = (&'static str, Severity, &'static str, fn(&mut Node));
 
-    const HARMS: [Harm; 33] = [
+    const HARMS: [Harm; 35] = [
         ("virtualization", Severity::Error, "nested", |node| node.machine.kvm = Kvm::NotNested),
         ("virtualization", Severity::Error, "firmware", |node| node.machine.kvm = Kvm::NoFlag),
         ("virtualization", Severity::Error, "although", |node| node.machine.kvm = Kvm::Unused),
@@ -382,6 +382,12 @@ mod tests {
         ("network", Severity::Info, "network.mode", |node| network_of(node).mode = NetworkMode::None),
         ("clock", Severity::Error, "built", |node| node.machine.unix_s = 5),
         ("clock", Severity::Warning, "was set", |node| node.facts.clock = "wrong: was set".into()),
+        ("clock", Severity::Warning, "no time server answers", |node| {
+            says(node, "not synchronised: no time server answers: x");
+        }),
+        ("clock", Severity::Info, "machine's own", |node| {
+            says(node, "the machine's own clock: no time server")
+        }),
         ("clock", Severity::Info, "jumped 2 times", |node| node.facts.clock_jumps = 2),
         ("memory", Severity::Warning, "of 976 MiB", |node| node.machine.memory_available_kib = 90_000),
         ("kernel", Severity::Warning, "lockdown is not there", |node| node.machine.lockdown = None),
@@ -399,6 +405,12 @@ mod tests {
             node.phases[0].outcome = "failed: no /proc".into();
         }),
     ];
+
+    fn says(node: &mut Node, text: &str) {
+        let mut clock = patient("clock", "ready");
+        clock.status.says = text.into();
+        node.patients.push(clock);
+    }
 
     fn space(node: &mut Node) -> &mut Space {
         node.disk.state.as_mut().unwrap()
@@ -472,6 +484,15 @@ mod tests {
         assert_eq!(node.findings()[0].severity, Severity::Info);
         node.facts.ready_ms = Some(1);
         assert_eq!(node.findings()[0].severity, Severity::Error);
+    }
+
+    #[test]
+    fn a_clock_that_was_wrong_at_boot_and_is_right_now_is_no_trouble() {
+        let mut node = Node::sound();
+        node.facts.clock = "wrong: it was before the image".into();
+        node.facts.clock_jumps = 1;
+        says(&mut node, "synchronised to time.example.org (3 of 3 servers agree), offset +1.0 ms");
+        assert_eq!(node.findings(), []);
     }
 
     #[test]

@@ -5,13 +5,14 @@
 use std::fs;
 
 use abi::config_error::ConfigError;
-use abi::control::{Finding, Nothing, Severity, SystemLogs, SystemStatus};
+use abi::control::{Finding, Nothing, ServiceStatus, Severity, SystemLogs, SystemStatus};
 use abi::identity::Caller;
 use abi::limits;
 use abi::rpc::{Code, Request, RpcError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::builtin::CLOCK;
 use crate::callers::LogStream;
 use crate::health::{self, DiskWatch, Machine};
 use crate::journal::{Journal, OWN};
@@ -132,6 +133,9 @@ fn logs(request: &Request, view: &View<'_>) -> Result<LogStream, RpcError> {
 
 fn status(view: &View<'_>) -> SystemStatus {
     let (facts, machine) = (view.facts, Machine::read());
+    let services: Vec<ServiceStatus> = view.supervisor.units.iter().map(|unit| unit.status()).collect();
+    // The service knows better than what was found at boot.
+    let keeper = services.iter().find(|service| service.name == CLOCK && !service.says.is_empty());
     let own = fs::read_to_string("/proc/self/status").unwrap_or_default();
     SystemStatus {
         node: facts.node.clone(),
@@ -142,7 +146,6 @@ fn status(view: &View<'_>) -> SystemStatus {
         ready_ms: facts.ready_ms,
         ephemeral: facts.ephemeral,
         phases: view.phases.list(),
-        services: view.supervisor.units.iter().map(|unit| unit.status()).collect(),
         addresses: machine.interfaces.into_iter().map(|(name, one)| (name, one.addresses)).collect(),
         memory_total_kib: machine.memory_total_kib,
         memory_available_kib: machine.memory_available_kib,
@@ -151,7 +154,8 @@ fn status(view: &View<'_>) -> SystemStatus {
         crashes: facts.crashes,
         held: facts.held.clone(),
         rescue: facts.rescue.clone(),
-        clock: facts.clock.clone(),
+        clock: keeper.map_or(&facts.clock, |service| &service.says).clone(),
+        services,
         watchdog: facts.watchdog.clone(),
     }
 }

@@ -170,25 +170,28 @@ pub fn network(exam: &Exam<'_>, out: &mut Vec<Finding>) {
 pub fn clock(exam: &Exam<'_>, out: &mut Vec<Finding>) {
     let effect = "dates of logs and of the ledger are wrong by as much; agents may refuse certificates";
     let remedy = "name time servers in clock.servers, or have DHCP name some; set the machine's clock";
+    let keeper = exam.patients.iter().find(|patient| patient.status.name == "clock");
+    let says = keeper.map_or("", |patient| patient.status.says.as_str());
+    let is_right = says.starts_with("synchronised");
     if exam.machine.unix_s < exam.machine.floor_s {
-        out.push(finding(
-            Severity::Error,
-            "clock",
-            "the clock is before the time this image was built",
-            effect,
-            remedy,
-        ));
-    } else if let Some(words) = exam.facts.clock.strip_prefix("wrong: ") {
+        let what = "the clock is before the time this image was built";
+        out.push(finding(Severity::Error, "clock", what, effect, remedy));
+    } else if says.starts_with("not synchronised") || says.starts_with("was synchronised") {
+        let effect = "the clock may be wrong, by more each day";
+        out.push(finding(Severity::Warning, "clock", &format!("the clock is {says}"), effect, remedy));
+    } else if let Some(words) = exam.facts.clock.strip_prefix("wrong: ").filter(|_| !is_right) {
         out.push(finding(Severity::Warning, "clock", words, effect, remedy));
-    } else if exam.facts.clock_jumps > 0 {
+    } else if !is_right && !says.is_empty() {
+        let what = format!("the clock is not compared with any other: {says}");
+        let effect = "it may be wrong, by more each day";
+        out.push(finding(Severity::Info, "clock", &what, effect, remedy));
+    }
+    // One jump is usual: the first answer of a time server.
+    if exam.facts.clock_jumps > 1 {
         let what = format!("the clock jumped {} times in this boot", exam.facts.clock_jumps);
-        out.push(finding(
-            Severity::Info,
-            "clock",
-            &what,
-            "what was dated before is dated by another clock",
-            "see `nullctl system logs nulld` (clock_jumped); one jump after the boot is usual",
-        ));
+        let effect = "what was dated before is dated by another clock";
+        let remedy = "see `nullctl system logs nulld` (clock_jumped)";
+        out.push(finding(Severity::Info, "clock", &what, effect, remedy));
     }
 }
 

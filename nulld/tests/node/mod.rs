@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use abi::control::{LogLine, ServiceStatus, SystemStatus};
+use abi::control::{Doctor, Finding, LogLine, ServiceStatus, SystemStatus};
 use abi::rpc::{Incoming, Request, Response};
 use abi::wire::Connection;
 use serde_json::Value;
@@ -33,6 +33,7 @@ mknod -m 666 "$ROOT/dev/null" c 1 3
 mknod -m 666 "$ROOT/dev/urandom" c 1 9
 touch "$ROOT/dev/console"
 mount --bind "$CONSOLE" "$ROOT/dev/console"
+eval "$PREPARE"
 echo 0 > "$CGROUP/cgroup.procs"
 cd "$ROOT"
 exec unshare --cgroup -- env -i NULLBOX_ROOT_HASH="$HASH" NULLBOX_INITRAMFS_MS=mounts=1,verity=2 "$(command -v chroot)" "$ROOT" /system/bin/nulld
@@ -74,6 +75,11 @@ pub struct Node {
 impl Node {
     /// Boots with this nulld.toml and does not wait.
     pub fn start(config: &str) -> Node {
+        Node::start_on(config, "")
+    }
+
+    /// The same on a machine that a shell script prepares: it runs before nulld, outside of `$ROOT`, as root in the namespaces.
+    pub fn start_on(config: &str, prepare: &str) -> Node {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("nulld-test-{}-{number}", std::process::id());
         let dir = std::env::temp_dir().join(&name);
@@ -98,6 +104,7 @@ impl Node {
             .env("CONSOLE", &console)
             .env("CGROUP", &cgroup)
             .env("HASH", HASH)
+            .env("PREPARE", prepare)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(dir.join("stderr")).unwrap())
@@ -118,6 +125,13 @@ impl Node {
 
     pub fn console(&self) -> String {
         fs::read_to_string(self.dir.join("console")).unwrap()
+    }
+
+    /// What `system.doctor` finds.
+    pub fn findings(&self) -> Vec<Finding> {
+        let response = self.call("system.doctor", Value::Null);
+        let doctor: Doctor = serde_json::from_value(response.result.expect("a diagnosis")).unwrap();
+        doctor.findings
     }
 
     /// Waits for a text on the console.
