@@ -17,7 +17,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::sys;
 
@@ -94,10 +94,14 @@ impl Jailed {
     }
 }
 
+/// When the node's memory is out, VMs go before its services, which are all below 0 (proc_pid_oom_score_adj(5)).
+const OOM_SCORE: &str = "500";
+
 /// Closes the jail around the calling process, all but the filter. The order matters: the cgroup first, so that everything
 /// after it is accounted and can be killed; the namespaces before the file system, which is only ours once private; the
 /// identity last, because every step before it needs root.
 pub fn enter(spec: &JailSpec, netns: Option<OwnedFd>) -> Result<Jailed, JailError> {
+    cgroup::write(Path::new("/proc/self/oom_score_adj"), OOM_SCORE).map_err(at("oom score"))?;
     cgroup::write(&spec.cgroup.join("cgroup.procs"), "0").map_err(at("cgroup"))?;
     match (&spec.network, netns) {
         (Some(_), Some(netns)) => move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use abi::log;
@@ -81,6 +82,10 @@ pub fn enter(name: &str, config: &ServiceConfig) -> Result<Vec<Grant>, LaunchErr
     mount("tmpfs", STAGE, "tmpfs", flags, ROOT_OPTIONS).map_err(at("mount its root"))?;
     let mut present = Vec::new();
     for grant in grants(name, config) {
+        if grant.kind == Kind::Write && grant.path.starts_with("/run") {
+            make_directory(&grant.path, config.uid)
+                .map_err(|error| LaunchError::Path { path: grant.path.clone(), error })?;
+        }
         let place = |error: io::Error| LaunchError::Path { path: grant.path.clone(), error };
         if bind(&grant).map_err(place)? {
             present.push(grant);
@@ -91,6 +96,16 @@ pub fn enter(name: &str, config: &ServiceConfig) -> Result<Vec<Grant>, LaunchErr
     mount_proc(config)?;
     leave_the_old_root()?;
     Ok(present)
+}
+
+/// What a service may write below /run is its own: a directory that is not there is made, for its user alone.
+fn make_directory(path: &Path, uid: u32) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        other => other?,
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+    std::os::unix::fs::chown(path, Some(uid), Some(uid))
 }
 
 /// Binds a path to its place in the root; false if the node has no such path. A symbolic link is made again as it is, so it leads

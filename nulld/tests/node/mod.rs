@@ -92,6 +92,10 @@ impl Node {
         fs::copy(&nulld, root.join("system/bin/nulld")).unwrap();
         let probe = nulld.with_file_name("examples").join("probe");
         fs::copy(&probe, root.join("system/bin/probe")).expect("examples are built by cargo test");
+        let confined = probe.with_file_name("confined");
+        if confined.exists() {
+            fs::copy(&confined, root.join("system/bin/confined")).unwrap();
+        }
         fs::write(root.join("system/config/nulld.toml"), unconfined(config)).unwrap();
         let console = dir.join("console");
         File::create(&console).unwrap();
@@ -140,7 +144,7 @@ impl Node {
     }
 
     /// Waits for something, by asking often; fails with the console when time is up.
-    pub fn until<T>(&self, what: &str, seconds: u64, ask: impl Fn(&Node) -> Option<T>) -> T {
+    pub fn until<T>(&self, what: &str, seconds: u64, mut ask: impl FnMut(&Node) -> Option<T>) -> T {
         let begin = Instant::now();
         loop {
             if let Some(found) = ask(self) {
@@ -208,6 +212,16 @@ impl Node {
                 Some((pid.parse().ok()?, state))
             })
             .collect()
+    }
+
+    /// The first process of a service, as this namespace numbers it.
+    pub fn outside(&self, service: &str) -> i32 {
+        let own = format!("/services/{service}");
+        let is_its = |(pid, _): &(u32, char)| {
+            let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            groups.lines().any(|line| line.ends_with(&own) || line.ends_with(&format!("{own}/self")))
+        };
+        self.children().iter().find(|child| is_its(child)).expect("a running service").0.cast_signed()
     }
 
     pub fn call(&self, method: &str, params: Value) -> Response {
