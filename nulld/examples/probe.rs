@@ -137,8 +137,10 @@ fn main() {
 /// Says much, most of it not to be understood, and what it is at the end.
 fn chat() {
     use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
     let inherited = Inherited::take().unwrap();
-    let mut pipe = std::fs::OpenOptions::new().write(true).open("/proc/self/fd/4").unwrap();
+    let mut pipe = std::fs::OpenOptions::new();
+    let mut pipe = pipe.write(true).custom_flags(libc::O_NONBLOCK).open("/proc/self/fd/4").unwrap();
     inherited.notify.send(&abi::notice::Notice::Ready).unwrap();
     for n in 0..20_000 {
         // A full pipe: this one is lost, as abi::notice loses it.

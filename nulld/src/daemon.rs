@@ -45,7 +45,7 @@ const ROOT_HASH_VARIABLE: &str = "NULLBOX_ROOT_HASH";
 /// Longest sleep of the loop: a deadline that was missed would be seen then.
 const SLEEP_MS_MAX: u64 = 60_000;
 /// Woken so much later than asked for, nulld stood still itself (a frozen machine), and so may have the services.
-const STALL_MS: u64 = 2_000;
+const STALL_MS: u64 = 1_000;
 /// Children reaped in one turn; the others have their turn in between.
 const REAPED_PER_TURN_MAX: usize = 256;
 /// Pause between reports of dropped ledger events.
@@ -141,12 +141,12 @@ impl Daemon {
             let timeout = rustix::time::Timespec::try_from(sleep).ok();
             let waited =
                 epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref());
-            if waited.is_err() {
-                continue; // EINTR; anything else would come back and show as load, not as a hang
-            }
             let now = clock::now_ms();
             if now.saturating_sub(wakes_ms) > STALL_MS {
                 self.supervisor.forgive_silence(now);
+            }
+            if waited.is_err() {
+                continue; // EINTR; anything else would come back and show as load, not as a hang
             }
             for event in &events {
                 let (flags, data) = (event.flags, event.data.u64());

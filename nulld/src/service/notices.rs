@@ -45,9 +45,9 @@ impl Notices {
         self.lines.junk
     }
 
-    /// Takes what has come; at most one page, so that one service cannot keep nulld from the others.
+    /// Takes what has come; at most so many bytes, so that one service cannot keep nulld from the others.
     pub fn read(&mut self, now_ms: u64, epoll: &OwnedFd) -> Vec<Notice> {
-        let mut bytes = [0u8; 4096];
+        let mut bytes = [0u8; 16 * 1024];
         let Some(pipe) = &self.pipe else { return Vec::new() };
         let count = match rustix::io::read(pipe, &mut bytes) {
             Ok(0) => {

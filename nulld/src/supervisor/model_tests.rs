@@ -334,7 +334,11 @@ fn history(dice: &mut Dice, length: usize) -> usize {
         model.happen(happening);
         for place in 0..count {
             let (is, should) = (&real.seen[place], model.seen(place));
-            assert_eq!(*is, should, "service {place} of {:?} {:?} after {told:?}", model.needs, model.policies);
+            assert_eq!(
+                *is, should,
+                "service {place} of {:?} {:?} after {told:?}",
+                model.needs, model.policies
+            );
         }
     }
     // Wherever it stands: an order to go down and enough time end everything.
