@@ -4,7 +4,7 @@
 
 use abi::door::{self, Inherited};
 use abi::identity::Service;
-use abi::node::NODE_CONFIG_PATH;
+use abi::node::{NODE_CONFIG_PATH, parse_forward};
 use abi::{limits, log};
 use egress::agent::Node;
 use egress::denials::Denials;
@@ -32,7 +32,9 @@ fn run() -> Result<(), Box<dyn Error>> {
     let inherited = Inherited::take()?;
     let settings = Settings::read(NODE_CONFIG_PATH, UPLINK_PATH)?;
     let uid = rustix::process::geteuid().as_raw();
-    nft::replace(&wall::of_node(settings.now().config.gate.port, uid))?;
+    let config = &settings.now().config;
+    let logs = parse_forward(&config.logs.forward).map(|(transport, _, port)| (transport, port));
+    nft::replace(&wall::of_node(config.gate.port, uid, logs))?;
     log::info("firewall_up", &[("table", &wall::TABLE)]);
     let receipts = Arc::new(Receipts::of_node()?);
     let node = Arc::new(Node {

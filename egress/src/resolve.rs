@@ -2,7 +2,7 @@
 //!
 //! Must hold: `[network.hosts]` first, then resolvers; every address is judged after resolution, each time, so a name that
 //! turns inward is refused at the moment it does.
-//! Must never: resolve a name that was not granted (callers have it from a grant).
+//! Must never: resolve a name that nobody granted: an agent's names come from its manifest, the node's own from nulld.toml.
 
 use abi::ids::HostName;
 use abi::limits;
@@ -56,11 +56,30 @@ struct Remembered {
 impl Resolver {
     /// Resolves a name; what comes back may be dialled, in this order.
     pub async fn resolve(&self, name: &HostName, snapshot: &Snapshot) -> Result<Vec<IpAddr>, ResolveError> {
-        let (addresses, word) = match snapshot.config.network.hosts.get(name) {
-            Some(addresses) => (addresses.clone(), Word::Operator),
-            None => (self.ask(name, &snapshot.resolvers).await?, Word::Resolver),
-        };
+        let (addresses, word) = self.look_up(name, snapshot).await?;
         judge(name, &addresses, word, &snapshot.own)
+    }
+
+    /// Resolves a name of the node's own configuration. The operator named it, so its address may be private, whoever says so;
+    /// never the node itself, link-local or loopback.
+    pub async fn resolve_for_node(
+        &self,
+        name: &HostName,
+        snapshot: &Snapshot,
+    ) -> Result<Vec<IpAddr>, ResolveError> {
+        let (addresses, _) = self.look_up(name, snapshot).await?;
+        judge(name, &addresses, Word::Operator, &snapshot.own)
+    }
+
+    async fn look_up(
+        &self,
+        name: &HostName,
+        snapshot: &Snapshot,
+    ) -> Result<(Vec<IpAddr>, Word), ResolveError> {
+        match snapshot.config.network.hosts.get(name) {
+            Some(addresses) => Ok((addresses.clone(), Word::Operator)),
+            None => Ok((self.ask(name, &snapshot.resolvers).await?, Word::Resolver)),
+        }
     }
 
     /// An answer that came while waiting counts for all who waited, also a failure: or a slow resolver would be asked

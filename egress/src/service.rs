@@ -1,9 +1,9 @@
-//! The methods of egress: `net.attach`, `net.grants`, `net.denials`.
+//! The methods of egress: `net.attach`, `net.grants`, `net.denials`, `net.resolve`.
 //!
 //! Must hold: a network lives exactly as long as the connection that asked for it; its receipt is durable before it is
 //! handed out. Must never: attach a network for anybody but root (cage).
 
-use abi::control::{Attached, Denials as DenialsPage, Grants, NetAttach, NetDenials};
+use abi::control::{Attached, Denials as DenialsPage, Grants, NetAttach, NetDenials, NetResolve, Resolved};
 use abi::door::{Call, Handler, Outcome};
 use abi::identity::{Caller, VM_UID_BASE};
 use abi::ids::Instance;
@@ -139,6 +139,20 @@ impl Egress {
         Ok(Outcome::Result(to_value(&Grants { agents })?))
     }
 
+    /// For the node's own services, which have no resolver.
+    fn resolve(&self, call: &Call<'_>) -> Result<Outcome, RpcError> {
+        let asked: NetResolve = call.request.params()?;
+        let snapshot = self.node.settings.now();
+        let resolved = self.node.resolver.resolve_for_node(&asked.name, &snapshot);
+        let addresses = self.runtime.block_on(resolved).map_err(|error| {
+            RpcError::new(Code::UNAVAILABLE, error.to_string()).explained(
+                "a name stands for what network.hosts or a resolver says, and never for the node itself",
+                "set network.dns or network.hosts in nulld.toml",
+            )
+        })?;
+        Ok(Outcome::Result(to_value(&Resolved { addresses })?))
+    }
+
     fn denials(&self, mut call: Call<'_>) -> Result<Outcome, RpcError> {
         let asked: NetDenials = call.request.params()?;
         let denials = &self.node.denials;
@@ -170,6 +184,7 @@ impl Handler for Egress {
             "net.attach" => self.attach(call),
             "net.grants" => self.grants(),
             "net.denials" => self.denials(call),
+            "net.resolve" => self.resolve(&call),
             other => Err(RpcError::new(Code::UNKNOWN_METHOD, format!("egress has no method `{other}`"))),
         }
     }

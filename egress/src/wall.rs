@@ -4,8 +4,9 @@
 //! answered at once, so that the agent sees a refusal and not a hang.
 //! Must never: name an address outside a VM's own link and 198.18.0.0/15 as something that may pass.
 
-use abi::identity::UPLINK_UID;
+use abi::identity::{CLOCK_UID, FORWARD_UID, UPLINK_UID};
 use abi::limits;
+use abi::node::Transport;
 use std::net::Ipv4Addr;
 
 /// Name of the one table, in each namespace.
@@ -24,6 +25,8 @@ pub const SYNTHETIC: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 pub const PROXY_PORT: u16 = 15001;
 /// Port of the DNS server.
 pub const DNS_PORT: u16 = 53;
+/// Port of time servers.
+const NTP_PORT: u16 = 123;
 /// NFLOG group of refused packets.
 pub const LOG_GROUP: u16 = 1;
 /// Log prefix of packets above the rate of new flows.
@@ -253,8 +256,9 @@ fn closed(name: &'static str, hook: Hook) -> Chain {
     Chain { name, base: Some((hook, FILTER, false)), rules: vec![vec![Expr::Count]] }
 }
 
-/// The rules of the node's own namespace: nullgate's port comes in, egress goes out, leases are kept, nothing is forwarded.
-pub fn of_node(gate_port: u16, egress_uid: u32) -> Vec<Chain> {
+/// The rules of the node's own namespace: nullgate's port comes in, egress goes out, leases are kept, time servers are asked, log
+/// lines go to the port they are to go to, nothing is forwarded.
+pub fn of_node(gate_port: u16, egress_uid: u32, logs: Option<(Transport, u16)>) -> Vec<Chain> {
     let known = || any_of(Load::FlowState, ESTABLISHED | RELATED);
     let lease = |from: u16, to: u16| {
         [
@@ -280,18 +284,23 @@ pub fn of_node(gate_port: u16, egress_uid: u32) -> Vec<Chain> {
         ],
     };
     let uid = |uid: u32| is(Load::SocketUid, uid.to_ne_bytes());
-    let output = Chain {
-        name: "output",
-        base: Some((Hook::Output, FILTER, false)),
-        rules: vec![
-            rule([is(Load::OutputName, padded("lo"))], [Expr::Accept]),
-            rule([known()], [Expr::Accept]),
-            rule([uid(egress_uid), is(Load::Protocol, [TCP])], [Expr::Accept]),
-            rule([uid(egress_uid), to_port(UDP, DNS_PORT)], [Expr::Accept]),
-            rule([uid(UPLINK_UID), lease(68, 67)], [Expr::Accept]),
-            vec![Expr::Count, Expr::RejectProhibited],
-        ],
-    };
+    let mut leaves = vec![
+        rule([is(Load::OutputName, padded("lo"))], [Expr::Accept]),
+        rule([known()], [Expr::Accept]),
+        rule([uid(egress_uid), is(Load::Protocol, [TCP])], [Expr::Accept]),
+        rule([uid(egress_uid), to_port(UDP, DNS_PORT)], [Expr::Accept]),
+        rule([uid(UPLINK_UID), lease(68, 67)], [Expr::Accept]),
+        rule([uid(CLOCK_UID), to_port(UDP, NTP_PORT)], [Expr::Accept]),
+    ];
+    if let Some((transport, port)) = logs {
+        let protocol = match transport {
+            Transport::Udp => UDP,
+            Transport::Tcp => TCP,
+        };
+        leaves.push(rule([uid(FORWARD_UID), to_port(protocol, port)], [Expr::Accept]));
+    }
+    leaves.push(vec![Expr::Count, Expr::RejectProhibited]);
+    let output = Chain { name: "output", base: Some((Hook::Output, FILTER, false)), rules: leaves };
     vec![input, closed("forward", Hook::Forward), output]
 }
 
@@ -301,7 +310,7 @@ mod tests {
 
     #[test]
     fn every_hook_is_closed_by_default() {
-        for wall in [of_vm(), of_node(4466, 201)] {
+        for wall in [of_vm(), of_node(4466, 201, None)] {
             for hook in [Hook::Input, Hook::Forward, Hook::Output] {
                 assert!(
                     wall.iter().any(|chain| matches!(chain.base, Some((h, _, false)) if h == hook)),

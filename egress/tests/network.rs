@@ -253,6 +253,33 @@ fn a_name_that_turns_inward_is_refused_and_the_operators_word_is_not() {
 }
 
 #[test]
+fn the_nodes_own_names_may_be_private_but_never_the_node_and_agents_cannot_ask() {
+    let mut config = NodeConfig::default();
+    config.network.hosts.insert("ntp.corp".parse().unwrap(), vec!["10.9.9.9".parse().unwrap()]);
+    let world = World::with(config);
+    world.set_dns(json!({
+        "time.test": ["203.0.113.10", "203.0.113.11"], "inside.test": ["10.1.2.3"], "self.test": ["192.0.2.2"],
+        "loop.test": ["127.0.0.1"],
+    }));
+    let ask = |uid: u32, name: &str| world.ask_as(uid, "net.resolve", json!({ "name": name }));
+    // The clock's, the forwarder's and root's word is the node's.
+    for uid in [205, 206, 0] {
+        assert_eq!(ask(uid, "time.test").unwrap()["addresses"], json!(["203.0.113.10", "203.0.113.11"]));
+    }
+    assert_eq!(ask(205, "inside.test").unwrap()["addresses"], json!(["10.1.2.3"]));
+    assert_eq!(ask(205, "ntp.corp").unwrap()["addresses"], json!(["10.9.9.9"]));
+    for never in ["self.test", "loop.test", "nowhere.test"] {
+        let refused = ask(205, never).unwrap_err();
+        assert!(refused.message.contains(never), "{refused}");
+    }
+    // Any other user's connection is closed, and an operator is refused.
+    let stranger = std::panic::AssertUnwindSafe(|| ask(1000, "time.test"));
+    assert!(std::panic::catch_unwind(stranger).is_err());
+    let refused = world::result(&mut world.open("net.resolve", json!({ "name": "time.test" }))).unwrap_err();
+    assert!(refused.message.contains("for services of the node"), "{refused}");
+}
+
+#[test]
 fn agents_do_not_share_grants() {
     let world = World::new();
     let (one, two) =
@@ -392,7 +419,9 @@ fn the_rules_stand_as_an_independent_reader_sees_them() {
 
 #[test]
 fn the_nodes_firewall_lets_in_the_gate_and_lets_out_egress() {
-    let world = World::new();
+    let mut config = NodeConfig::default();
+    config.logs.forward = "udp://192.0.2.1:514".into();
+    let world = World::with(config);
     let serve = "timeout 12 python3 -c \"import socket, time\nservers = [socket.create_server(('', p)) for p in (9999, 4466)]\n\
          time.sleep(10)\" &\n for n in {1..50}; do : < /dev/tcp/127.0.0.1/4466 && break || sleep 0.1; done 2> /dev/null\n\
          ip netns exec";
@@ -423,6 +452,29 @@ fn the_nodes_firewall_lets_in_the_gate_and_lets_out_egress() {
         )));
         assert_eq!(said.contains("sent"), sent, "uid {uid} to port {port}: {said}");
     }
+    // The clock's user may ask time servers, and the answer comes in; it may do nothing else, and nobody else may ask.
+    // The log's user may send to the port of [logs].
+    let server = "import select, socket\nall = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for p in (123, 514)]\n\
+         all[0].bind((\"192.0.2.1\", 123)); all[1].bind((\"192.0.2.1\", 514)); print(\"up\", flush=True)\n\
+         while True:\n  for s in select.select(all, [], [])[0]: d, a = s.recvfrom(99); s.sendto(b\"time\", a)";
+    let server = world.spawn_on_internet(&format!("exec python3 -c '{server}'"));
+    for (uid, port, answered) in [
+        (205, 123, true),
+        (205, 514, false),
+        (0, 123, false),
+        (203, 123, false),
+        (206, 514, true),
+        (206, 123, false),
+        (0, 514, false),
+    ] {
+        let said = text(&world.on_node(&format!(
+            "python3 -c 'import os, socket\nos.seteuid({uid}); s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); \
+             os.seteuid(0)\ns.settimeout(2); s.connect((\"192.0.2.1\", {port}))\n\
+             s.send(b\"x\"); print(s.recv(9))' || true"
+        )));
+        assert_eq!(said.contains("b'time'"), answered, "uid {uid} to port {port}: {said}");
+    }
+    drop(server);
     let said = text(&world.on_internet("ping -c 1 -W 2 192.0.2.2 || true"));
     assert!(said.contains("1 received") || said.contains("not found"), "{said}");
 }

@@ -256,6 +256,35 @@ impl World {
         }
     }
 
+    /// Calls egress's own socket as a user of the node.
+    pub fn ask_as(&self, uid: u32, method: &str, params: Value) -> Result<Value, RpcError> {
+        let socket = self.dir.join("run/egress.sock");
+        fs::set_permissions(&socket, PermissionsExt::from_mode(0o666)).unwrap();
+        let connect = move || {
+            rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(uid)).unwrap();
+            Connection::connect(socket).unwrap()
+        };
+        let mut connection = std::thread::spawn(connect).join().unwrap();
+        connection.set_timeout(Some(Duration::from_secs(20))).unwrap();
+        connection.write_line(&Request::call(1, method, params)).unwrap();
+        result(&mut connection)
+    }
+
+    /// Starts a program on the test internet and waits for its first line. It ends when the answer is dropped.
+    pub fn spawn_on_internet(&self, command: &str) -> Running {
+        let mut child = Command::new("ip")
+            .args(["netns", "exec", &format!("{}i", self.name), "bash", "-euc", command])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        out.read_line(&mut line).unwrap();
+        assert!(!line.is_empty(), "a helper did not start");
+        std::mem::forget(out); // a closed pipe would end the helper
+        Running(child)
+    }
+
     /// Runs a program in the node's namespace.
     pub fn on_node(&self, command: &str) -> Output {
         self.within(&format!("{}n", self.name), command)
