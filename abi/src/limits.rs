@@ -102,8 +102,10 @@ pub const NOTICE_BYTES_MAX: usize = 256;
 pub const SERVICE_ALIVE_MS: u64 = 2_000;
 /// First pause before an ended service is started again; it doubles with each end.
 pub const SERVICE_BACKOFF_MS_MIN: u64 = 1_000;
-/// Longest pause before an ended service is started again.
+/// Longest pause before an ended service is started again; a service whose `restart_ms_min` is longer waits that long.
 pub const SERVICE_BACKOFF_MS_MAX: u64 = 30_000;
+/// So many times its `restart_ms_min` a service's pause grows at most.
+pub const SERVICE_BACKOFF_TIMES_MAX: u64 = 30;
 /// After being ready for so long, a service's next pause is the first one again.
 pub const SERVICE_BACKOFF_RESET_MS: u64 = 60_000;
 /// How long the kernel may take to end a killed service. Later: it is abandoned, and the log says so.

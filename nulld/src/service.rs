@@ -444,7 +444,7 @@ const LEFTOVER: &str = "the kernel does not end what is left of its last run:";
 
 /// The first pause after an end.
 fn shortest_pause_ms(config: &ServiceConfig) -> u64 {
-    u64::from(config.restart_ms_min).clamp(1, limits::SERVICE_BACKOFF_MS_MAX)
+    u64::from(config.restart_ms_min).max(1)
 }
 
 /// A process and its state, as proc(5) names it.

@@ -3,7 +3,7 @@
 //! Must hold: every pair has an entry that somebody chose; a service that ended is never left running by half (each
 //! end clears its cgroup); stopping always ends. Must never: do anything. [`crate::service`] does.
 
-use abi::limits::SERVICE_BACKOFF_MS_MAX;
+use abi::limits::{SERVICE_BACKOFF_MS_MAX, SERVICE_BACKOFF_TIMES_MAX};
 use abi::node::Restart;
 use serde::{Deserialize, Serialize};
 
@@ -192,7 +192,8 @@ fn after_end(clean: bool, restart: Restart) -> State {
 
 /// The pause after this one, of a service whose shortest pause is `min_ms`.
 pub fn next_backoff(present_ms: u64, min_ms: u64) -> u64 {
-    present_ms.saturating_mul(2).clamp(min_ms, SERVICE_BACKOFF_MS_MAX.max(min_ms))
+    let longest = min_ms.saturating_mul(SERVICE_BACKOFF_TIMES_MAX).min(SERVICE_BACKOFF_MS_MAX);
+    present_ms.saturating_mul(2).clamp(min_ms, longest.max(min_ms))
 }
 
 #[cfg(test)]
@@ -300,11 +301,11 @@ mod tests {
     }
 
     #[test]
-    fn backoff_doubles_from_the_shortest_pause_to_thirty_seconds() {
+    fn backoff_doubles_from_the_shortest_pause_to_thirty_times_it() {
         for (min, expected) in [
             (1_000, [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000]),
             (40_000, [40_000; 7]),
-            (1, [1, 2, 4, 8, 16, 32, 64]),
+            (1, [1, 2, 4, 8, 16, 30, 30]),
         ] {
             let mut pauses = vec![min];
             for _ in 0..6 {
