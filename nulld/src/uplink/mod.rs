@@ -40,19 +40,6 @@ pub const FILE: &str = "/run/nullbox/uplink/uplink.json";
 const LINK: &str = "/run/nullbox/uplink.json";
 /// How long a carrier is waited for before the first message.
 const CARRIER_WAIT_MS_MAX: u64 = 5_000;
-/// Settings of the node's own network. IPv6 is off on the uplink: egress speaks IPv4 only.
-const SETTINGS: [(&str, &str); 10] = [
-    ("ipv4/ip_forward", "0"),
-    ("ipv4/icmp_echo_ignore_broadcasts", "1"),
-    ("ipv4/conf/all/accept_redirects", "0"),
-    ("ipv4/conf/default/accept_redirects", "0"),
-    ("ipv4/conf/all/send_redirects", "0"),
-    ("ipv4/conf/default/send_redirects", "0"),
-    ("ipv4/conf/all/accept_source_route", "0"),
-    ("ipv4/conf/default/accept_source_route", "0"),
-    ("ipv6/conf/all/disable_ipv6", "1"),
-    ("ipv6/conf/default/disable_ipv6", "1"),
-];
 
 /// What the uplink uses now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -67,17 +54,10 @@ struct InUse {
     ntp: Vec<IpAddr>,
 }
 
-/// In PID 1, before the service: loopback, settings, and a place that only the service may write.
+/// In PID 1, before the service: loopback, and a place that only the service may write.
 pub fn prepare(uid: u32) -> io::Result<()> {
     let within = |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
     Netlink::open().and_then(|mut netlink| netlink.link_up(1)).map_err(|error| within("loopback", error))?;
-    for (name, value) in SETTINGS {
-        let path = format!("/proc/sys/net/{name}");
-        // A kernel without IPv6 has nothing to switch off.
-        if Path::new(&path).exists() {
-            fs::write(&path, value).map_err(|error| within(&path, error))?;
-        }
-    }
     fs::create_dir_all(DIR).map_err(|error| within(DIR, error))?;
     fs::set_permissions(DIR, Permissions::from_mode(0o755)).map_err(|error| within(DIR, error))?;
     std::os::unix::fs::chown(DIR, Some(uid), Some(uid)).map_err(|error| within(DIR, error))?;
