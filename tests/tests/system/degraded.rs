@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -94,7 +93,9 @@ fn admit(lack: Lack) -> Result<Patient> {
         }
         Lack::Disks => {
             config.file("nulld.toml", "[node]\nname = \"degraded\"\ncolour = \"red\"\n")?;
-            machine.state = Some(full_state(&config)?);
+            let state = config.dir().join("state.img");
+            crate::faults::full_state(&state)?;
+            machine.state = Some(state);
         }
         Lack::Broken => {
             let state = config.state("64M")?;
@@ -107,22 +108,6 @@ fn admit(lack: Lack) -> Result<Patient> {
     let node = Node::power_on_odd(machine, &odd)?;
     node.wait_for("fingerprint=SHA256:", BOOT_TIME_MAX)?;
     Ok(Patient { node, config })
-}
-
-/// A state volume on which a file of somebody's has taken all there was.
-fn full_state(config: &Config) -> Result<std::path::PathBuf> {
-    let state = config.state("32M")?;
-    let flood = config.dir().join("flood");
-    fs::write(&flood, vec![0x5a; 40 << 20])?;
-    let output = Command::new("/usr/sbin/debugfs")
-        .args(["-w", "-R"])
-        .arg(format!("write {} flood", flood.display()))
-        .arg(&state)
-        .output()
-        .context("debugfs is missing: run `make deps`")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(said.contains("Could not allocate") || said.contains("No space"), "it is not full: {said}");
-    Ok(state)
 }
 
 /// What doctor says to an operator; its exit status says whether something is wrong.

@@ -2,6 +2,7 @@
 //! sound as before (`sound`). The last ones end the machine: a shutdown that everything holds up, and a nulld that has stopped.
 
 use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -90,6 +91,8 @@ pub fn keep_logs() {
 /// Ends the node, if there is one.
 pub fn switch_off() {
     NODE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    FROZEN.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let _ = full_disk().map(std::fs::remove_file); // it is there only when a test failed
 }
 
 fn start() -> Result<(Node, Config)> {
@@ -186,18 +189,20 @@ fn crash(signal: u32) -> Result<()> {
 fn fork_bomb_stays_in_its_service() -> Result<()> {
     let node = node()?;
     let before = before(&node)?;
-    let bound = "/sys/fs/cgroup/services/fault/pids.max";
-    node.fault(&format!("write {bound} 100"))?;
-    let bomb = node.fault("bomb 4")?;
-    eventually(Duration::from_secs(4), "the bomb reaches its bound", || {
-        Ok(node.fault("ps")?.lines().filter(|line| line.ends_with(" fault")).count() > 90)
-    })?;
+    let group = "/sys/fs/cgroup/services/fault";
+    node.fault(&format!("write {group}/pids.max 100"))?;
+    let bomb = node.fault("bomb 5")?;
+    let refused = || {
+        let events = node.fault(&format!("read {group}/pids.events"))?;
+        Ok(!events.lines().any(|line| line == "max 0"))
+    };
+    eventually(Duration::from_secs(30), "the bomb reaches its bound", refused)?;
     status(&node).context("the door, while the bomb goes off")?;
     eventually(Duration::from_secs(60), "the bomb has burnt out", || {
-        let left = node.fault("ps")?.lines().filter(|line| line.ends_with(" fault")).count();
-        Ok(node.fault(&format!("ended {bomb}"))? != "running" && left <= 3)
+        let left: u32 = node.fault(&format!("read {group}/pids.current"))?.trim().parse()?;
+        Ok(node.fault(&format!("ended {bomb}"))? != "running" && left <= 2)
     })?;
-    node.fault(&format!("write {bound} 4096"))?;
+    node.fault(&format!("write {group}/pids.max 4096"))?;
     before.still_sound(&node, &[], 0)
 }
 
@@ -435,22 +440,42 @@ fn stuck_service_is_left_behind() -> Result<()> {
     before.still_sound(&node, &["victim"], 0)
 }
 
+/// Everything at once: a full disk, a service that does not listen and one that cannot be killed.
 fn power_button_ends_a_stuck_node() -> Result<()> {
     let mut node = node()?;
     stall_victim(&node)?;
+    node.fault("fill /state/full")?;
     node.qmp("system_powerdown", json!({}))?;
     node.wait_for("ordered by power button", Duration::from_secs(20))?;
     let (mut machine, config) = node.take();
     drop(node);
     machine.wait_off(STUCK_SHUTDOWN_MAX)?;
+    std::fs::rename(config.dir().join("state.img"), full_disk()?)?;
     let console = machine.console();
-    drop(config);
     ensure!(
         console.contains("service_ignored_sigterm") && console.contains("deaf"),
         "the deaf one is not named"
     );
     ensure!(!console.contains("Kernel panic"), "it panicked on the way down");
     Ok(())
+}
+
+fn full_disk() -> Result<PathBuf> {
+    Ok(system_tests::workspace()?.join(format!("full-{}.img", std::process::id())))
+}
+
+/// The state volume of a node that has run and whose disk is full since, as a disk of the caller's.
+pub fn full_state(to: &Path) -> Result<()> {
+    let disk = full_disk()?;
+    if !disk.exists() {
+        let (node, config) = start()?;
+        node.fault("fill /state/full")?;
+        node.fault("call system.poweroff {}")?;
+        let mut node = node;
+        node.wait_off(STUCK_SHUTDOWN_MAX)?;
+        std::fs::rename(config.dir().join("state.img"), &disk)?;
+    }
+    std::fs::rename(&disk, to).with_context(|| to.display().to_string())
 }
 
 fn crash_loop_of_nulld_is_held() -> Result<()> {

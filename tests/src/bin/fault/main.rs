@@ -109,7 +109,11 @@ impl Saboteur {
                 rustix::process::kill_process(Pid::from_raw(pid.parse()?).context("pid 0")?, signal)?;
                 Ok(String::new())
             }
-            "ps" => processes(),
+            "ps" => {
+                // Its own dead children are no zombies of the node's.
+                self.children.iter_mut().try_for_each(|child| child.try_wait().map(drop))?;
+                processes()
+            }
             "read" | "list" | "write" | "remove" | "fill" => files(order, rest),
             "connect" => {
                 let address = rest.to_socket_addrs()?.next().context("no address")?;
