@@ -14,7 +14,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo -E)
 ROOTED := nulld egress cage verifier
 ROOTED_RUNNER := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(AS_ROOT)"
 
-.PHONY: help deps iso test-iso run test check unit system licences sizes clean
+.PHONY: help deps iso test-iso run test check unit system soak licences sizes bench bench-boot clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -49,6 +49,12 @@ test-iso: iso ## the same image with a saboteur in it, for the system tests
 system: test-iso ## tests that boot the image in QEMU
 	cargo build --quiet --package system-tests --bins
 	cargo test --package system-tests --test system
+
+soak: bench-boot test-iso ## the long versions: 50 boots, RESTARTS=100000 restarts of services, the faults ROUNDS=5 times
+	$(ROOTED_RUNNER) RESTARTS=$(or $(RESTARTS),100000) cargo test --package nulld --test soak -- --nocapture
+	cargo build --quiet --package system-tests --bins
+	for round in $$(seq $(or $(ROUNDS),5)); do for group in faults degraded time; do \
+		cargo test --package system-tests --test system -- $$group::; done; done
 
 sizes: ## sizes of the image, each binary, and the memory of an idle node
 	@$(IMAGE) sizes --iso $(ISO)
