@@ -343,3 +343,185 @@ pub fn lines(sets: &[CallSet]) -> impl Iterator<Item = &'static Line> {
 pub fn filter(sets: &[CallSet]) -> Result<Filter, FilterError> {
     Filter::of(lines(sets))?.without(&[libc::SYS_clone3])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{builtin, config};
+    use abi::node::ServiceConfig;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    /// Calls by which a service that was taken over could reach another process, another service, the kernel or the clock.
+    const DANGEROUS: &[i64] = &[
+        libc::SYS_acct,
+        libc::SYS_add_key,
+        libc::SYS_adjtimex,
+        libc::SYS_bpf,
+        libc::SYS_capset,
+        libc::SYS_chroot,
+        libc::SYS_clock_adjtime,
+        libc::SYS_clock_settime,
+        libc::SYS_delete_module,
+        libc::SYS_execve,
+        libc::SYS_fanotify_init,
+        libc::SYS_finit_module,
+        libc::SYS_fsconfig,
+        libc::SYS_fsmount,
+        libc::SYS_fsopen,
+        libc::SYS_fspick,
+        libc::SYS_init_module,
+        libc::SYS_io_uring_enter,
+        libc::SYS_io_uring_register,
+        libc::SYS_io_uring_setup,
+        libc::SYS_kcmp,
+        libc::SYS_kexec_file_load,
+        libc::SYS_kexec_load,
+        libc::SYS_keyctl,
+        libc::SYS_kill,
+        libc::SYS_memfd_create,
+        libc::SYS_mknodat,
+        libc::SYS_mount,
+        libc::SYS_mount_setattr,
+        libc::SYS_move_mount,
+        libc::SYS_move_pages,
+        libc::SYS_name_to_handle_at,
+        libc::SYS_open_by_handle_at,
+        libc::SYS_open_tree,
+        libc::SYS_perf_event_open,
+        libc::SYS_personality,
+        libc::SYS_pidfd_getfd,
+        libc::SYS_pidfd_open,
+        libc::SYS_pidfd_send_signal,
+        libc::SYS_pivot_root,
+        libc::SYS_process_madvise,
+        libc::SYS_process_vm_readv,
+        libc::SYS_process_vm_writev,
+        libc::SYS_ptrace,
+        libc::SYS_quotactl,
+        libc::SYS_reboot,
+        libc::SYS_remap_file_pages,
+        libc::SYS_request_key,
+        libc::SYS_rt_sigqueueinfo,
+        libc::SYS_seccomp,
+        libc::SYS_setdomainname,
+        libc::SYS_setgid,
+        libc::SYS_setgroups,
+        libc::SYS_sethostname,
+        libc::SYS_setns,
+        libc::SYS_setresgid,
+        libc::SYS_setresuid,
+        libc::SYS_settimeofday,
+        libc::SYS_setuid,
+        libc::SYS_shmat,
+        libc::SYS_shmget,
+        libc::SYS_swapoff,
+        libc::SYS_swapon,
+        libc::SYS_syslog,
+        libc::SYS_umount2,
+        libc::SYS_unshare,
+        libc::SYS_userfaultfd,
+        libc::SYS_vhangup,
+    ];
+
+    /// Which of them a service may make all the same, and why.
+    #[rustfmt::skip]
+    const EXCEPTIONS: &[(&str, &[i64], &str)] = &[
+        ("clock", &[libc::SYS_clock_settime, libc::SYS_clock_adjtime, libc::SYS_adjtimex], "it sets the clock"),
+        ("egress", &[libc::SYS_unshare, libc::SYS_setns], "VMs' networks; network namespaces only"),
+        ("cage", &[libc::SYS_setns], "cage-vmm enters its network; network namespaces only"),
+        ("cage", &[libc::SYS_unshare, libc::SYS_mount, libc::SYS_umount2, libc::SYS_pivot_root, libc::SYS_mknodat,
+            libc::SYS_sethostname], "the jail's namespaces and its root"),
+        ("cage", &[libc::SYS_setuid, libc::SYS_setgid, libc::SYS_setgroups, libc::SYS_setresuid, libc::SYS_setresgid,
+            libc::SYS_capset, libc::SYS_seccomp], "the jail gives its privileges up"),
+        ("cage", &[libc::SYS_execve, libc::SYS_kill, libc::SYS_pidfd_open, libc::SYS_pidfd_send_signal],
+            "VMMs are processes that are started and ended"),
+    ];
+
+    /// The services of the image and those of nulld itself.
+    fn services() -> BTreeMap<String, ServiceConfig> {
+        let text = include_str!("../../../image/config/nulld.toml");
+        let volume = "[logs]\nforward = \"udp://192.0.2.5:514\"\n";
+        let config = config::merge(text, Some(volume)).unwrap().config;
+        let mut all = builtin::services(&config);
+        all.extend(config.services);
+        all
+    }
+
+    fn allowed(service: &ServiceConfig) -> BTreeSet<i64> {
+        lines(&service.system_calls).map(|(call, ..)| *call).collect()
+    }
+
+    #[test]
+    fn every_dangerous_call_is_refused_to_every_service_but_for_a_reason() {
+        let services = services();
+        for (name, service) in &services {
+            assert!(!service.unconfined, "{name}");
+            let excepted: BTreeSet<i64> = EXCEPTIONS
+                .iter()
+                .filter(|(of, ..)| of == name)
+                .flat_map(|(_, calls, _)| calls.iter().copied())
+                .collect();
+            let dangerous: BTreeSet<i64> = DANGEROUS.iter().copied().collect();
+            let has: BTreeSet<i64> = allowed(service).intersection(&dangerous).copied().collect();
+            assert_eq!(has, excepted, "{name}: allowed, and excepted");
+        }
+        for (name, ..) in EXCEPTIONS {
+            assert!(services.contains_key(*name), "{name}");
+        }
+    }
+
+    #[test]
+    fn only_cage_makes_processes_and_mounts_and_only_network_services_have_internet_sockets() {
+        for (name, service) in services() {
+            let any_clone =
+                lines(&service.system_calls).any(|line| line.0 == libc::SYS_clone && line.1 == Always);
+            assert_eq!(any_clone, name == "cage", "{name}");
+            assert_eq!(service.makes_mounts, name == "cage", "{name}");
+            assert_eq!(service.uid == 0, name == "cage", "{name}");
+            let inet = service.system_calls.contains(&CallSet::Network);
+            assert_eq!(inet, service.network, "{name}: a network and the calls for it come together");
+            assert_eq!(inet, !["cage", "ctxgraph"].contains(&name.as_str()), "{name}");
+        }
+    }
+
+    #[test]
+    fn no_line_stands_twice_and_every_filter_fits_the_kernel() {
+        let one_of_each = |table: &[Line]| {
+            let mut seen = Vec::new();
+            for (call, when, _) in table {
+                assert!(!seen.contains(&(*call, *when)), "{call} {when:?}");
+                seen.push((*call, *when));
+            }
+        };
+        one_of_each(&[BASE, BASE_OLD].concat());
+        CallSet::ALL.iter().for_each(|set| one_of_each(&tables(*set).concat()));
+        for (name, service) in services() {
+            let filter = filter(&service.system_calls).unwrap();
+            assert!(filter.programs().iter().all(|program| program.len() < 4096), "{name}");
+        }
+        assert!(filter(&CallSet::ALL).unwrap().programs()[1].len() < 4096);
+    }
+
+    #[test]
+    fn what_a_vmm_may_do_is_within_what_cage_may_do() {
+        // A filter is inherited: what cage's lacks, no VMM can have.
+        let names = |text: &str| -> BTreeSet<String> {
+            let parts = text.split("libc::SYS_").skip(1);
+            parts
+                .map(|part| part.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect())
+                .collect()
+        };
+        let own = include_str!("calls.rs").split("#[cfg(test)]\nmod tests").next().unwrap();
+        let table = |name: &str| {
+            let from = own.split(&format!("const {name}: &[Line] = &[\n")).nth(1).unwrap();
+            names(from.split("\n];").next().unwrap())
+        };
+        let tables = ["BASE", "BASE_OLD", "FILES", "FILES_OLD", "JAILS", "JAILS_OLD"];
+        let cage: BTreeSet<String> = tables.iter().flat_map(|name| table(name)).collect();
+        let jail = include_str!("../../../cage/src/jail/seccomp.rs");
+        let vmm = names(jail.split("#[cfg(test)]").next().unwrap());
+        assert!(vmm.len() > 50 && cage.len() > 100, "{} {}", vmm.len(), cage.len());
+        let lacking: Vec<_> = vmm.difference(&cage).collect();
+        assert!(lacking.is_empty(), "cage-vmm needs {lacking:?}");
+    }
+}
