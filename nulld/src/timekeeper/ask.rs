@@ -23,6 +23,9 @@ const DATAGRAMS_MAX: usize = 32;
 pub enum AskError {
     #[error("no answer")]
     Silent,
+    /// The question did not leave.
+    #[error("{0}")]
+    Unsent(io::Error),
     #[error("{0}")]
     Network(io::Error),
     #[error("{0}")]
@@ -31,9 +34,9 @@ pub enum AskError {
 
 /// Asks a server once. At most [`ANSWER`].
 pub fn ask(server: IpAddr, floor_s: u64) -> Result<Sample, AskError> {
-    let (socket, cookie) = prepare(server).map_err(AskError::Network)?;
+    let (socket, cookie) = prepare(server).map_err(AskError::Unsent)?;
     let begin = Instant::now();
-    socket.send(&packet::question(cookie)).map_err(AskError::Network)?;
+    socket.send(&packet::question(cookie)).map_err(AskError::Unsent)?;
     let mut buffer = [0u8; MESSAGE_BYTES * 4];
     for _ in 0..DATAGRAMS_MAX {
         let left = ANSWER.saturating_sub(begin.elapsed());

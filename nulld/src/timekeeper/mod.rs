@@ -95,14 +95,17 @@ impl Keeper {
             return false;
         }
         let (mut answered, mut samples, mut problems) = (Vec::new(), Vec::new(), round.problems);
+        let mut was_asked = false;
         for server in &round.servers {
             self.alive();
             match ask::ask(server.address, self.floor_s) {
                 Ok(sample) => {
+                    was_asked = true;
                     answered.push(server);
                     samples.push(sample);
                 }
                 Err(error) => {
+                    was_asked |= !matches!(error, AskError::Unsent(_));
                     problems.push(format!("{}: {error}", server.name));
                     self.failed(server, &error);
                 }
@@ -116,14 +119,16 @@ impl Keeper {
             Verdict::Step(agreed) => self.set(&agreed, &answered, true),
             Verdict::Slew(agreed) => self.set(&agreed, &answered, false),
         }
-        !round.servers.is_empty()
+        was_asked
     }
 
     fn failed(&mut self, server: &Server, error: &AskError) {
         match error {
             AskError::Refused(Refusal::Denied) => self.servers.denied(server),
             AskError::Refused(Refusal::Slower) => self.pace.slower(),
-            AskError::Refused(_) | AskError::Silent | AskError::Network(_) => self.servers.failed(server),
+            AskError::Refused(_) | AskError::Silent | AskError::Unsent(_) | AskError::Network(_) => {
+                self.servers.failed(server);
+            }
         }
     }
 
@@ -203,8 +208,8 @@ impl Keeper {
     /// Until the next round is due, the uplink changes, or somebody else moves the clock.
     fn wait(&mut self, asked: bool) -> io::Result<()> {
         let (begin, uplink, ahead) = (Instant::now(), uplink_stamp(), unix_ns());
-        let pause = Duration::from_secs_f64(self.pace.pause_s as f64 * jitter(random()?));
         let least = Duration::from_secs(if asked { ASKED_PAUSE_S_MIN } else { 0 });
+        let pause = Duration::from_secs_f64(self.pace.pause_s as f64 * jitter(random()?)).max(least);
         while begin.elapsed() < pause {
             self.alive();
             std::thread::sleep(
