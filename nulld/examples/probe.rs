@@ -93,6 +93,12 @@ fn main() {
             }
             wait();
         }
+        other => misbehave(other),
+    }
+}
+
+fn misbehave(mode: &str) {
+    match mode {
         "stubborn" => {
             // A shell ignores SIGTERM for itself and its children, without unsafe code here.
             ignore_sigterm();

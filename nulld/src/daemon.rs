@@ -79,6 +79,8 @@ struct Daemon {
     has_children: bool,
     /// None: a crash would start every service anew.
     state: Option<StateFile>,
+    /// The phases before `services` have ended well.
+    is_booted: bool,
 }
 
 /// Entry. Returns only if not even the loop's own descriptors could be made; the kernel panics then, which reboots.
@@ -126,6 +128,7 @@ impl Daemon {
             drops_reported_ms: 0,
             has_children: false,
             state,
+            is_booted: false,
         })
     }
 

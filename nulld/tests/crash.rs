@@ -216,6 +216,30 @@ fn an_order_to_power_off_outlives_a_crash() {
 }
 
 #[test]
+fn a_crash_in_the_middle_of_the_boot_halts_it_with_the_door_open() {
+    let mut halted = 0;
+    for pause_ms in [0, 2, 4, 6, 8, 12, 16, 24] {
+        let node = Node::start(&sound());
+        std::thread::sleep(Duration::from_millis(pause_ms));
+        node.signal(Signal::SIGSEGV);
+        node.until("an outcome", 20, |node| {
+            let console = node.console();
+            (console.contains("\nnullbox: ready") || console.contains("halted in phase boot")).then_some(())
+        });
+        let status = node.status();
+        if let Some(boot) = status.phases.iter().find(|phase| phase.name == "boot") {
+            halted += 1;
+            assert!(boot.outcome.starts_with("failed: nulld crashed: SIGSEGV"), "{boot:?}");
+            assert!(status.services.is_empty() && status.ready_ms.is_none() && status.crashes == 1);
+        } else {
+            // It had not begun, or it had ended.
+            assert!(status.ready_ms.is_some(), "{status:?}");
+        }
+    }
+    println!("{halted} of 8 were halted");
+}
+
+#[test]
 fn crashes_in_a_row_hold_the_node_and_the_door_says_why() {
     let mut node = Node::boot(&sound());
     let before = services(&node);

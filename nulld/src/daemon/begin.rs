@@ -45,6 +45,7 @@ pub(super) fn begin(crash: Option<Crash>) -> io::Result<Daemon> {
         crash::arm(&History::default())?;
         sys::pass_on(state.as_ref().map(StateFile::number));
         let mut daemon = Daemon::new(state)?;
+        daemon.save();
         daemon.boot();
         return Ok(daemon);
     };
@@ -104,6 +105,7 @@ impl Daemon {
             root_hash: self.facts.root_hash.clone(),
             boot_id: self.facts.boot_id.clone(),
         });
+        self.is_booted = true;
         self.phases.begin("services");
         let mut config = booted.config;
         let builtin = boot::services(&mut config, &self.facts);
@@ -180,19 +182,19 @@ impl Daemon {
             self.journal.own(Level::Error, "state_lost", &[("error", &error)]);
         }
         self.journal.console.raw(&format!("nullbox: nulld crashed and begins again: {}", crash.reason));
-        let is_booted = saved.as_ref().is_none_or(|saved| saved.booted);
+        self.is_booted = saved.as_ref().is_none_or(|saved| saved.booted);
         let saved = saved.unwrap_or_default();
         if !saved.phases.is_empty() {
             (self.facts, self.phases) = (saved.facts, Phases::restore(saved.phases));
         }
         (self.facts.crashes, self.facts.held) = (count, crash.history.held());
+        if !self.is_booted {
+            self.halt_boot(&crash.reason);
+        }
         self.open_devices(&mut taken);
         self.open_door(taken.take(DOOR));
-        if is_booted {
+        if self.is_booted {
             self.take_over(&saved.units, &mut taken);
-        } else {
-            // What was done of the boot and what was not is not known: nothing is built on it.
-            self.halt_boot(&crash.reason);
         }
         self.going_down = saved.going_down.and_then(|saved| {
             let order = Order::named(&saved.action, saved.by)?;
@@ -206,14 +208,15 @@ impl Daemon {
         self.reap();
     }
 
+    /// A crash in the middle of the boot: what was done and what was not is not known, and nothing is built on it but the door.
     fn halt_boot(&mut self, reason: &str) {
         let why = format!("nulld crashed: {reason}");
-        for phase in self.phases.list() {
-            if self.phases.is_running(&phase.name) {
-                self.phases.end(&phase.name, &Outcome::Failed(why.clone()), &mut self.journal);
-                self.journal.console.raw(&format!("nullbox: halted in phase {}: {why}", phase.name));
-            }
+        if let Err(error) = mounts::mount_kernel() {
+            self.journal.own(Level::Error, "mounts_failed", &[("error", &error)]);
         }
+        self.phases.begin(BOOT);
+        self.phases.end(BOOT, &Outcome::Failed(why.clone()), &mut self.journal);
+        self.journal.console.raw(&format!("nullbox: halted in phase {BOOT}: {why}"));
     }
 
     /// The services that run, by the configuration that was published at boot.
@@ -264,7 +267,7 @@ impl Daemon {
             since_ms: going.since_ms,
         });
         let saved = Saved {
-            booted: !units.is_empty() || self.facts.ready_ms.is_some(),
+            booted: self.is_booted,
             facts: self.facts.clone(),
             phases: self.phases.to_keep(),
             units,
@@ -282,3 +285,5 @@ impl Daemon {
 /// Names of kept descriptors. Those of services begin with what they are and a point.
 const DOOR: &str = "control";
 const WATCHDOG: &str = "watchdog";
+/// The phase that a crash in the middle of the boot fails in.
+const BOOT: &str = "boot";

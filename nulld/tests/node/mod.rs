@@ -3,6 +3,8 @@
 //! nulld is told nothing of this: it finds the layout of the image below a chroot and does what it does on a real node.
 //! Needs root and util-linux.
 
+#![allow(dead_code, reason = "each test program uses what it needs of it")]
+
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
