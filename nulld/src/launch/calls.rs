@@ -50,6 +50,7 @@ const PRCTLS: &[u64] = &[
     libc::PR_SET_NAME as u64,
     libc::PR_GET_NAME as u64,
     0x5356_4D41, // PR_SET_VMA
+    0x4155_5856, // PR_GET_AUXV: rustix looks for the vDSO with it
 ];
 /// tun(4): make, own and keep a TAP.
 const TUN_IOCTLS: &[u64] = &[
