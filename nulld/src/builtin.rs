@@ -27,6 +27,10 @@ pub fn services(config: &NodeConfig) -> BTreeMap<String, ServiceConfig> {
     if let Some(service) = forward::service(config, program(FORWARD)) {
         all.insert(FORWARD.to_owned(), service);
     }
+    // As the services of nulld.toml have them.
+    for service in all.values_mut() {
+        service.execute.extend(config.node.libraries.iter().cloned());
+    }
     all
 }
 
