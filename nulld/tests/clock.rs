@@ -53,7 +53,7 @@ impl Server {
                 count.fetch_add(1, Ordering::Relaxed);
                 assert_eq!((read, question[0]), (48, 0x23), "version 4, client, nothing else");
                 assert!(question[1..40].iter().all(|byte| *byte == 0), "nothing of the node in it");
-                let mut send = |message: &[u8]| drop(socket.send_to(message, from));
+                let send = |message: &[u8]| drop(socket.send_to(message, from));
                 match kind {
                     Kind::Silent => {}
                     Kind::Ahead(seconds) => send(&answer(&question, seconds)),
@@ -204,6 +204,13 @@ impl Service {
     }
 }
 
+/// The offset in a status: `... says +12.3 ms, but ...`.
+fn seconds(said: &str) -> f64 {
+    let (number, rest) = said.split_once(" says ").unwrap().1.split_once(' ').unwrap();
+    let number: f64 = number.parse().unwrap();
+    if rest.starts_with("ms,") { number / 1000.0 } else { number }
+}
+
 /// Wall clock less time since the machine started: changes only when somebody sets the clock.
 fn ahead_ms() -> i64 {
     use rustix::time::{ClockId, clock_gettime};
@@ -224,17 +231,15 @@ fn a_server_is_believed_within_its_word_and_the_clock_is_not_touched_without_the
     let _good = Server::start("127.0.0.1", Kind::Ahead(0.0));
     let _ahead = Server::start("127.0.0.2", Kind::Ahead(3600.0));
     let _guesses = Server::start("127.0.0.3", Kind::GuessesFirst);
-    for (server, says) in [
-        ("127.0.0.1", "127.0.0.1 says +0."),
-        ("127.0.0.2", "127.0.0.2 says +3600.0 s, but the clock cannot be set: Operation not permitted"),
-        ("127.0.0.3", "127.0.0.3 says +7"),
-    ] {
+    for (server, ahead_s) in [("127.0.0.1", 0.0), ("127.0.0.2", 3600.0), ("127.0.0.3", 7.0)] {
         let service = Service::start(&[server]);
-        let said = match server {
-            // A server that is right to a hair may be a hair behind.
-            "127.0.0.1" => service.until("127.0.0.1 says ", 10),
-            _ => service.until(says, 10),
-        };
+        let said = service.until(&format!("{server} says "), 10);
+        // Half of the way there and back cannot be known; a loaded machine is slow on one of them.
+        assert!((seconds(&said) - ahead_s).abs() < 1.0, "{said}");
+        assert!(
+            said.ends_with(", but the clock cannot be set: Operation not permitted (os error 1)"),
+            "{said}"
+        );
         assert!(said.starts_with("not synchronised: "), "{said}");
         let first = service.says.lock().unwrap()[0].clone();
         assert_eq!(first, Notice::Ready, "nobody waits for the time");
@@ -288,12 +293,12 @@ fn most_of_several_servers_are_believed_and_two_that_differ_are_not() {
         .collect();
     let three = Service::start(&["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
     let said = three.until(" says ", 10);
-    assert!(said.contains(" ms, but") && !said.contains("127.0.0.2"), "the liar was believed: {said}");
+    assert!(seconds(&said).abs() < 1.0 && !said.contains("127.0.0.2"), "the liar was believed: {said}");
     three.stop();
     // One that is silent changes nothing.
     let four = Service::start(&["127.0.0.4", "127.0.0.3", "127.0.0.2", "127.0.0.1"]);
     let said = four.until(" says ", 10);
-    assert!(said.contains(" ms, but") && !said.contains("127.0.0.2"), "{said}");
+    assert!(seconds(&said).abs() < 1.0 && !said.contains("127.0.0.2"), "{said}");
     four.stop();
     let two = Service::start(&["127.0.0.1", "127.0.0.2"]);
     two.until("time servers contradict each other: 1 of 2 agree", 10);
@@ -322,7 +327,8 @@ fn names_are_asked_of_egress_and_without_it_tried_again() {
             connection.write_line(&Response::of(request.id, Ok(result))).unwrap();
         }
     });
-    service.until("time.test says +60.0 s", 30);
+    let said = service.until("time.test says ", 30);
+    assert!((seconds(&said) - 60.0).abs() < 1.0, "{said}");
     let alive = service.says.lock().unwrap().iter().filter(|notice| **notice == Notice::Alive).count();
     assert!(alive > 0);
     service.stop();
@@ -341,7 +347,8 @@ fn the_leases_servers_are_used_as_soon_as_there_is_a_lease() {
     let uplink = json!({ "interface": "lo", "address": "127.0.0.1/8", "dns": [], "ntp": ["127.0.0.1"] });
     fs::write("/run/nullbox/uplink/new", uplink.to_string()).unwrap();
     fs::rename("/run/nullbox/uplink/new", "/run/nullbox/uplink/uplink.json").unwrap();
-    service.until("127.0.0.1 says +60.0 s", 8);
+    let said = service.until("127.0.0.1 says ", 10);
+    assert!((seconds(&said) - 60.0).abs() < 1.0, "{said}");
     service.stop();
 }
 

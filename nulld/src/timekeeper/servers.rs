@@ -122,7 +122,7 @@ fn resolve(name: &str) -> Result<IpAddr, String> {
 }
 
 fn connect() -> io::Result<Connection> {
-    let connection = Connection::connect(&Service::Egress.socket_path())?;
+    let connection = Connection::connect(Service::Egress.socket_path())?;
     connection.set_timeout(Some(RESOLVE))?;
     Ok(connection)
 }
