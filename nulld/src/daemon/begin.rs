@@ -113,7 +113,6 @@ impl Daemon {
             let why = crate::screen::plain(why, 400);
             self.journal.console.raw(&format!("nullbox: rescue: {why}"));
         }
-        self.prepare_forwarder(&builtin);
         match Supervisor::new(&config, &builtin, &self.epoll, mounts::RUN_DIR) {
             Ok(supervisor) => self.supervisor = supervisor,
             Err(error) => {

@@ -3,18 +3,15 @@
 //! Must hold: a forwarder that is ready has one stream, and a new one when it lost it; however slow it is, it costs its
 //! socket's buffer and OUT_BYTES_MAX. Must never: read from that stream.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::UnixStream;
 
 use abi::identity::Caller;
 use abi::log::Level;
-use abi::node::ServiceConfig;
 
 use super::Daemon;
 use crate::builtin::FORWARD;
 use crate::callers::{Callers, LogStream};
-use crate::forward;
 use crate::service::HandOver;
 use crate::table::State;
 
@@ -29,15 +26,6 @@ pub(super) struct Feed {
 }
 
 impl Daemon {
-    /// Makes the forwarder's place. Without it a forwarder that begins again sends more lines twice; it runs all the same.
-    pub(super) fn prepare_forwarder(&mut self, builtin: &BTreeMap<String, ServiceConfig>) {
-        if builtin.contains_key(FORWARD)
-            && let Err(error) = forward::prepare()
-        {
-            self.journal.own(Level::Warning, "forwarder_has_no_place", &[("error", &error)]);
-        }
-    }
-
     /// What is due with the logs.
     pub(super) fn tick_logs(&mut self, now: u64) {
         self.journal.tick(now);

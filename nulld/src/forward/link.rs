@@ -15,10 +15,13 @@ use abi::limits;
 use abi::node::Transport;
 use rustix::net::RecvFlags;
 
+use super::LINES_PER_TURN;
 use crate::{clock, names};
 
 /// How long connecting to one address, or one write, may take.
 const STEP: Duration = Duration::from_secs(5);
+/// Pause between two batches of datagrams: nothing else keeps a burst from overrunning the host's socket.
+const UDP_PAUSE: Duration = Duration::from_millis(20);
 /// Pause before a first new try; it doubles.
 const PAUSE_MS_MIN: u64 = 500;
 const PAUSE_MS_MAX: u64 = 30_000;
@@ -188,6 +191,9 @@ impl Link {
                 return self.broke(error);
             }
             self.again -= 1;
+            if self.again % LINES_PER_TURN == 0 {
+                self.pace();
+            }
         }
         Step::Restored
     }
@@ -236,6 +242,13 @@ impl Link {
         self.retry_ms = clock::now_ms() + self.pause_ms;
         self.pause_ms = (self.pause_ms * 2).min(PAUSE_MS_MAX);
         Step::Broke(error)
+    }
+
+    /// After a batch of messages: UDP has no other brake.
+    pub fn pace(&self) {
+        if self.target.transport == Transport::Udp {
+            std::thread::sleep(UDP_PAUSE);
+        }
     }
 
     /// What to wait on beside new lines: the host's end, or its error.

@@ -12,10 +12,9 @@ mod feed;
 mod link;
 mod message;
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use abi::control::LogLine;
@@ -33,8 +32,8 @@ use feed::{Feed, Next};
 use link::{Link, Step, Target};
 use message::Origin;
 
-/// Its own directory, which PID 1 makes; it lasts as long as the boot whose lines it counts.
-pub const DIR: &str = "/run/nullbox/forward";
+/// Its own directory; it lasts as long as the boot whose lines it counts.
+const DIR: &str = "/run/nullbox/forward";
 /// How far it got: [`Position`] as JSON.
 const FILE: &str = "/run/nullbox/forward/position.json";
 /// How often that is written, at most.
@@ -42,7 +41,7 @@ const SAVE_MS: u64 = 2_000;
 /// How often it writes a line about the way to the host, at most.
 const TELL_MS: u64 = 10_000;
 /// Lines sent before the door and the signs of life have their turn.
-const LINES_PER_TURN: u32 = 64;
+const LINES_PER_TURN: usize = 64;
 
 /// The first line that may not have been sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,13 +70,6 @@ pub fn service(config: &NodeConfig, program: ServiceConfig) -> Option<ServiceCon
         rescue: false,
         ..program
     })
-}
-
-/// In PID 1, before the service: a place that only the service may write.
-pub fn prepare() -> io::Result<()> {
-    fs::create_dir_all(DIR)?;
-    fs::set_permissions(DIR, Permissions::from_mode(0o700))?;
-    std::os::unix::fs::chown(DIR, Some(FORWARD_UID), Some(FORWARD_UID))
 }
 
 /// Entry of the service. Its argument is the id of this boot.
@@ -174,6 +166,7 @@ impl Forwarder {
                 Next::Ended => self.feed = None,
             }
         }
+        self.link.pace();
         0
     }
 

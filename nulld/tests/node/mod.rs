@@ -33,6 +33,7 @@ done
 mount -t tmpfs -o mode=0755 tmpfs "$ROOT/dev"
 mknod -m 666 "$ROOT/dev/null" c 1 3
 mknod -m 666 "$ROOT/dev/urandom" c 1 9
+mknod -m 600 "$ROOT/dev/kmsg" c 1 11
 touch "$ROOT/dev/console"
 mount --bind "$CONSOLE" "$ROOT/dev/console"
 eval "$PREPARE"
