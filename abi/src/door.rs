@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::control::{self, Audience};
 use crate::identity::{Caller, Service};
@@ -149,6 +149,35 @@ pub trait Handler: Send + Sync + 'static {
     fn is_alive(&self) -> bool {
         true
     }
+
+    /// What an operator should see of it at a glance; asked on the same thread, at most once in [`STATUS_MS_MIN`], and told
+    /// nulld when it changed. It may hold texts from elsewhere: nulld escapes and cuts what it shows.
+    fn status(&self) -> Option<String> {
+        None
+    }
+}
+
+/// Shortest pause between two questions for a service's status.
+const STATUS_MS_MIN: Duration = Duration::from_secs(1);
+
+/// Tells nulld a service's status when it changed.
+struct Teller<'a> {
+    notify: &'a Notifier,
+    told: Option<String>,
+    asked: Option<Instant>,
+}
+
+impl Teller<'_> {
+    fn tell(&mut self, handler: &dyn Handler) {
+        if self.asked.is_some_and(|asked| asked.elapsed() < STATUS_MS_MIN) {
+            return;
+        }
+        self.asked = Some(Instant::now());
+        let Some(status) = handler.status() else { return };
+        if self.told.as_ref() != Some(&status) && self.notify.send(&Notice::Status(status.clone())).is_ok() {
+            self.told = Some(status);
+        }
+    }
 }
 
 /// Serves the door and the peers until nulld closes the door. Says `ready` first, and `alive` from then on.
@@ -174,7 +203,9 @@ pub fn serve(service: Service, inherited: Inherited, handler: Arc<dyn Handler>) 
         }
     })?;
     notify.send(&Notice::Ready)?;
+    let mut teller = Teller { notify: &notify, told: None, asked: None };
     loop {
+        teller.tell(handler.as_ref());
         if handler.is_alive() {
             let _ = notify.send(&Notice::Alive); // nulld is slow: the next one is as good
         }
@@ -362,5 +393,36 @@ mod tests {
         server.join().unwrap().unwrap();
         drop(near);
         assert!(take_over(far.as_fd()).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_status_is_told_when_it_changed_and_at_most_once_a_second() {
+        struct Says(std::sync::Mutex<&'static str>);
+        impl Handler for Says {
+            fn call(&self, _: Call<'_>) -> Result<Outcome, RpcError> {
+                Err(RpcError::new(Code::FAILED, "nothing"))
+            }
+            fn status(&self) -> Option<String> {
+                Some((*self.0.lock().unwrap()).to_owned())
+            }
+        }
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+        let notify = Notifier::new(write).unwrap();
+        let mut teller = Teller { notify: &notify, told: None, asked: None };
+        let says = Says(std::sync::Mutex::new("one"));
+        let mut told = |rest: bool| {
+            if rest {
+                teller.asked = None; // the pause is over
+            }
+            teller.tell(&says);
+            let mut bytes = [0u8; 256];
+            let count = rustix::io::read(&read, &mut bytes).unwrap_or(0);
+            String::from_utf8_lossy(&bytes[..count]).into_owned()
+        };
+        assert_eq!(told(false), "status one\n");
+        assert_eq!(told(true), "", "it did not change");
+        *says.0.lock().unwrap() = "two";
+        assert_eq!(told(false), "", "too soon");
+        assert_eq!(told(true), "status two\n");
     }
 }

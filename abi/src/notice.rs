@@ -107,6 +107,7 @@ mod tests {
         for _ in 0..100_000 {
             notifier.status("still here");
         }
-        assert!(notifier.send(&Notice::Alive).is_err());
+        // A shorter one may still fit once.
+        assert!((0..1_000).any(|_| notifier.send(&Notice::Alive).is_err()));
     }
 }

@@ -386,6 +386,18 @@ impl Cage {
         }
     }
 
+    /// The agents that run, for the node's screen.
+    pub fn in_words(&self) -> String {
+        let known = self.agents.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let alive = known.iter().filter(|(_, agent)| state::alive(agent.facts().state.now()));
+        let names: Vec<&str> = alive.map(|(name, _)| name.as_str()).collect();
+        match names.as_slice() {
+            [] => "no agent runs".to_owned(),
+            [one] => format!("1 agent runs: {one}"),
+            all => format!("{} agents run: {}", all.len(), all.join(", ")),
+        }
+    }
+
     /// `agent.list`.
     pub fn list(&self) -> abi::control::AgentList {
         let manifests = manifests::load(&self.places.config);

@@ -30,6 +30,10 @@ pub struct Door {
 }
 
 impl Handler for Door {
+    fn status(&self) -> Option<String> {
+        Some(self.cage.in_words())
+    }
+
     fn call(&self, call: Call<'_>) -> Result<Outcome, RpcError> {
         call.connection
             .stream()

@@ -96,6 +96,17 @@ fn new_header() -> Vec<u8> {
 }
 
 impl Handler for Ctxgraph {
+    fn status(&self) -> Option<String> {
+        if let Err(error) = self.ledger.health() {
+            return Some(format!("the ledger takes no events: {error}"));
+        }
+        if let Err(why) = &self.memory {
+            return Some(format!("no memory of agents: {why}"));
+        }
+        let durable = self.ledger.durable();
+        Some(format!("{} events, {} KiB", durable.seq, durable.offset / 1024))
+    }
+
     fn call(&self, call: Call<'_>) -> Result<Outcome, RpcError> {
         match call.request.method.as_str() {
             "ledger.append" => self.append(&call),

@@ -12,6 +12,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::receipts::Receipts;
 
+/// Denials on the node's screen, and characters of what each was about.
+const SHOWN_MAX: usize = 2;
+const SHOWN_CHARS_MAX: usize = 60;
+
 /// Which rule of the contract refused ([`Denial::rule`]).
 pub type Rule = &'static str;
 
@@ -77,6 +81,19 @@ impl Ring {
         self.rates.retain(|(of, _), _| of != instance);
     }
 
+    /// The newest denials on one line.
+    fn in_words(&self) -> String {
+        let newest = self.kept.iter().rev().take(SHOWN_MAX).map(|kept| {
+            let denial = &kept.denial;
+            let what: String = denial.what.chars().take(SHOWN_CHARS_MAX).collect();
+            let s = denial.unix_ms / 1000;
+            let (agent, rule) = (&denial.instance.agent, &denial.rule);
+            format!("{agent}: {what} ({rule}, {:02}:{:02}:{:02} UTC)", s / 3600 % 24, s / 60 % 60, s % 60)
+        });
+        let newest: Vec<String> = newest.collect();
+        if newest.is_empty() { "nothing was refused".to_owned() } else { newest.join("; ") }
+    }
+
     fn since(&self, seq: u64, agent: Option<&AgentName>) -> Vec<Denial> {
         let wanted =
             |kept: &&Kept| kept.seq >= seq && agent.is_none_or(|agent| kept.denial.instance.agent == *agent);
@@ -125,6 +142,11 @@ impl Denials {
             );
             self.receipts.note_denial(denial.instance, denial.what, denial.rule);
         }
+    }
+
+    /// The newest denials, for the node's screen.
+    pub fn in_words(&self) -> String {
+        self.ring().in_words()
     }
 
     /// What is kept from `seq` on.
@@ -200,5 +222,19 @@ mod tests {
         assert_eq!(ring.dropped, limits::DENIALS_KEPT_MAX as u64);
         assert_eq!(ring.since(2 * limits::DENIALS_KEPT_MAX as u64 - 1, None).len(), 1);
         assert_eq!(ring.since(0, Some(&"b".parse().unwrap())), []);
+    }
+
+    #[test]
+    fn the_screen_gets_the_newest_in_a_bounded_line() {
+        let mut ring = Ring::default();
+        assert_eq!(ring.in_words(), "nothing was refused");
+        ring.record(denial(1_000, "dns A old.example"));
+        ring.record(denial(3_661_000, "dns A evil.example"));
+        assert_eq!(
+            ring.in_words(),
+            "a: dns A evil.example (raw-address, 01:01:01 UTC); a: dns A old.example (raw-address, 00:00:01 UTC)"
+        );
+        ring.record(denial(9_000_000, &"x".repeat(5_000)));
+        assert!(ring.in_words().len() < 250, "{}", ring.in_words());
     }
 }

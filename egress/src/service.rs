@@ -179,6 +179,10 @@ impl Egress {
 }
 
 impl Handler for Egress {
+    fn status(&self) -> Option<String> {
+        Some(self.node.denials.in_words())
+    }
+
     fn call(&self, call: Call<'_>) -> Result<Outcome, RpcError> {
         match call.request.method.as_str() {
             "net.attach" => self.attach(call),

@@ -68,6 +68,7 @@ impl Board {
             row("node", Some(node(sight)), false),
             row("trouble", trouble(sight), true),
             row("address", Some(address), true),
+            row("network", says("uplink"), true),
             row("door", says("nullgate"), true),
             row("agents", says("cage"), true),
             row("denials", says("egress"), false),

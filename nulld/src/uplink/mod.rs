@@ -54,6 +54,16 @@ struct InUse {
     ntp: Vec<IpAddr>,
 }
 
+impl InUse {
+    /// For the node's screen.
+    fn in_words(&self) -> String {
+        let gateway = self.gateway.map_or("no gateway".to_owned(), |gateway| format!("gateway {gateway}"));
+        let dns: Vec<String> = self.dns.iter().map(ToString::to_string).collect();
+        let dns = if dns.is_empty() { "none of its own".to_owned() } else { dns.join(" ") };
+        format!("{} {}, {gateway}, DNS {dns}", self.interface, self.address)
+    }
+}
+
 /// In PID 1, before the service: loopback, and a place that only the service may write.
 pub fn prepare(uid: u32) -> io::Result<()> {
     let within = |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
@@ -86,13 +96,18 @@ pub fn main() -> i32 {
 fn run() -> io::Result<std::convert::Infallible> {
     let inherited = Inherited::take()?;
     let node: NodeConfig = serde_json::from_slice(&fs::read(NODE_CONFIG_PATH)?)?;
+    let status = inherited.notify.clone();
+    status.status("no address yet");
     let mut ready =
         Ready { notify: Some(inherited.notify), until_ms: clock::now_ms() + limits::UPLINK_WAIT_MS_MAX };
     let interface = wait_for_interface(&node.network, &mut ready);
-    let mut uplink = Uplink { index: index_of(&interface)?, netlink: Netlink::open()?, interface };
+    let mut uplink = Uplink { index: index_of(&interface)?, netlink: Netlink::open()?, interface, status };
     uplink.netlink.link_up(uplink.index)?;
     let carrier = uplink.wait_for_carrier();
     log::info("interface_up", &[("interface", &uplink.interface), ("carrier", &carrier)]);
+    if !carrier {
+        uplink.status.status(&format!("{} has no carrier", uplink.interface));
+    }
     match node.network.mode {
         NetworkMode::Static => uplink.keep_static(&node.network, &mut ready),
         NetworkMode::Dhcp | NetworkMode::None => uplink.keep_lease(&node, &mut ready),
@@ -184,6 +199,7 @@ struct Uplink {
     interface: String,
     index: u32,
     netlink: Netlink,
+    status: Notifier,
 }
 
 impl Uplink {
@@ -299,11 +315,14 @@ impl Uplink {
             dns: all(dns),
             ntp: all(ntp),
         };
-        config::write_whole(FILE, &serde_json::to_vec(&in_use)?)
+        config::write_whole(FILE, &serde_json::to_vec(&in_use)?)?;
+        self.status.status(&in_use.in_words());
+        Ok(())
     }
 
     fn drop_address(&mut self, lease: &Lease) -> io::Result<()> {
         log::warning("lease_lost", &[("address", &lease.address)]);
+        self.status.status(&format!("{} lost its address: the lease ended", self.interface));
         // The file first: nobody should begin to use what is about to go.
         match fs::remove_file(FILE) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -117,12 +117,19 @@ fn run() -> Result<(), StartError> {
         places: Places::new(),
     });
     log::info("listening", &[("port", &port), ("operators", &gate.keyring.len())]);
+    let status = match gate.keyring.len() {
+        0 => format!(
+            "node key {}, port {port}, nobody is let in: no operator is known",
+            gate.key.public().fingerprint()
+        ),
+        count => format!("node key {}, port {port}, {count} operators", gate.key.public().fingerprint()),
+    };
     std::thread::Builder::new()
         .name("accept".into())
         .stack_size(64 * 1024)
         .spawn(move || accept(&listener, &gate))
         .map_err(StartError::Door)?;
-    door::serve(Service::Nullgate, inherited, Arc::new(NoMethods)).map_err(StartError::Door)
+    door::serve(Service::Nullgate, inherited, Arc::new(NoMethods { status })).map_err(StartError::Door)
 }
 
 /// The node's identity. It is made once; a broken file is an error, since a new key would look like an attack.
@@ -151,9 +158,16 @@ fn accept(listener: &TcpListener, gate: &Arc<Gate>) {
 }
 
 /// nullgate owns no method; its door exists so that nulld can tell it from a dead one.
-struct NoMethods;
+struct NoMethods {
+    /// The node's fingerprint belongs on the screen: operators compare it.
+    status: String,
+}
 
 impl Handler for NoMethods {
+    fn status(&self) -> Option<String> {
+        Some(self.status.clone())
+    }
+
     fn call(&self, call: Call<'_>) -> Result<Outcome, RpcError> {
         Err(RpcError::new(Code::UNKNOWN_METHOD, format!("nullgate has no method `{}`", call.request.method)))
     }
