@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::agents::{Agent, Cage};
+use crate::output::Chunk;
 use crate::store::Source;
 use crate::{exec, imports, life, state};
 
@@ -132,14 +133,17 @@ impl Door {
     fn logs(&self, mut call: Call<'_>) -> Result<Outcome, RpcError> {
         let want: AgentLogs = call.request.params()?;
         let agent = self.cage.with_log(&want.name)?;
+        let is_wanted = |chunk: &Chunk| want.since_unix_ms.is_none_or(|since| chunk.unix_ms >= since);
         let (chunks, mut next) = agent.log.tail(want.lines);
-        for chunk in chunks {
+        for chunk in chunks.into_iter().filter(is_wanted) {
             call.notify("output", json!(chunk.to_output())).map_err(gone)?;
         }
         while want.follow && !hung_up(call.connection.stream()) {
             for chunk in agent.log.follow(next, Duration::from_millis(1000)) {
                 next = chunk.seq + 1;
-                call.notify("output", json!(chunk.to_output())).map_err(gone)?;
+                if is_wanted(&chunk) {
+                    call.notify("output", json!(chunk.to_output())).map_err(gone)?;
+                }
             }
             if over(&agent) && agent.log.tail(Some(0)).1 <= next {
                 break; // a follower sees a life to its end

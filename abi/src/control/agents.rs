@@ -104,6 +104,9 @@ pub struct AgentLogs {
     /// Newest lines to begin with; none: all that is kept.
     #[serde(default)]
     pub lines: Option<u32>,
+    /// Of these only what came at this time or later, in milliseconds since 1970.
+    #[serde(default)]
+    pub since_unix_ms: Option<u64>,
     #[serde(default)]
     pub follow: bool,
 }

@@ -1,10 +1,11 @@
 //! The table of all commands.
 
 use crate::cli::{Command, Opt, switch, valued};
-use crate::run::{agent, doctor, image, ledger, local, memory, net, system};
+use crate::run::{agent, doctor, image, ledger, local, logs, memory, net, system};
 
 const FOLLOW: Opt = switch("follow", Some('f'), "go on as more comes");
-const LINES: Opt = valued("lines", "N", "begin with the newest N");
+const LINES: Opt = Opt { short: Some('n'), ..valued("lines", "N", "begin with the newest N") };
+const SINCE: Opt = valued("since", "TIME", "from then on: an age (10m, 2h) or 2026-11-22T10:00:00Z");
 const AGENT: Opt = valued("agent", "NAME", "of this agent");
 const PAGE: [Opt; 3] = [
     AGENT,
@@ -47,13 +48,24 @@ pub const COMMANDS: &[Command] = &[
         arguments: &["[SERVICE]"],
         rest: "",
         about: "log of one service or of all",
-        details: "",
-        options: &[FOLLOW, LINES],
+        details: "SERVICE is a service, nulld or kernel. A line of two dashes says how many lines are no longer kept.",
+        options: &[FOLLOW, LINES, SINCE],
         examples: &[
             ("nullctl system logs egress -f", "watch egress"),
-            ("nullctl system logs --lines 50", "the newest 50 lines of all"),
+            ("nullctl system logs -n 50", "the newest 50 lines of all"),
+            ("nullctl system logs --since 10m", "the last ten minutes"),
         ],
-        run: system::logs,
+        run: logs::logs,
+    },
+    Command {
+        path: "system dmesg",
+        arguments: &[],
+        rest: "",
+        about: "the kernel's log",
+        details: "What the kernel said begins with its level and `kernel:`, what a process wrote into its log with another name.",
+        options: &[FOLLOW, LINES, SINCE],
+        examples: &[("nullctl system dmesg -f", "watch"), ("nullctl system dmesg --since 1h", "")],
+        run: logs::dmesg,
     },
     Command {
         path: "system reboot",
@@ -121,7 +133,7 @@ pub const COMMANDS: &[Command] = &[
         rest: "",
         about: "what an agent wrote",
         details: "Its standard output goes to standard output, its standard error to standard error. On a terminal control characters\nare shown as escapes.",
-        options: &[FOLLOW, LINES, RAW],
+        options: &[FOLLOW, LINES, SINCE, RAW],
         examples: &[
             ("nullctl agent logs researcher -f", "watch"),
             ("nullctl agent logs researcher > report.txt", "the bytes as they are"),

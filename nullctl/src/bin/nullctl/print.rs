@@ -181,6 +181,39 @@ pub fn moment(unix_ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", time / 3600, time / 60 % 60, time % 60)
 }
 
+/// Unix milliseconds of a time in UTC, `2026-01-02T03:04:05Z` (RFC 3339 without a fraction; a blank may stand for the T, and the
+/// Z may be left out). Date to days as in Howard Hinnant's `days_from_civil`.
+pub fn unix_ms_of(text: &str) -> Option<u64> {
+    let text = text.strip_suffix('Z').unwrap_or(text);
+    let (date, time) = text.split_once(['T', ' '])?;
+    let numbers = |text: &str, by: char| -> Option<[u64; 3]> {
+        let is_plain = text.split(by).all(|part| part.bytes().all(|byte| byte.is_ascii_digit()));
+        let parts: Option<Vec<u64>> = text.split(by).map(|part| part.parse().ok()).collect();
+        parts.filter(|_| is_plain)?.try_into().ok()
+    };
+    let ([year, month, day], [hour, minute, second]) = (numbers(date, '-')?, numbers(time, ':')?);
+    if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || hour > 23 || minute > 59 || second > 59
+    {
+        return None;
+    }
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let longest = match month {
+        2 => 28 + u64::from(leap),
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    };
+    if !(1..=longest).contains(&day) {
+        return None;
+    }
+    let shifted_year = year - u64::from(month <= 2);
+    let (era, year_of_era) = (shifted_year / 400, shifted_year % 400);
+    let shifted_month = (month + 9) % 12;
+    let day_of_year = (153 * shifted_month + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = (era * 146_097 + day_of_era).checked_sub(719_468)?;
+    Some((days * 86_400 + hour * 3600 + minute * 60 + second) * 1000)
+}
+
 /// Progress of a long call on standard error: one line that changes on a terminal, lines elsewhere.
 pub struct Meter {
     terminal: bool,
@@ -267,6 +300,28 @@ mod tests {
         table.row(&["größer", "running"]);
         table.row(&["b", "x\ny"]);
         assert_eq!(table.render(), "NAME    STATE\ngrößer  running\nb       x\\ny\n");
+    }
+
+    #[test]
+    fn every_moment_is_read_back() {
+        for day in 0..47_000 {
+            let ms = day * 86_400_000 + day % 86_400 * 1000;
+            assert_eq!(unix_ms_of(&moment(ms)), Some(ms), "{}", moment(ms));
+            assert_eq!(unix_ms_of(&format!("{}Z", moment(ms).replace(' ', "T"))), Some(ms));
+        }
+        for bad in [
+            "",
+            "2026-11-22",
+            "2026-02-29T00:00:00Z",
+            "2026-13-01T00:00:00Z",
+            "2026-11-22T24:00:00Z",
+            "x",
+            "1969-12-31T23:59:59Z",
+            "+026-11-22T10:00:00Z",
+            "2026-11-22T10:00:00+01:00",
+        ] {
+            assert_eq!(unix_ms_of(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use std::io::{self, IsTerminal, Read, Write};
 use std::time::Duration;
 
-use super::{id, note};
+use super::{id, logs, note};
 use crate::cli::Arguments;
 use crate::context::{Context, Silence, say, terminal};
 use crate::failure::{Failure, status as exit_status};
@@ -250,11 +250,26 @@ impl Outlet {
 
 pub fn logs(context: &Context, given: &Arguments) -> Result<u8, Failure> {
     let follow = given.has("follow");
-    let params = AgentLogs { name: id(given.required(0))?, lines: given.number("lines")?, follow };
+    let params = AgentLogs {
+        name: id(given.required(0))?,
+        lines: given.number("lines")?,
+        since_unix_ms: logs::since(given)?,
+        follow,
+    };
     let silence = if follow { Silence::Unbounded } else { Silence::Ordinary };
     let mut outlet = Outlet::new(given);
     let mut link = context.ask("agent.logs", &params, silence)?;
-    let result = link.result(&mut |request| outlet.take(context, request))?;
+    let mut expected = None;
+    let result = link.result(&mut |request| {
+        if let (false, Some(output)) = (context.json, note::<Output>(request, "output")?) {
+            let missed = expected.map_or(0, |expected| output.seq.saturating_sub(expected));
+            if missed > 0 {
+                eprintln!("-- {missed} pieces of output are no longer kept --");
+            }
+            expected = Some(output.seq + 1);
+        }
+        outlet.take(context, request)
+    })?;
     context.result_or_json(result)?;
     Ok(0)
 }

@@ -5,6 +5,7 @@ pub mod doctor;
 pub mod image;
 pub mod ledger;
 pub mod local;
+pub mod logs;
 pub mod memory;
 pub mod net;
 pub mod system;

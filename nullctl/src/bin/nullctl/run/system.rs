@@ -1,13 +1,12 @@
 //! `system`: the node itself.
 
-use abi::control::{LogLine, Nothing, SystemLogs, SystemStatus};
+use abi::control::{Nothing, SystemStatus};
 
-use super::note;
 use crate::cli::Arguments;
 use crate::context::{Context, SILENCE, Silence, say};
 use crate::failure::Failure;
 use crate::link::typed;
-use crate::print::{Table, facts, moment, size, span, visible};
+use crate::print::{Table, facts, size, span, visible};
 
 pub fn status(context: &Context, _: &Arguments) -> Result<u8, Failure> {
     let Some(result) = context.call("system.status", &Nothing {})? else {
@@ -90,34 +89,6 @@ fn in_words(status: &SystemStatus) -> String {
         }
     }
     text
-}
-
-pub fn logs(context: &Context, given: &Arguments) -> Result<u8, Failure> {
-    let follow = given.has("follow");
-    let params = SystemLogs {
-        service: given.at(0).map(str::to_owned),
-        lines: given.number("lines")?,
-        since_unix_ms: None,
-        follow,
-    };
-    let silence = if follow { Silence::Unbounded } else { Silence::Ordinary };
-    let mut link = context.ask("system.logs", &params, silence)?;
-    let result = link.result(&mut |request| {
-        if context.json {
-            return context.note(request);
-        }
-        match note::<LogLine>(request, "log")? {
-            Some(line) => say(&format!(
-                "{} {:<9} {}\n",
-                moment(line.unix_ms),
-                visible(&line.service),
-                visible(&line.line)
-            )),
-            None => Ok(()),
-        }
-    })?;
-    context.result_or_json(result)?;
-    Ok(0)
 }
 
 pub fn reboot(context: &Context, _: &Arguments) -> Result<u8, Failure> {
