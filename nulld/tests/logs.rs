@@ -99,8 +99,8 @@ fn a_flood_is_dropped_and_counted_while_the_door_answers_and_others_keep_their_l
     let begin = lines(&node, json!({ "service": "egress" }));
     let dropped = node.until("a count of dropped lines", 20, |node| {
         let log = lines(node, json!({ "service": "cage" }));
-        let counts = log.iter().filter_map(|line| line.line.strip_prefix("warning log_dropped lines="));
-        counts.last().map(|rest| rest.split(' ').next().unwrap().parse::<u64>().unwrap())
+        let mut counts = log.iter().filter_map(|line| line.line.strip_prefix("warning log_dropped lines="));
+        counts.next_back().map(|rest| rest.split(' ').next().unwrap().parse::<u64>().unwrap())
     });
     assert!(dropped > 100, "{dropped}");
     assert_eq!(lines(&node, json!({ "service": "egress" })), begin);

@@ -191,7 +191,7 @@ impl Link {
                 return self.broke(error);
             }
             self.again -= 1;
-            if self.again % LINES_PER_TURN == 0 {
+            if self.again.is_multiple_of(LINES_PER_TURN) {
                 self.pace();
             }
         }
