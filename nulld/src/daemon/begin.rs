@@ -205,6 +205,7 @@ impl Daemon {
         self.ledger.note(LedgerEvent::NulldCrashed { reason: crash.reason.clone(), count });
         self.supervisor.forgive_silence(clock::now_ms());
         self.reap();
+        self.tell_status(clock::now_ms());
     }
 
     /// A crash in the middle of the boot: what was done and what was not is not known, and nothing is built on it but the door.
