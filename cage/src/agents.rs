@@ -26,7 +26,7 @@ use crate::life::{self, Mail, Order};
 use crate::manifests::{self, Loaded};
 use crate::output::Log;
 use crate::places::Places;
-use crate::state::{self, Happening};
+use crate::state::{self, Happening, Stateful};
 use crate::store::Store;
 use crate::turns::Turns;
 use crate::vmm::{self, Slots};
@@ -68,29 +68,6 @@ pub struct Facts {
     pub stopped_by: String,
     denials: VecDeque<String>,
     denials_dropped: u64,
-}
-
-/// The state, changed only by the table.
-#[derive(Debug)]
-pub struct Stateful(AgentState);
-
-impl Default for Stateful {
-    fn default() -> Stateful {
-        Stateful(AgentState::Stopped)
-    }
-}
-
-impl Stateful {
-    /// The state.
-    pub fn now(&self) -> AgentState {
-        self.0
-    }
-
-    /// Lets something happen, if it is legal now.
-    pub fn let_happen(&mut self, happening: Happening) -> Result<AgentState, state::Illegal> {
-        self.0 = state::next(self.0, happening)?;
-        Ok(self.0)
-    }
 }
 
 impl Agent {

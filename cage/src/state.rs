@@ -60,6 +60,29 @@ pub fn alive(state: AgentState) -> bool {
     }
 }
 
+/// The state, changed only by the table.
+#[derive(Debug)]
+pub struct Stateful(AgentState);
+
+impl Default for Stateful {
+    fn default() -> Stateful {
+        Stateful(AgentState::Stopped)
+    }
+}
+
+impl Stateful {
+    /// The state.
+    pub fn now(&self) -> AgentState {
+        self.0
+    }
+
+    /// Lets something happen, if it is legal now.
+    pub fn let_happen(&mut self, happening: Happening) -> Result<AgentState, Illegal> {
+        self.0 = next(self.0, happening)?;
+        Ok(self.0)
+    }
+}
+
 impl From<Illegal> for RpcError {
     fn from(illegal: Illegal) -> RpcError {
         let (message, remedy) = match illegal {
