@@ -45,7 +45,7 @@ const ROOT_HASH_VARIABLE: &str = "NULLBOX_ROOT_HASH";
 /// Longest sleep of the loop: a deadline that was missed would be seen then.
 const SLEEP_MS_MAX: u64 = 60_000;
 /// Woken so much later than asked for, nulld stood still itself (a frozen machine), and so may have the services.
-const STALL_MS: u64 = 1_000;
+const STALL_MS: u64 = 250;
 /// Children reaped in one turn; the others have their turn in between.
 const REAPED_PER_TURN_MAX: usize = 256;
 /// Pause between reports of dropped ledger events.

@@ -37,6 +37,8 @@ use crate::{clock, poll};
 pub use adopt::is_listener;
 use notices::Notices;
 
+/// What a service that was silent for too long is given beyond it: one that lives says so within this time.
+const DOUBT_MS: u64 = limits::SERVICE_ALIVE_MS + 500;
 /// How soon a service that waits for the end of its last run is looked at again.
 const LEFTOVER_RETRY_MS: u64 = 100;
 
@@ -74,6 +76,8 @@ pub struct Unit {
     backoff_ms: u64,
     /// When its last sign of life came.
     alive_ms: u64,
+    /// It was silent for too long: until then it may still give one, as it may have been frozen together with nulld.
+    doubt_ms: Option<u64>,
     /// Since when something of its last run keeps it from being started again.
     leftover_since_ms: Option<u64>,
     group: Group,
@@ -135,6 +139,7 @@ impl Unit {
             spawned: 0,
             backoff_ms: shortest_pause_ms(config),
             alive_ms: 0,
+            doubt_ms: None,
             leftover_since_ms: None,
             group,
             log_read,
@@ -205,7 +210,8 @@ impl Unit {
         };
         match self.state {
             State::Ready => {
-                (self.ready_ms, self.alive_ms) = (Some(now), now);
+                self.ready_ms = Some(now);
+                self.forgive_silence(now);
                 self.detail.clear();
                 let event =
                     ledger::Event::ServiceStarted { service: self.name.clone(), restarts: self.restarts };
@@ -338,8 +344,10 @@ impl Unit {
         if self.silence_deadline().is_some_and(|deadline| deadline <= now_ms) {
             // It may be waiting in the pipe.
             self.read_notices(around);
-            if self.silence_deadline().is_some_and(|deadline| deadline <= now_ms) {
-                self.apply(Event::Silent, around);
+            match self.silence_deadline().filter(|deadline| *deadline <= now_ms) {
+                Some(_) if self.doubt_ms.is_some() => self.apply(Event::Silent, around),
+                Some(_) => self.doubt_ms = Some(now_ms + DOUBT_MS),
+                None => {}
             }
         }
         if self.deadline.is_some_and(|deadline| deadline <= now_ms) {
@@ -354,12 +362,13 @@ impl Unit {
 
     fn silence_deadline(&self) -> Option<u64> {
         let seconds = u64::from(self.config.watchdog_secs_max);
-        (self.state == State::Ready && seconds > 0).then_some(self.alive_ms + seconds * 1000)
+        let silent_ms = self.alive_ms + seconds * 1000;
+        (self.state == State::Ready && seconds > 0).then_some(self.doubt_ms.unwrap_or(silent_ms))
     }
 
-    /// nulld itself stood still: its silence counts from now.
+    /// A sign of life, or nulld itself stood still: its silence counts from now.
     pub fn forgive_silence(&mut self, now_ms: u64) {
-        self.alive_ms = now_ms;
+        (self.alive_ms, self.doubt_ms) = (now_ms, None);
     }
 
     /// Something came on the notice pipe.
@@ -369,10 +378,10 @@ impl Unit {
         for notice in self.notices.read(now, around.epoll) {
             match notice {
                 Notice::Ready => {
-                    self.alive_ms = now;
+                    self.forgive_silence(now);
                     self.apply(Event::Announced, around);
                 }
-                Notice::Alive => self.alive_ms = now,
+                Notice::Alive => self.forgive_silence(now),
                 Notice::Status(text) => self.notices.says = text,
             }
         }

@@ -64,7 +64,7 @@ fn a_frozen_nulld_blames_no_service_for_the_silence() {
     node.signal(Signal::SIGCONT);
     std::thread::sleep(Duration::from_millis(500));
     nix::sys::signal::kill(service, Signal::SIGCONT).unwrap();
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(4));
     let after = node.service("egress");
     assert_eq!((after.pid, after.restarts, after.state.as_str()), (before, 0, "ready"));
 }

@@ -172,7 +172,7 @@ mod tests {
             let none = rustix::time::Timespec::default();
             epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), Some(&none)).unwrap() > 0
         };
-        for _ in 0..2_000 {
+        for _ in 0..5_000 {
             rustix::io::write(&write, b"alive\n").unwrap();
         }
         assert!(is_ready());

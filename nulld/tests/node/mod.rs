@@ -266,6 +266,13 @@ impl Node {
         }
     }
 
+    /// Memory of PID 1's own, without the pages of its program, in KiB.
+    pub fn own_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
+        let own = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        own.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// Waits for the end of PID 1; the signal that a PID namespace gives for reboot(2): 1 restart, 2 power-off.
     pub fn wait_end(&mut self, seconds: u64) -> i32 {
         let begin = Instant::now();

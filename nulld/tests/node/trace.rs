@@ -13,15 +13,30 @@ use nix::unistd::Pid;
 /// Stops a process wherever it is, lets `change` write its registers, and lets it go.
 fn with_registers(pid: u32, change: impl FnOnce(Pid, &mut libc::user_regs_struct)) {
     let pid = Pid::from_raw(pid.cast_signed());
-    ptrace::seize(pid, ptrace::Options::empty()).expect("ptrace as root");
-    ptrace::interrupt(pid).unwrap();
-    waitpid(pid, Some(WaitPidFlag::__WALL)).unwrap();
+    loop {
+        ptrace::seize(pid, ptrace::Options::empty()).expect("ptrace as root");
+        ptrace::interrupt(pid).unwrap();
+        waitpid(pid, Some(WaitPidFlag::__WALL)).unwrap();
+        // While the C library makes a process it has all signals blocked and runs nothing of nulld: a fault there is the
+        // kernel's to end, and not what is tried here.
+        if !blocks_faults(pid) {
+            break;
+        }
+        ptrace::detach(pid, None).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
     let mut registers = ptrace::getregs(pid).unwrap();
     // Whatever system call it was in is not begun again.
     registers.orig_rax = u64::MAX;
     change(pid, &mut registers);
     ptrace::setregs(pid, registers).unwrap();
     ptrace::detach(pid, None).unwrap();
+}
+
+fn blocks_faults(pid: Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap();
+    u64::from_str_radix(blocked, 16).unwrap() & 1 << (libc::SIGSEGV - 1) != 0
 }
 
 /// A real fault: the next instruction is at address 0.
