@@ -95,7 +95,7 @@ pub const LOG_RINGS_MAX: usize = 64;
 /// Lines of nulld's own log that callers can cause in a second. More: dropped, and the count stands in the log.
 pub const OWN_LOG_LINES_PER_SECOND_MAX: u32 = 200;
 /// Lines of the kernel's log kept in a second, and as many at once. More: dropped, and the count stands in the log.
-pub const KERNEL_LOG_LINES_PER_SECOND_MAX: u32 = 500;
+pub const KERNEL_LOG_LINES_PER_SECOND_MAX: u32 = 1000;
 /// One line of a service's notices to nulld, newline included. Longer: dropped.
 pub const NOTICE_BYTES_MAX: usize = 256;
 /// How often a service says that it is alive; less than half of the shortest `watchdog_secs_max`.
