@@ -368,10 +368,9 @@ impl Cage {
         let known = self.agents.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let alive = known.iter().filter(|(_, agent)| state::alive(agent.facts().state.now()));
         let names: Vec<&str> = alive.map(|(name, _)| name.as_str()).collect();
-        match names.as_slice() {
-            [] => "no agent runs".to_owned(),
-            [one] => format!("1 agent runs: {one}"),
-            all => format!("{} agents run: {}", all.len(), all.join(", ")),
+        match names.len() {
+            0 => "none runs".to_owned(),
+            count => format!("{count} run: {}", names.join(", ")),
         }
     }
 

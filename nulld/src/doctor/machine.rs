@@ -1,10 +1,12 @@
 //! The doctor's look at the machine: disks, network, clock, processor, memory, kernel.
 
+use std::collections::BTreeMap;
+
 use abi::control::{Finding, Severity};
-use abi::node::NetworkMode;
+use abi::node::{Network, NetworkMode};
 
 use super::{Exam, finding};
-use crate::health::{Kvm, Space};
+use crate::health::{Interface, Kvm, Space};
 
 /// A look at the disks that takes longer has found one that does not answer.
 const DISK_LATE_MS: u64 = 5_000;
@@ -89,82 +91,55 @@ fn room(space: &Space, ephemeral: bool, out: &mut Vec<Finding>) {
 
 pub fn network(exam: &Exam<'_>, out: &mut Vec<Finding>) {
     let Some(network) = &exam.machine.network else { return };
+    let unreached = "the node is not reached from outside, and agents reach nothing";
     if network.mode == NetworkMode::None {
         let what = "the configuration says that there is no network";
-        let effect = "the node is not reached from outside, and agents reach nothing";
-        out.push(finding(Severity::Info, "network", what, effect, "set network.mode if that is not meant"));
-        return;
+        let remedy = "set network.mode if that is not meant";
+        return out.push(finding(Severity::Info, "network", what, unreached, remedy));
     }
-    let effect = "the node is not reached from outside, and agents reach nothing";
-    let wanted = network.interface.as_str();
-    let others: Vec<_> = exam.machine.interfaces.iter().filter(|(name, _)| *name != "lo").collect();
-    let chosen = match wanted {
+    let Some(uplink) = &exam.machine.uplink else {
+        let (what, remedy) = why_no_address(network, &exam.machine.interfaces);
+        return out.push(finding(Severity::Error, "network", &what, unreached, &remedy));
+    };
+    if uplink.resolvers == 0 && network.dns.is_empty() {
+        let effect = "agents reach only names of network.hosts";
+        let remedy = "set network.dns, or have DHCP name one";
+        out.push(finding(Severity::Warning, "network", "no resolver is known", effect, remedy));
+    }
+    if !uplink.has_gateway {
+        let what = format!("{} has no gateway", uplink.interface);
+        let remedy = "set network.gateway if that is not meant";
+        out.push(finding(Severity::Info, "network", &what, "only its own network is reached", remedy));
+    }
+}
+
+/// What keeps the uplink from an address, and the remedy.
+fn why_no_address(network: &Network, interfaces: &BTreeMap<String, Interface>) -> (String, String) {
+    let others: Vec<_> = interfaces.iter().filter(|(name, _)| *name != "lo").collect();
+    let chosen = match network.interface.as_str() {
         "" => others.iter().find(|(_, one)| one.carrier).or(others.first()),
         name => others.iter().find(|(other, _)| *other == name),
     };
-    match (&exam.machine.uplink, chosen) {
-        (None, None) => {
+    let (what, remedy) = match chosen {
+        None if others.is_empty() => (
+            "there is no network interface".to_owned(),
+            "give the machine a network card that the kernel has a driver for (docs/kernel.md)",
+        ),
+        None => {
             let names: Vec<&str> = others.iter().map(|(name, _)| name.as_str()).collect();
-            let (what, remedy) = match (wanted, names.is_empty()) {
-                (_, true) => (
-                    "there is no network interface".to_owned(),
-                    "give the machine a network card that the kernel has a driver for (docs/kernel.md)"
-                        .to_owned(),
-                ),
-                (wanted, false) => (
-                    format!("there is no network interface `{wanted}`"),
-                    format!("set network.interface to one of {}", names.join(", ")),
-                ),
-            };
-            out.push(finding(Severity::Error, "network", &what, effect, &remedy));
+            let what = format!("there is no network interface `{}`", network.interface);
+            return (what, format!("set network.interface to one of {}", names.join(", ")));
         }
-        (None, Some((name, one))) if !one.carrier => {
-            let what = format!("{name} has no carrier");
-            out.push(finding(
-                Severity::Error,
-                "network",
-                &what,
-                effect,
-                "plug the cable in, or check the switch",
-            ));
+        Some((name, one)) if !one.carrier => {
+            (format!("{name} has no carrier"), "plug the cable in, or check the switch")
         }
-        (None, Some((name, _))) => {
-            let (what, remedy) = match network.mode {
-                NetworkMode::Dhcp => (
-                    format!("{name} has no address: no DHCP server answers"),
-                    "check the DHCP server, or set network.mode = \"static\" with an address",
-                ),
-                NetworkMode::Static | NetworkMode::None => {
-                    (format!("{name} has no address yet"), "see `nullctl system logs uplink`")
-                }
-            };
-            out.push(finding(Severity::Error, "network", &what, effect, remedy));
-        }
-        (Some(uplink), _) => {
-            if uplink.resolvers == 0 && network.dns.is_empty() {
-                let what = "no resolver is known";
-                let effect = "agents reach only names of network.hosts";
-                out.push(finding(
-                    Severity::Warning,
-                    "network",
-                    what,
-                    effect,
-                    "set network.dns, or have DHCP name one",
-                ));
-            }
-            if !uplink.has_gateway {
-                let what = format!("{} has no gateway", uplink.interface);
-                let effect = "only its own network is reached";
-                out.push(finding(
-                    Severity::Info,
-                    "network",
-                    &what,
-                    effect,
-                    "set network.gateway if that is not meant",
-                ));
-            }
-        }
-    }
+        Some((name, _)) if network.mode == NetworkMode::Dhcp => (
+            format!("{name} has no address: no DHCP server answers"),
+            "check the DHCP server, or set network.mode = \"static\" with an address",
+        ),
+        Some((name, _)) => (format!("{name} has no address yet"), "see `nullctl system logs uplink`"),
+    };
+    (what, remedy.to_owned())
 }
 
 pub fn clock(exam: &Exam<'_>, out: &mut Vec<Finding>) {

@@ -16,7 +16,8 @@ pub fn status(context: &Context, _: &Arguments) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn in_words(status: &SystemStatus) -> String {
+/// What there is nothing to say of in a sound node has no line.
+fn about(status: &SystemStatus) -> String {
     let used = status.memory_total_kib.saturating_sub(status.memory_available_kib);
     let addresses: Vec<String> =
         status.addresses.iter().map(|(interface, list)| format!("{interface} {}", list.join(" "))).collect();
@@ -57,9 +58,12 @@ fn in_words(status: &SystemStatus) -> String {
         ("crashes", if status.crashes == 0 { String::new() } else { format!("{} of nulld", status.crashes) }),
         ("addresses", if addresses.is_empty() { "none".into() } else { addresses.join(", ") }),
     ];
-    // What there is nothing to say of in a sound node has no line.
     let said: Vec<(&str, String)> = all.into_iter().filter(|(_, value)| !value.is_empty()).collect();
-    let mut text = facts(&said);
+    facts(&said)
+}
+
+fn in_words(status: &SystemStatus) -> String {
+    let mut text = about(status);
     let mut phases = Table::new(&["PHASE", "STARTED", "TOOK", "OUTCOME"]);
     for phase in &status.phases {
         phases.row(&[
