@@ -8,9 +8,10 @@ use std::path::Path;
 
 use abi::node::{Port, PortName, Proc, ServiceConfig};
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath, PathFd,
-    Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath, Ruleset,
+    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
+use rustix::fs::{Mode, OFlags};
 
 use super::LaunchError;
 use super::root::{Grant, Kind};
@@ -84,8 +85,10 @@ fn allow(
     // A link that leads nowhere in this root grants nothing.
     let Ok(meta) = fs::metadata(path) else { return Ok(rules) };
     let rights = if meta.is_dir() { rights } else { rights & AccessFs::from_file(KERNEL) };
-    let place = PathFd::new(path)
-        .map_err(|error| LaunchError::Path { path: path.to_owned(), error: std::io::Error::other(error) })?;
+    // Not the crate's PathFd: with musl the standard library takes O_PATH out of an open's flags (musl's O_ACCMODE has it), and
+    // a socket cannot be opened without it.
+    let place = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| LaunchError::Path { path: path.to_owned(), error: errno.into() })?;
     rules.add_rule(PathBeneath::new(place, rights)).map_err(LaunchError::Landlock)
 }
 
