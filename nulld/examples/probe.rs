@@ -116,7 +116,13 @@ fn misbehave(mode: &str) {
                 Command::new("/bin/sh").args(["-c", fork]).status().unwrap();
             }
             println!("{count} orphans wait");
-            std::fs::write("/tmp/gate", "").unwrap();
+            // Again and again: one that comes late finds the gate closed.
+            std::thread::spawn(|| {
+                loop {
+                    std::fs::write("/tmp/gate", "").unwrap();
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            });
             serve();
         }
         "leftover" => {

@@ -163,7 +163,8 @@ impl Daemon {
         let now = clock::now_ms();
         let mut next = now + SLEEP_MS_MAX;
         let deadlines = [
-            self.supervisor.next_deadline(),
+            // While nulld holds, no time of a service is acted on, so none may wake it.
+            self.supervisor.next_deadline().filter(|_| self.facts.held.is_none()),
             self.next_log_deadline(now),
             self.callers.as_ref().and_then(Callers::next_deadline),
             self.journal.console.next_deadline(now),

@@ -109,6 +109,17 @@ fn a_fault_with_a_broken_stack_changes_nothing() {
 }
 
 #[test]
+fn a_fault_of_another_thread_changes_nothing() {
+    let jump = |node: &Node| {
+        let tasks = fs::read_dir(format!("/proc/{}/task", node.pid)).unwrap().flatten();
+        let mut ids = tasks.map(|task| task.file_name().to_str().unwrap().parse::<u32>().unwrap());
+        let other = ids.find(|id| *id != node.pid).expect("the thread of the ledger");
+        trace::jump_to_nowhere(other);
+    };
+    crash_changes_nothing("thread", jump, "SIGSEGV at address 0x0, instruction 0x0, thread ");
+}
+
+#[test]
 fn a_real_panic_changes_nothing() {
     let program = PathBuf::from(env!("CARGO_BIN_EXE_nulld"));
     let panic = |node: &Node| trace::panic(node.pid, &program);
@@ -260,6 +271,10 @@ fn crashes_in_a_row_hold_the_node_and_the_door_says_why() {
     node.wait_state("egress", "backoff", 10);
     std::thread::sleep(Duration::from_millis(1_500));
     assert_eq!((node.service("egress").state.as_str(), node.children().len()), ("backoff", 2));
+    // It sleeps meanwhile: the pause of the service is over, and nobody acts on it.
+    let before = node.cpu_ticks();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(node.cpu_ticks() - before < 50, "a node that holds burns its processor");
     // One more changes nothing, and power is still to be had.
     node.signal(Signal::SIGSEGV);
     wait_crashes(&node, 4);

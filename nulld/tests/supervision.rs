@@ -254,3 +254,15 @@ fn a_thousand_idle_callers_and_endless_lines_hold_nobody_up() {
     caller.write_line(&request).unwrap();
     assert!(matches!(read(&mut caller), Incoming::Response(answer) if answer.result.is_some()));
 }
+
+#[test]
+fn a_node_with_nothing_to_do_sleeps() {
+    let node = Node::boot(&config(
+        &(service("cage", &["good"], "") + &service("egress", &["good"], "watchdog_secs_max = 60")),
+    ));
+    std::thread::sleep(Duration::from_secs(1));
+    let before = node.cpu_ticks();
+    std::thread::sleep(Duration::from_secs(3));
+    let used = node.cpu_ticks() - before;
+    assert!(used < 50, "{used} of 300 ticks");
+}

@@ -384,6 +384,17 @@ fn a_failure_for_good_stops_its_dependents_from_the_last_to_the_first_and_nobody
 }
 
 #[test]
+fn what_is_kept_to_the_end_keeps_what_it_needs() {
+    let needs = [vec![], vec![0], vec![]];
+    let keep = Goal::End { keep: Some(1) };
+    assert_eq!(decide(&[State::Ready; 3], &needs, keep), [(2, Event::Stop)]);
+    assert_eq!(
+        decide(&[State::Ready; 3], &needs, Goal::End { keep: None }),
+        [(1, Event::Stop), (2, Event::Stop)]
+    );
+}
+
+#[test]
 fn a_need_that_is_being_restarted_stops_nobody() {
     let needs = [vec![], vec![0]];
     for need in [State::Waiting, State::Starting, State::Backoff, State::KillingFaulty, State::Pausing] {

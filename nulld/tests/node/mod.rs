@@ -266,6 +266,13 @@ impl Node {
         }
     }
 
+    /// Time on a processor that PID 1 has used, in hundredths of a second (proc(5), USER_HZ).
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap();
+        let fields = stat.rsplit(')').next().unwrap().split_whitespace();
+        fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+    }
+
     /// Memory of PID 1's own, without the pages of its program, in KiB.
     pub fn own_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
