@@ -21,7 +21,8 @@ use crate::verity::Seal;
 pub const LABEL: &str = "NULLBOX";
 /// initramfs/src/gpt.rs has the same GUID.
 const ROOT_TYPE: &str = "fab3b0bf-9d4b-4b05-8d3c-0a1e6f6e7862";
-/// The last console is /dev/console; our programs write to every active one. A panic restarts the node after 5 s.
+/// The last console is /dev/console; our programs write to every active one. A panic restarts the node after 5 s. What hardens the kernel
+/// is in the kernel itself (CONFIG_CMDLINE in kernel-config/host/50-hardening.config), whoever boots it.
 ///
 /// `watchdog.stop_on_reboot=0`: drivers switch their watchdog off as the first act of reboot(2), and what hangs after that would hang for
 /// ever; left on, it ends a reboot that does not come about.
@@ -29,7 +30,7 @@ const ROOT_TYPE: &str = "fab3b0bf-9d4b-4b05-8d3c-0a1e6f6e7862";
 /// `kvm.tsc_tolerance_ppm`: KVM keeps the first, coarse calibration of the TSC as the rate of its guests, while the kernel refines its own a
 /// second later (both must agree within 1 %). Where the two are more than 250 ppm apart, as under emulation, and the CPU cannot scale the TSC, guests would run in
 /// KVM's catch-up mode, in which their timers stop. Guests take their time from the paravirtual clock, so the difference costs nothing.
-const COMMAND_LINE: &str = "console=tty0 console=ttyS0,115200 quiet loglevel=4 panic=5 watchdog.stop_on_reboot=0 kvm.tsc_tolerance_ppm=10000";
+pub const COMMAND_LINE: &str = "console=tty0 console=ttyS0,115200 quiet loglevel=4 panic=5 watchdog.stop_on_reboot=0 kvm.tsc_tolerance_ppm=10000";
 const GRUB: &str = "/usr/lib/grub/i386-pc";
 /// What it takes to load two files from ISO 9660; no menu, no command line.
 const GRUB_MODULES: [&str; 7] = ["biosdisk", "iso9660", "search_label", "linux", "echo", "sleep", "reboot"];

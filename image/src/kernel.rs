@@ -11,6 +11,8 @@ use std::process::Command;
 use anyhow::{Context, Result, anyhow, bail};
 use sha2::{Digest, Sha256};
 
+use crate::hardening::List;
+use crate::iso::COMMAND_LINE;
 use crate::process::{run, run_watched, tool};
 use crate::progress::Step;
 use crate::tree::Tree;
@@ -32,7 +34,7 @@ impl Kind {
         }
     }
 
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Kind::Host => "host",
             Kind::Guest => "guest",
@@ -50,22 +52,23 @@ impl Kind {
     /// Lines `make` prints, for the progress bar.
     fn expected_lines(self) -> usize {
         match self {
-            Kind::Host => 2600,
-            Kind::Guest => 1500,
+            Kind::Host => 2490,
+            Kind::Guest => 1525,
         }
     }
 }
 
 /// The kernel's file, built when it is not in the cache.
 pub fn build(tree: &Tree, kind: Kind) -> Result<PathBuf> {
-    let fragments = Fragments::read(&tree.path("kernel-config").join(kind.name()))?;
+    let fragments = Fragments::of(tree, kind)?;
+    List::read(tree)?.hold(kind, &fragments.options, None, COMMAND_LINE)?;
     let folder = tree.cache("kernel").join(fragments.key(kind, &Compiler::find(tree)?));
     let output = folder.join(kind.output());
     if output.exists() {
         return Ok(output);
     }
     let work = Work::create(tree, kind)?;
-    fragments.configure(tree, &work)?;
+    fragments.configure(tree, &work, kind)?;
     let log = tree.cache("kernel").join(format!("{}.log", kind.name()));
     let mut step = Step::start(format!("{} kernel (once; log in {})", kind.name(), log.display()));
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
@@ -94,9 +97,9 @@ pub fn build(tree: &Tree, kind: Kind) -> Result<PathBuf> {
 
 /// Configures without building: a wrong option is found in seconds.
 pub fn check_only(tree: &Tree, kind: Kind) -> Result<()> {
-    let fragments = Fragments::read(&tree.path("kernel-config").join(kind.name()))?;
+    let fragments = Fragments::of(tree, kind)?;
     let work = Work::create(tree, kind)?;
-    fragments.configure(tree, &work)?;
+    fragments.configure(tree, &work, kind)?;
     let config = fs::read_to_string(work.object.join(".config"))?;
     let enabled = config.lines().filter(|line| line.ends_with("=y")).count();
     eprintln!(
@@ -155,6 +158,7 @@ impl Work {
     fn create(tree: &Tree, kind: Kind) -> Result<Work> {
         let folder = tree.cache("kernel").join(format!("work-{}-{}", kind.name(), std::process::id()));
         let work = Work { source: folder.join(PACKAGE), object: folder.join(PACKAGE).join("build"), folder };
+        clear_abandoned(&tree.cache("kernel"));
         fs::create_dir_all(&work.folder).with_context(|| format!("cannot make {}", work.folder.display()))?;
         let archive = format!("/usr/src/{PACKAGE}.tar.xz");
         let step = Step::start(format!("{} kernel: unpack {archive}", kind.name()));
@@ -183,13 +187,29 @@ impl Drop for Work {
     }
 }
 
+/// A build that was killed leaves its work folder, 2 GB of it. The name ends with the builder's process id.
+fn clear_abandoned(cache: &Path) {
+    for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let builder = name.strip_prefix("work-").and_then(|rest| rest.rsplit('-').next());
+        if builder.is_some_and(|id| id.parse::<u32>().is_ok() && !Path::new("/proc").join(id).exists()) {
+            // What cannot be removed only takes space.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// The merged fragments: option name to value.
 #[derive(Debug, PartialEq, Eq)]
-struct Fragments {
-    options: BTreeMap<String, String>,
+pub struct Fragments {
+    pub options: BTreeMap<String, String>,
 }
 
 impl Fragments {
+    pub fn of(tree: &Tree, kind: Kind) -> Result<Fragments> {
+        Fragments::read(&tree.path("kernel-config").join(kind.name()))
+    }
+
     fn read(folder: &Path) -> Result<Fragments> {
         let mut files: Vec<PathBuf> = fs::read_dir(folder)
             .with_context(|| format!("cannot list {}", folder.display()))?
@@ -240,7 +260,7 @@ impl Fragments {
         Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    fn configure(&self, tree: &Tree, work: &Work) -> Result<()> {
+    fn configure(&self, tree: &Tree, work: &Work, kind: Kind) -> Result<()> {
         let merged = work.folder.join("merged.config");
         fs::write(&merged, self.merged())?;
         run(work.make(tree).arg("-s").env("KCONFIG_ALLCONFIG", &merged).arg("allnoconfig"))?;
@@ -249,7 +269,9 @@ impl Fragments {
         collect_symbols(&work.source, &mut known)?;
         let wrong = self.not_taken(&config, &known);
         if wrong.is_empty() {
-            return Ok(());
+            let finished = config.lines().filter_map(|line| line.split_once('='));
+            let finished = finished.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+            return List::read(tree)?.hold(kind, &finished, Some(&known), COMMAND_LINE);
         }
         bail!(
             "kernel options that did not take (a dependency is missing, or the name is wrong):\n  {}",
@@ -328,6 +350,21 @@ mod tests {
         assert!(double.starts_with("a.config:3: `CONFIG_A` is set a second time"), "{double}");
         assert!(parse("# CONFIG_A is not set\n").unwrap().options.is_empty());
         assert!(parse("CONFIG_A\n").unwrap_err().to_string().contains("a.config:1"));
+    }
+
+    #[test]
+    fn work_folders_of_dead_builders_are_cleared_and_those_of_live_ones_stay() {
+        let cache = std::env::temp_dir().join(format!("nullbox-kernel-{}", std::process::id()));
+        let live = format!("work-host-{}", std::process::id());
+        // Process ids end at 2^22 (proc(5)).
+        let names = [live.as_str(), "work-guest-4194399", "work-guest-x", "4194399", "host.log"];
+        for name in names {
+            fs::create_dir_all(cache.join(name).join("linux")).unwrap();
+        }
+        clear_abandoned(&cache);
+        let left: Vec<&str> = names.into_iter().filter(|name| cache.join(name).exists()).collect();
+        fs::remove_dir_all(&cache).unwrap();
+        assert_eq!(left, [live.as_str(), "work-guest-x", "4194399", "host.log"]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod binaries;
 mod cpio;
 mod elf;
 mod esp;
+mod hardening;
 mod iso;
 mod kernel;
 mod pe;
