@@ -83,7 +83,8 @@ fn restarts_leave_nothing_behind() {
     println!("{} restarts in {took:?}\nbefore {before:?}\nafter  {after:?}", restarts(&node));
     let filling = if warm < RINGS_FULL { RING_INDEX_KIB * (NAMES.len() as u64 + 2) } else { 0 };
     assert!(after.own_kib <= before.own_kib + 64 + filling, "memory grew");
-    assert!(after.descriptors <= before.descriptors, "descriptors are left");
+    // A running process has a door and a notice pipe in nulld; how many run at a look is chance.
+    assert!(after.descriptors <= before.descriptors + 2 * NAMES.len(), "descriptors are left");
     assert_eq!(after.threads, before.threads, "threads are left");
     assert!(after.children <= NAMES.len() + 1, "processes are left");
     let now = node.service("cage");

@@ -181,7 +181,8 @@ impl Daemon {
             self.journal.own(Level::Error, "state_lost", &[("error", &error)]);
         }
         self.journal.console.raw(&format!("nullbox: nulld crashed and begins again: {}", crash.reason));
-        self.is_booted = saved.as_ref().is_none_or(|saved| saved.booted);
+        // Where nothing can be read, a boot that came far enough has left its configuration.
+        self.is_booted = saved.as_ref().map_or_else(|| config::published().is_ok(), |saved| saved.booted);
         let saved = saved.unwrap_or_default();
         if !saved.phases.is_empty() {
             (self.facts, self.phases) = (saved.facts, Phases::restore(saved.phases));
