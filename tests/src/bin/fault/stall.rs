@@ -32,7 +32,14 @@ pub fn obey(order: &str) -> Result<String> {
     }
 }
 
+/// Makes it, or finds it.
 fn create(disk: &str) -> Result<String> {
+    for entry in fs::read_dir("/sys/class/block")?.flatten() {
+        let name = fs::read_to_string(entry.path().join("dm/name")).unwrap_or_default();
+        if name.trim() == NAME {
+            return Ok(format!("/dev/{}", entry.file_name().to_string_lossy()));
+        }
+    }
     let class = format!("/sys/class/block/{disk}");
     let number = fs::read_to_string(format!("{class}/dev")).with_context(|| class.clone())?;
     let (major, minor) = number.trim().split_once(':').context("major:minor")?;
