@@ -341,9 +341,9 @@ fn thousand_idle_outside() -> Result<()> {
     let before = before(&node)?;
     // All at once, and without patience: once the node takes no more, the rest wait in the network.
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], node.port));
+    let dial = |_| TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok();
+    let twenty = || (0..20).filter_map(dial).collect::<Vec<_>>();
     let open: Vec<TcpStream> = std::thread::scope(|scope| {
-        let dial = || TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok();
-        let twenty = || (0..20).filter_map(|_| dial()).collect::<Vec<_>>();
         let dialers: Vec<_> = (0..CALLERS / 20).map(|_| scope.spawn(twenty)).collect();
         dialers.into_iter().filter_map(|dialer| dialer.join().ok()).flatten().collect()
     });
