@@ -176,7 +176,6 @@ path = "/system/bin/fault"
 unconfined = true
 needs = ["cage"]
 capabilities = ["kill", "dac_read_search", "dac_override", "sys_ptrace", "sys_tty_config"]
-unconfined = true
 "#;
 
 const MANIFESTS: &[(&str, &str)] = &[
