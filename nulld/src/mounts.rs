@@ -93,7 +93,17 @@ pub fn mount_kernel() -> Result<Vec<String>, MountError> {
         prepare(tun, fs::set_permissions(tun, Permissions::from_mode(0o666)))?;
     }
     let missing = cgroup::prepare().map_err(MountError::Cgroup)?;
-    Ok(missing.into_iter().map(|name| format!("cgroup controller {name}")).collect())
+    let mut lacking: Vec<String> =
+        missing.into_iter().map(|name| format!("cgroup controller {name}")).collect();
+    // Where the kernel says which lockdown is in force.
+    let security = "/sys/kernel/security";
+    if Path::new(security).exists()
+        && !is_mounted(security)
+        && let Err(error) = mount("securityfs", security, "securityfs", CLOSED, "")
+    {
+        lacking.push(error.to_string());
+    }
+    Ok(lacking)
 }
 
 /// Whether something is mounted at exactly this path, as far as /proc can say.
