@@ -290,7 +290,8 @@ impl Unit {
         // Only nulld's end: PID 1 must not wait for a service.
         rustix::io::ioctl_fionbio(&door, true).map_err(|error| failed("make a door", &error))?;
         let (notify, far_notify) =
-            rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed("make a pipe", &error))?;
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .map_err(|error| failed("make a pipe for notices", &error))?;
         let notices =
             Notices::watch(notify, self.index, epoll).map_err(|error| failed("watch for notices", &error))?;
         let spec = Spec { name: self.name.clone(), config: self.config.clone(), cgroup: self.group.seat() };

@@ -200,6 +200,8 @@ fn verify_door(fd: &OwnedFd) -> Result<(), String> {
 }
 
 fn adopt_notices(pipe: OwnedFd, index: u32, epoll: &OwnedFd) -> Result<Notices, String> {
-    verify_pipe(&pipe, OFlags::RDONLY)?;
+    if sockopt::socket_type(&pipe) != Ok(SocketType::STREAM) {
+        return Err("its notice pipe is something else".to_owned());
+    }
     Notices::watch(pipe, index, epoll).map_err(|error: io::Error| format!("no notices: {error}"))
 }

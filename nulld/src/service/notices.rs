@@ -1,5 +1,8 @@
 //! The pipe on which a service says that it is ready, that it is alive, and how it is ([`abi::notice`]).
 //!
+//! It is one end of a socket pair, so that notices can be looked at first and taken later: a crash of nulld in between, before
+//! it has written down what came of them, loses none.
+//!
 //! Must hold: whatever a service writes costs nulld a bounded time: one read a turn, and a pipe on which too much comes is
 //! not watched for the rest of the second. What is not a notice is counted and ignored.
 
@@ -9,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use abi::limits;
 use abi::notice::Notice;
 use rustix::event::epoll;
+use rustix::net::RecvFlags;
 
 use crate::poll::{self, Token};
 
@@ -23,6 +27,8 @@ pub struct Notices {
     /// The second, and the lines that came in it.
     seen: (u64, u32),
     resumes_ms: Option<u64>,
+    /// Bytes that were looked at and not taken yet.
+    looked_at: usize,
     /// The latest status.
     pub says: String,
 }
@@ -30,7 +36,6 @@ pub struct Notices {
 impl Notices {
     /// Watches a fresh pipe.
     pub fn watch(pipe: OwnedFd, index: u32, epoll: &OwnedFd) -> io::Result<Notices> {
-        rustix::io::ioctl_fionbio(&pipe, true)?;
         poll::watch(epoll, &pipe, Token::Notify(index), epoll::EventFlags::IN)?;
         Ok(Notices { pipe: Some(pipe), ..Notices::default() })
     }
@@ -45,11 +50,20 @@ impl Notices {
         self.lines.junk
     }
 
-    /// Takes what has come; at most so many bytes, so that one service cannot keep nulld from the others.
+    /// What has come; at most so many bytes, so that one service cannot keep nulld from the others. They stay in the socket
+    /// until the next call, before which the loop has written its state.
     pub fn read(&mut self, now_ms: u64, epoll: &OwnedFd) -> Vec<Notice> {
         let mut bytes = [0u8; 16 * 1024];
         let Some(pipe) = &self.pipe else { return Vec::new() };
-        let count = match rustix::io::read(pipe, &mut bytes) {
+        while self.looked_at > 0 {
+            let most = self.looked_at.min(bytes.len());
+            match rustix::net::recv(pipe, bytes.get_mut(..most).unwrap_or_default(), RecvFlags::DONTWAIT) {
+                Ok((count, _)) if count > 0 => self.looked_at -= count,
+                _ => self.looked_at = 0, // they were there; without them there is nothing to take
+            }
+        }
+        let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+        let count = match rustix::net::recv(pipe, &mut bytes[..], flags).map(|(count, _)| count) {
             Ok(0) => {
                 // Closed: it will be late, or silent, or it is about to end.
                 (self.pipe, self.resumes_ms) = (None, None);
@@ -58,6 +72,7 @@ impl Notices {
             Ok(count) => count,
             Err(_) => return Vec::new(),
         };
+        self.looked_at = count;
         let (notices, lines) = self.lines.feed(bytes.get(..count).unwrap_or_default());
         let second = now_ms / 1000;
         if self.seen.0 != second {
@@ -163,18 +178,36 @@ mod tests {
     }
 
     #[test]
+    fn what_was_looked_at_is_there_for_the_next_nulld_until_the_next_look() {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let (read, write) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (read, write) = (OwnedFd::from(read), OwnedFd::from(write));
+        let copy = read.try_clone().unwrap();
+        let mut notices = Notices::watch(read, 0, &epoll).unwrap();
+        rustix::io::write(&write, b"ready\n").unwrap();
+        assert_eq!(notices.read(0, &epoll), [Notice::Ready]);
+        // A crash here: the next one sees it again.
+        let mut next = Notices { pipe: Some(copy), ..Notices::default() };
+        assert_eq!(next.read(0, &epoll), [Notice::Ready]);
+        rustix::io::write(&write, b"alive\n").unwrap();
+        assert_eq!(notices.read(0, &epoll), [Notice::Alive]);
+        assert!(notices.read(0, &epoll).is_empty() && notices.pipe().is_some());
+        drop(write);
+        assert!(notices.read(0, &epoll).is_empty() && notices.pipe().is_none());
+    }
+
+    #[test]
     fn a_pipe_that_floods_is_left_alone_for_the_rest_of_the_second() {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let (read, write) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (read, write) = (OwnedFd::from(read), OwnedFd::from(write));
         let mut notices = Notices::watch(read, 0, &epoll).unwrap();
         let is_ready = || {
             let mut events = Vec::with_capacity(4);
             let none = rustix::time::Timespec::default();
             epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), Some(&none)).unwrap() > 0
         };
-        for _ in 0..5_000 {
-            rustix::io::write(&write, b"alive\n").unwrap();
-        }
+        rustix::io::write(&write, &b"alive\n".repeat(5_000)).unwrap();
         assert!(is_ready());
         assert_eq!(notices.read(10_200, &epoll), [Notice::Alive]);
         assert!(!is_ready() && notices.resumes_ms() == Some(11_000));
