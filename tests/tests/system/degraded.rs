@@ -32,8 +32,10 @@ pub fn trials() -> Vec<Trial> {
         trial("degraded::full_state_volume_is_told", || told(Lack::Disks, "state", "full")),
         trial("degraded::ctrl_alt_del_restarts_in_order", ctrl_alt_del_restarts_in_order),
         trial("degraded::broken_state_volume_leads_to_rescue_and_is_not_written", broken_state_volume),
-        trial("degraded::seven_presses_restart_at_once", seven_presses_restart_at_once),
-        trial("degraded::missing_network_is_told_on_the_node_itself", missing_network_is_told),
+        trial(
+            "degraded::missing_network_is_told_on_the_node_itself_and_seven_presses_end_it_at_once",
+            missing_network_is_told_and_seven_presses_end_it,
+        ),
     ]
 }
 
@@ -192,21 +194,19 @@ fn broken_state_volume() -> Result<()> {
     })
 }
 
-fn seven_presses_restart_at_once() -> Result<()> {
-    with(Lack::Broken, |patient| {
-        for _ in 0..abi::limits::FORCE_PRESSES {
-            press(&patient.node)?;
-        }
-        patient.node.wait_off(Duration::from_secs(20))
-    })?;
-    switch_off();
-    Ok(())
-}
+/// A service that holds up an ordered end for longer than anybody waits here.
+const DEAF: &str = r#"
+[services.deaf]
+path = "/system/bin/fault"
+args = ["--victim", "deaf", "--deaf"]
+unconfined = true
+stop_secs_max = 40
+"#;
 
-fn missing_network_is_told() -> Result<()> {
+fn missing_network_is_told_and_seven_presses_end_it() -> Result<()> {
     switch_off();
     let config = Config::new("unplugged")?;
-    config.file("nulld.toml", crate::faults::SABOTEUR)?;
+    config.file("nulld.toml", &format!("{}{DEAF}", crate::faults::SABOTEUR))?;
     let machine = Machine {
         name: "unplugged".into(),
         iso: system_tests::test_iso()?,
@@ -220,8 +220,11 @@ fn missing_network_is_told() -> Result<()> {
     };
     let odd = Oddities { network: Some(String::new()), ..Oddities::default() };
     // Ready all the same: the node waits for an address only so long.
-    let node = Node::boot_odd(machine, &odd)?;
+    let mut node = Node::boot_odd(machine, &odd)?;
     let doctor = crate::sound::call(&node, "system.doctor", "{}")?;
     ensure!(finding(&doctor, "network", "no network interface").is_some(), "{doctor}");
-    Ok(())
+    for _ in 0..abi::limits::FORCE_PRESSES {
+        press(&node)?;
+    }
+    node.wait_off(Duration::from_secs(25)).inspect_err(|_| node.keep_logs())
 }
