@@ -113,7 +113,10 @@ fn start() -> Result<(Node, Config)> {
     };
     let odd = Oddities {
         disks: vec![disk],
-        arguments: ["-vga", "std", "-action", "watchdog=reset"].map(Into::into).into(),
+        // The chipset's watchdog may restart the machine; by default QEMU straps it not to.
+        arguments: ["-vga", "std", "-action", "watchdog=reset", "-global", "ICH9-LPC.noreboot=false"]
+            .map(Into::into)
+            .into(),
         ..Oddities::default()
     };
     Ok((Node::boot_odd(machine, &odd)?, config))

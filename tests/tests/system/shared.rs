@@ -175,7 +175,7 @@ name = "lab"
 path = "/system/bin/fault"
 unconfined = true
 needs = ["cage"]
-capabilities = ["kill", "dac_read_search", "dac_override", "sys_ptrace", "sys_tty_config"]
+capabilities = ["kill", "dac_read_search", "dac_override", "sys_admin", "sys_ptrace", "sys_tty_config"]
 "#;
 
 const MANIFESTS: &[(&str, &str)] = &[
