@@ -109,6 +109,10 @@ fn admit(lack: Lack) -> Result<Patient> {
     machine.config = Some(config.volume()?);
     let node = Node::power_on_odd(machine, &odd)?;
     node.wait_for("fingerprint=SHA256:", BOOT_TIME_MAX)?;
+    if lack != Lack::Broken {
+        // A connection that is opening while the packet filter comes up is unknown to it, and lost.
+        node.wait_for("service_ready service=cage", BOOT_TIME_MAX)?;
+    }
     Ok(Patient { node, config })
 }
 
