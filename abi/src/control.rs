@@ -7,12 +7,14 @@ use serde::{Deserialize, Serialize};
 use crate::identity::{Role, Service};
 
 mod agents;
+mod disks;
 mod ledger;
 mod memory;
 mod network;
 mod system;
 
 pub use agents::*;
+pub use disks::*;
 pub use ledger::*;
 pub use memory::*;
 pub use network::*;
@@ -73,7 +75,49 @@ pub const METHODS: &[Method] = &[
     method_of("agent.stop", Service::Cage, OPERATOR, "stop an agent: graceful, then bounded"),
     method_of("agent.logs", Service::Cage, READER, "output of an agent; follow streams `output`"),
     method_of("agent.exec", Service::Cage, OPERATOR, "run a program in an agent's sandbox; streams `output`"),
+    method_of(
+        "agent.attach",
+        Service::Cage,
+        OPERATOR,
+        "an agent's own command: streams `output`, takes `stdin`, `signal`, `resize`",
+    ),
+    method_of("agent.create", Service::Cage, OPERATOR, "make a kept workspace, empty or from a snapshot"),
+    method_of("agent.pause", Service::Cage, OPERATOR, "freeze an agent's VM, its disks written out"),
+    method_of("agent.resume", Service::Cage, OPERATOR, "let a paused agent go on"),
+    method_of("agent.kill", Service::Cage, OPERATOR, "end an agent at once, without its leave"),
+    method_of("agent.restart", Service::Cage, OPERATOR, "stop and start; answers when it runs"),
+    method_of(
+        "agent.quarantine",
+        Service::Cage,
+        OPERATOR,
+        "freeze an agent, cut its network, keep all of it as evidence",
+    ),
+    method_of(
+        "agent.remove",
+        Service::Cage,
+        OPERATOR,
+        "delete a stopped agent's workspace, log and evidence",
+    ),
+    method_of("agent.read_files", Service::Cage, OPERATOR, "files of a running agent; streams `output`"),
+    method_of("agent.write_files", Service::Cage, OPERATOR, "files into a running agent; takes `stdin`"),
+    method_of("agent.diff", Service::Cage, READER, "what differs from the rootfs; streams `output`"),
+    method_of("agent.top", Service::Cage, READER, "what each living agent uses"),
+    method_of("agent.events", Service::Cage, READER, "what happened to agents; follow streams `event`"),
+    method_of("agent.metrics", Service::Cage, READER, "all of it in Prometheus's text format"),
+    method_of("snapshot.list", Service::Cage, READER, "copies of workspaces"),
+    method_of(
+        "snapshot.create",
+        Service::Cage,
+        OPERATOR,
+        "copy the workspace of a stopped, paused or quarantined agent",
+    ),
+    method_of("snapshot.remove", Service::Cage, OPERATOR, "delete a copy"),
+    method_of("volume.list", Service::Cage, READER, "volumes of all agents"),
+    method_of("volume.remove", Service::Cage, OPERATOR, "delete a volume of an agent that does not run"),
     method_of("image.list", Service::Cage, READER, "rootfs store"),
+    method_of("image.inspect", Service::Cage, READER, "one image: layers, environment, who uses it"),
+    method_of("image.remove", Service::Cage, OPERATOR, "remove a name, and the image with its last name"),
+    method_of("image.prune", Service::Cage, OPERATOR, "remove images that no name and no agent has"),
     method_of("image.import", Service::Cage, OPERATOR, "import an OCI archive that follows the request line"),
     method_of("net.grants", Service::Egress, READER, "names each running agent may reach"),
     method_of(
@@ -137,7 +181,7 @@ mod tests {
         for method in METHODS {
             let owner = match method.name.split('.').next().unwrap() {
                 "system" => Service::Nulld,
-                "agent" | "image" => Service::Cage,
+                "agent" | "image" | "snapshot" | "volume" => Service::Cage,
                 "net" => Service::Egress,
                 "memory" | "ledger" => Service::Ctxgraph,
                 other => panic!("{other}"),

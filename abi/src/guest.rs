@@ -7,6 +7,11 @@
 //! Order: guest sends [`Kind::Hello`]; host answers [`Kind::Start`]; guest sets itself up and sends [`Kind::Ready`] (or
 //! [`Kind::Failed`], then halts), starts the agent, streams [`Kind::Stdout`]/[`Kind::Stderr`], and sends [`Kind::Exit`] on
 //! channel 0 when the agent has ended; it halts after the host's [`Kind::Shutdown`] or when the connection closes.
+//! On a channel above 0 output is sent only as far as the window reaches that [`Exec`] or [`Files`] gave and [`Kind::Window`]
+//! widened; input likewise, from [`limits::EXEC_INPUT_WINDOW_BYTES`] on. So a slow reader holds up its own channel alone. Who
+//! sends more than his window breaks the protocol. Channel 0 has no windows: the host always takes its output.
+//!
+//! Disks: the rootfs's layers first, bottom to top (vda...), then the workspace, then the volumes, in the order of [`Start`].
 //! The host believes nothing of what a guest says beyond "this VM said so".
 
 use serde::{Deserialize, Serialize};
@@ -20,7 +25,7 @@ pub const CONTROL_PORT: u32 = 1024;
 /// vsock port, host side, of the agent's memory: JSON-RPC lines, answered by ctxgraph.
 pub const MEMORY_PORT: u32 = 1025;
 /// Version of this protocol; a guest with another one is not started.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// Unix socket in the guest where the agent finds its memory; the verifier relays it to [`MEMORY_PORT`].
 pub const GUEST_MEMORY_SOCKET: &str = "/run/nullbox/memory.sock";
 /// User and group the agent runs as inside its guest.
@@ -68,6 +73,20 @@ kinds! {
     Shutdown = 11,
     /// Guest to host: [`Denied`]. Something the sandbox inside the guest refused.
     Denied = 12,
+    /// Host to guest: [`TerminalSize`] of a channel that has a terminal.
+    Resize = 13,
+    /// Either way, on a channel above 0: [`Window`]. So many more bytes may be sent to the one who says it.
+    Window = 14,
+    /// Host to guest: [`Clock`]. After a pause, or when the host's clock was set.
+    Clock = 15,
+    /// Host to guest: write the disks out and answer [`Kind::Synced`]. Empty payload.
+    Sync = 16,
+    /// Guest to host: the disks are written out. Empty payload.
+    Synced = 17,
+    /// Guest to host: [`Health`], after each health check.
+    Health = 18,
+    /// Host to guest, on a new channel: [`Files`].
+    Files = 19,
 }
 
 /// One frame.
@@ -187,6 +206,87 @@ pub struct Start {
     pub pids_max: u32,
     /// The host's clock, Unix nanoseconds: the guest has no other.
     pub clock_unix_ns: u64,
+    /// Disks that make the rootfs, bottom to top; 1 to [`limits::ROOTFS_DISKS_MAX`].
+    pub rootfs_disks: u8,
+    /// One disk each, after the workspace's.
+    pub volumes: Vec<Volume>,
+    /// True: the command's standard input is a pipe that [`Kind::Stdin`] on channel 0 fills; false: end of file.
+    pub stdin: bool,
+    /// Present: the command gets a terminal of this size instead of pipes.
+    pub terminal: Option<TerminalSize>,
+    pub health: Option<HealthProbe>,
+}
+
+/// A volume's place in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Volume {
+    /// Absolute; made where missing. The agent may read there, and write unless `read_only`.
+    pub path: String,
+    pub read_only: bool,
+}
+
+/// Size of a terminal in characters; 1 to [`limits::TERMINAL_SIZE_MAX`] each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TerminalSize {
+    pub rows: u16,
+    pub columns: u16,
+}
+
+/// A check the guest makes of the agent: GET of a path at a port of the loopback address; 2xx and 3xx are healthy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HealthProbe {
+    pub port: u16,
+    pub path: String,
+    pub interval_secs: u32,
+}
+
+/// Guest to host: the outcome of one health check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    pub healthy: bool,
+    /// What was answered, or why there was no answer.
+    pub detail: String,
+}
+
+/// More bytes that may be sent on this channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    pub bytes: u32,
+}
+
+/// The host's clock now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Clock {
+    pub unix_ns: u64,
+}
+
+/// Host to guest: work on the agent's files, with the agent's user and grants. Output and input are records of `abi::files`;
+/// what went wrong stands in words on standard error; [`Exit`] ends it, with code 0 if all went well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Files {
+    pub job: FilesJob,
+    /// As in [`Exec`].
+    pub window_bytes: u32,
+}
+
+/// What to do with files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum FilesJob {
+    /// Send a file or a directory with all below it.
+    Read { path: String },
+    /// Take records from standard input and make what they say below `path`, a directory that exists, or, if the one record is a
+    /// file and `path` is none, the file `path` itself.
+    Write { path: String },
+    /// Send what differs from the rootfs, as records without contents. Made by the verifier itself, outside the agent's sandbox.
+    Changes,
 }
 
 /// The guest's interface eth0; the same for each agent, since each lives in a network namespace of its own.
@@ -226,6 +326,10 @@ pub struct Exec {
     pub env: Vec<String>,
     /// Empty: the agent's working directory.
     pub workdir: String,
+    /// Present: a terminal instead of pipes; all output is then standard output.
+    pub terminal: Option<TerminalSize>,
+    /// Output that may be sent before the first [`Window`].
+    pub window_bytes: u32,
 }
 
 /// Guest to host: how a process ended. Exactly one of the two is present.

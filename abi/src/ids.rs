@@ -11,6 +11,10 @@ use crate::limits;
 pub enum IdError {
     #[error("`{0}` is not an agent name: use 1 to 32 of A-Z a-z 0-9 _ -")]
     AgentName(String),
+    #[error("`{0}` is not a name: use 1 to 32 of A-Z a-z 0-9 _ -")]
+    Name(String),
+    #[error("`{0}` is not a source range: use ADDRESS or ADDRESS/PREFIX, like `192.0.2.0/24`")]
+    Source(String),
     #[error("`{0}` is not an instance: use NAME.GENERATION, like `researcher.3`")]
     Instance(String),
     #[error("`{0}` is not a digest: use sha256: and 64 lowercase hex digits")]
@@ -51,6 +55,73 @@ macro_rules! text_id {
     };
 }
 
+/// Whether a text is 1 to 32 of `A-Z a-z 0-9 _ -`.
+fn is_name(text: &str) -> bool {
+    let admitted = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+    (1..=limits::AGENT_NAME_BYTES_MAX).contains(&text.len()) && text.bytes().all(admitted)
+}
+
+/// The name of a volume or a snapshot: 1 to 32 of `A-Z a-z 0-9 _ -`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Name(String);
+text_id!(Name);
+
+impl FromStr for Name {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        if is_name(text) { Ok(Name(text.to_owned())) } else { Err(IdError::Name(shorten(text))) }
+    }
+}
+
+/// A range of IPv4 addresses (RFC 4632): an address and how many of its bits count; the others are zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Source {
+    pub address: std::net::Ipv4Addr,
+    pub prefix: u8,
+}
+
+impl Source {
+    /// Whether the range holds an address.
+    pub fn holds(&self, address: std::net::Ipv4Addr) -> bool {
+        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
+        u32::from(address) & mask == u32::from(self.address)
+    }
+}
+
+impl FromStr for Source {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let wrong = || IdError::Source(shorten(text));
+        let (address, prefix) = text.split_once('/').unwrap_or((text, "32"));
+        let address: std::net::Ipv4Addr = address.parse().map_err(|_| wrong())?;
+        let plain = prefix == "0" || !prefix.starts_with(['0', '+']);
+        let prefix: u8 = prefix.parse().ok().filter(|bits| plain && *bits <= 32).ok_or_else(wrong)?;
+        let source = Source { address, prefix };
+        if source.holds(address) { Ok(source) } else { Err(wrong()) }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+impl TryFrom<String> for Source {
+    type Error = IdError;
+    fn try_from(text: String) -> Result<Self, IdError> {
+        text.parse()
+    }
+}
+
+impl From<Source> for String {
+    fn from(source: Source) -> String {
+        source.to_string()
+    }
+}
+
 /// An agent's name: 1 to 32 of `A-Z a-z 0-9 _ -`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -60,11 +131,7 @@ text_id!(AgentName);
 impl FromStr for AgentName {
     type Err = IdError;
     fn from_str(text: &str) -> Result<Self, IdError> {
-        let admitted = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
-        if text.is_empty() || text.len() > limits::AGENT_NAME_BYTES_MAX || !text.bytes().all(admitted) {
-            return Err(IdError::AgentName(shorten(text)));
-        }
-        Ok(AgentName(text.to_owned()))
+        if is_name(text) { Ok(AgentName(text.to_owned())) } else { Err(IdError::AgentName(shorten(text))) }
     }
 }
 
@@ -256,5 +323,25 @@ mod tests {
         let label = "a".repeat(63);
         assert!(format!("{label}.{label}.{label}.{}", "b".repeat(61)).parse::<HostName>().is_ok());
         assert!(format!("{label}.{label}.{label}.{}", "b".repeat(62)).parse::<HostName>().is_err());
+    }
+
+    #[test]
+    fn a_source_range_has_one_spelling_and_holds_what_it_says() {
+        let range: Source = "192.0.2.0/24".parse().unwrap();
+        assert!(range.holds([192, 0, 2, 255].into()) && !range.holds([192, 0, 3, 0].into()));
+        assert_eq!("192.0.2.7".parse::<Source>().unwrap().to_string(), "192.0.2.7/32");
+        assert!("0.0.0.0/0".parse::<Source>().unwrap().holds([8, 8, 8, 8].into()));
+        for wrong in [
+            "192.0.2.1/24",
+            "192.0.2.0/33",
+            "192.0.2.0/024",
+            "192.0.2",
+            "::/0",
+            "192.0.2.0/",
+            "",
+            "0.0.0.0/+0",
+        ] {
+            assert!(wrong.parse::<Source>().is_err(), "{wrong}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::identity::Service;
-use crate::ids::{AgentName, Digest, HostName, Instance};
+use crate::ids::{AgentName, Digest, HostName, Instance, Name};
 use crate::limits;
 use crate::rpc::{Incoming, Request, RpcError};
 use crate::wire::{Connection, WireError};
@@ -84,6 +84,93 @@ pub enum Event {
         instance: Instance,
         command: Vec<String>,
         by: String,
+    },
+    /// A stopped agent's workspace was made, empty or from a snapshot.
+    AgentCreated {
+        agent: AgentName,
+        snapshot: Option<Name>,
+        by: String,
+    },
+    AgentPaused {
+        instance: Instance,
+        by: String,
+    },
+    AgentResumed {
+        instance: Instance,
+        by: String,
+    },
+    /// Frozen, its network cut, everything of it kept.
+    AgentQuarantined {
+        instance: Instance,
+        by: String,
+        reason: String,
+    },
+    AgentKilled {
+        instance: Instance,
+        by: String,
+    },
+    /// Its restart policy starts it again.
+    AgentRestarting {
+        instance: Instance,
+        reason: String,
+        /// From 1, since it last ran for long.
+        attempt: u32,
+    },
+    AgentUnhealthy {
+        instance: Instance,
+        detail: String,
+    },
+    /// Workspace, log and evidence were deleted.
+    AgentRemoved {
+        agent: AgentName,
+        by: String,
+    },
+    /// Somebody sees the command's output and writes its input.
+    AgentAttached {
+        instance: Instance,
+        by: String,
+    },
+    FilesRead {
+        instance: Instance,
+        path: String,
+        by: String,
+    },
+    FilesWritten {
+        instance: Instance,
+        path: String,
+        by: String,
+    },
+    SnapshotTaken {
+        agent: AgentName,
+        snapshot: Name,
+        /// SHA-256 of the disk's file.
+        disk: Digest,
+        by: String,
+    },
+    SnapshotRemoved {
+        snapshot: Name,
+        by: String,
+    },
+    VolumeCreated {
+        agent: AgentName,
+        volume: Name,
+        size_mib: u32,
+    },
+    VolumeRemoved {
+        agent: AgentName,
+        volume: Name,
+        by: String,
+    },
+    ImageRemoved {
+        digest: Digest,
+        names: Vec<String>,
+        by: String,
+    },
+    /// A connection from outside to a published port.
+    PortConnected {
+        instance: Instance,
+        node_port: u16,
+        from: String,
     },
     NetAttached {
         instance: Instance,

@@ -16,6 +16,7 @@
     )
 )]
 
+pub mod files;
 pub mod guest;
 pub mod ids;
 pub mod limits;

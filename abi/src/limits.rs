@@ -44,6 +44,59 @@ pub const VMM_OVERHEAD_MIB: u32 = 64;
 /// Threads of one VMM jail (cgroup pids.max).
 pub const VMM_PIDS_MAX: u32 = 64;
 
+/// Named volumes of one agent. More: the manifest is rejected.
+pub const VOLUMES_PER_AGENT_MAX: usize = 4;
+/// Layers of a rootfs that are disks of their own; those above are merged into one (docs/rootfs.md).
+pub const ROOTFS_DISKS_MAX: usize = 5;
+/// Published ports of one agent. More: the manifest is rejected.
+pub const PUBLISH_PER_AGENT_MAX: usize = 8;
+/// Source ranges of one published port. More: the manifest is rejected.
+pub const PUBLISH_SOURCES_MAX: usize = 16;
+/// Ports of the node that a manifest may publish on.
+pub const PUBLISH_PORT_MIN: u16 = 30_000;
+/// The last of them.
+pub const PUBLISH_PORT_MAX: u16 = 30_255;
+/// Disk traffic a manifest may allow, in MB (1,000,000 bytes) a second, reads and writes each. Above it the guest waits.
+pub const DISK_MB_PER_SEC_MAX: u32 = 10_000;
+/// Shortest pause between two health checks, in seconds.
+pub const HEALTH_INTERVAL_SECS_MIN: u32 = 1;
+/// Longest pause between two health checks, in seconds.
+pub const HEALTH_INTERVAL_SECS_MAX: u32 = 3600;
+/// How long one health check may take. Later: it has failed.
+pub const HEALTH_TIMEOUT_MS: u64 = 5_000;
+/// Failed health checks in a row that a manifest may tolerate.
+pub const HEALTH_FAILURES_MAX: u32 = 100;
+/// Restarts a manifest may ask for.
+pub const RESTARTS_MAX: u32 = 1_000;
+/// Restarts when the manifest says nothing.
+pub const RESTARTS_DEFAULT: u32 = 5;
+/// First pause before an agent is started again by its restart policy; it doubles with each restart.
+pub const RESTART_PAUSE_MS_MIN: u64 = 1_000;
+/// Longest pause before an agent is started again.
+pub const RESTART_PAUSE_MS_MAX: u64 = 60_000;
+/// After running for so long, an agent's restarts are counted from the first one again.
+pub const RESTART_RESET_MS: u64 = 600_000;
+/// Longest lifetime and idle time a manifest may set, in seconds (30 days).
+pub const LIFETIME_SECS_MAX: u32 = 30 * 24 * 3600;
+/// How long a guest has to write its disks out before it is paused. Later: it is paused all the same.
+pub const PAUSE_SYNC_MS_MAX: u64 = 5_000;
+/// Output of one exec that the guest may send before its caller took it. At the bound the program's write waits.
+pub const EXEC_WINDOW_BYTES: u32 = 256 * 1024;
+/// Input of one exec that the host may send before the program took it. At the bound the caller's input waits.
+pub const EXEC_INPUT_WINDOW_BYTES: u32 = 128 * 1024;
+/// Longest time limit of an exec.
+pub const EXEC_TIMEOUT_MS_MAX: u64 = 24 * 3600 * 1000;
+/// Rows and columns of a terminal. More: refused.
+pub const TERMINAL_SIZE_MAX: u16 = 1_000;
+/// A path inside a copy, in bytes (PATH_MAX less the final NUL).
+pub const COPY_PATH_BYTES_MAX: usize = 4095;
+/// Entries of one copy. More: it ends with an error.
+pub const COPY_ENTRIES_MAX: u64 = 1_000_000;
+/// Snapshots a node holds. One more: refused.
+pub const SNAPSHOTS_MAX: usize = 256;
+/// Agents' events kept in memory for `agent.events`; the oldest go first (the ledger keeps all).
+pub const AGENT_EVENTS_KEPT_MAX: usize = 1024;
+
 /// One line of the control protocol, newline included. Longer: the connection is answered with an error and closed.
 pub const LINE_BYTES_MAX: usize = 64 * 1024;
 /// How long a new connection may take to send its first line. Later: closed.
@@ -280,3 +333,5 @@ const _: () =
     assert!(GATE_CONNECTIONS_PER_KEY_MAX < GATE_CONNECTIONS_MAX, "one key cannot lock out the others");
 const _: () = assert!(MEMORY_MIB_MIN <= MEMORY_MIB_DEFAULT && MEMORY_MIB_DEFAULT <= MEMORY_MIB_MAX);
 const _: () = assert!(DISK_MIB_MIN <= DISK_MIB_DEFAULT && DISK_MIB_DEFAULT <= DISK_MIB_MAX);
+const _: () = assert!(EXEC_WINDOW_BYTES as usize >= GUEST_FRAME_BYTES_MAX, "a window holds a frame");
+const _: () = assert!(EXEC_INPUT_WINDOW_BYTES as usize >= GUEST_FRAME_BYTES_MAX, "a window holds a frame");

@@ -9,8 +9,10 @@ use std::ops::Range;
 use toml::Spanned;
 
 use crate::config_error::{ConfigError, Source};
-use crate::ids::{AgentName, Destination, Digest, HostName};
+use crate::ids::{AgentName, Destination, Digest, HostName, Name, Source as SourceRange};
 use crate::limits;
+
+mod grants;
 
 /// A checked manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +38,83 @@ pub struct Manifest {
     pub network_allow: Vec<Destination>,
     pub read: Vec<String>,
     pub write: Vec<String>,
+    /// The command's standard input is open for `agent.attach`; false: end of file.
+    pub stdin: bool,
+    /// The command gets a terminal.
+    pub tty: bool,
+    pub workspace: Workspace,
+    pub restart: Restart,
+    /// A life that lasts longer is ended.
+    pub lifetime_secs_max: Option<u32>,
+    /// A life is ended when so long nobody used it: no output, no exec, no copy, no byte over the network.
+    pub idle_secs_max: Option<u32>,
+    pub health_check: Option<HealthCheck>,
+    /// MB (1,000,000 bytes) a second of its disks, reads and writes each.
+    pub disk_mb_per_sec: Option<u32>,
+    /// By name.
+    pub volumes: BTreeMap<Name, VolumeGrant>,
+    pub publish: Vec<Published>,
+}
+
+/// What becomes of the disk behind the agent's root when a life ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Workspace {
+    /// Removed; the next life begins with an empty one.
+    #[default]
+    Ephemeral,
+    /// Kept until `agent.remove`; the next life goes on with it.
+    Kept,
+}
+
+/// When an agent is started again by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restart {
+    pub policy: RestartPolicy,
+    /// In a row; a life of [`limits::RESTART_RESET_MS`] begins the count anew.
+    pub max: u32,
+}
+
+/// After which ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    #[default]
+    Never,
+    /// Status other than 0, a signal, a broken VM, failed health checks.
+    OnFailure,
+    /// Every end that nobody asked for.
+    Always,
+}
+
+/// GET `path` at `port` inside the guest; 2xx and 3xx are healthy. After `max_failures` in a row the life is ended, as a failure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HealthCheck {
+    pub port: u16,
+    pub path: String,
+    pub interval_secs: u32,
+    pub max_failures: u32,
+}
+
+/// A disk of the agent's own that outlives its lives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeGrant {
+    pub path: String,
+    pub size_mib: u32,
+    pub read_only: bool,
+}
+
+/// A port of the guest that can be reached at a port of the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Published {
+    pub guest_port: u16,
+    pub node_port: u16,
+    /// Who may connect; never empty.
+    pub from: Vec<SourceRange>,
 }
 
 /// A rootfs in the store.
@@ -67,6 +146,17 @@ struct RawAgent {
     workdir: Option<Spanned<String>>,
     #[serde(default)]
     autostart: bool,
+    #[serde(default)]
+    stdin: bool,
+    #[serde(default)]
+    tty: bool,
+    #[serde(default)]
+    workspace: Workspace,
+    #[serde(default)]
+    restart: RestartPolicy,
+    max_restarts: Option<Spanned<i64>>,
+    max_lifetime_secs: Option<Spanned<i64>>,
+    idle_timeout_secs: Option<Spanned<i64>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -85,13 +175,17 @@ struct RawCapabilities {
     filesystem: RawFilesystem,
     credential_refs: Option<Spanned<toml::Value>>,
     max_api_calls_per_hour: Option<Spanned<toml::Value>>,
-    health_check: Option<Spanned<toml::Value>>,
+    max_disk_mb_per_sec: Option<Spanned<i64>>,
+    health_check: Option<grants::RawHealthCheck>,
+    #[serde(default)]
+    volumes: BTreeMap<String, Spanned<grants::RawVolume>>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 struct RawNetwork {
     allow: Option<Spanned<Vec<Spanned<String>>>>,
+    publish: Option<Spanned<Vec<Spanned<grants::RawPublished>>>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -124,7 +218,23 @@ impl Checker<'_> {
         let (agent, caps) = (raw.agent, raw.capabilities);
         let read = self.paths(caps.filesystem.read, "capabilities.filesystem.read", false)?;
         let write = self.paths(caps.filesystem.write, "capabilities.filesystem.write", true)?;
+        let volumes = self.volumes(caps.volumes)?;
         Ok(Manifest {
+            stdin: agent.stdin,
+            tty: agent.tty,
+            workspace: agent.workspace,
+            restart: self.restart(agent.restart, agent.max_restarts)?,
+            lifetime_secs_max: self.seconds(agent.max_lifetime_secs, "agent.max_lifetime_secs")?,
+            idle_secs_max: self.seconds(agent.idle_timeout_secs, "agent.idle_timeout_secs")?,
+            health_check: caps.health_check.map(|check| self.health_check(check)).transpose()?,
+            disk_mb_per_sec: self.optional(
+                caps.max_disk_mb_per_sec,
+                "capabilities.max_disk_mb_per_sec",
+                1..=limits::DISK_MB_PER_SEC_MAX,
+                "MB a second",
+            )?,
+            volumes,
+            publish: self.publish(caps.network.publish)?,
             name: self.name(&agent.name)?,
             version: self.version(&agent.version)?,
             rootfs: self.rootfs(&agent.rootfs)?,
@@ -184,7 +294,6 @@ impl Checker<'_> {
         let fields = [
             ("capabilities.credential_refs", &caps.credential_refs),
             ("capabilities.max_api_calls_per_hour", &caps.max_api_calls_per_hour),
-            ("capabilities.health_check", &caps.health_check),
             ("tools", &raw.tools),
         ];
         for (field, value) in fields {
@@ -532,7 +641,6 @@ filesystem.write = ["/data/research/output"]
         for (line, field) in [
             ("credential_refs = [\"EXA_KEY\"]", "capabilities.credential_refs"),
             ("max_api_calls_per_hour = 200", "capabilities.max_api_calls_per_hour"),
-            ("health_check = { port = 1 }", "capabilities.health_check"),
         ] {
             let error = parse("f", &GOOD.replace("shell = false", line)).unwrap_err();
             assert_eq!((error.field.as_str(), error.line), (field, 9), "{error}");

@@ -3,165 +3,31 @@
 //! Must hold: the states change only by `state::next`; a generation is on disk before it is used, so it never comes twice.
 //! Must never: hold a lock while it waits for a guest, a peer or a disk, but for the small files written here.
 
-use abi::control::{AgentState, AgentStatus, AgentSummary, Progress};
-use abi::guest::{Denied, Exit};
-use abi::ids::{AgentName, Digest, Instance};
+use abi::control::{AgentState, AgentStatus};
+use abi::ids::{AgentName, Instance};
 use abi::ledger::Client;
 use abi::log;
 use abi::rpc::{Code, RpcError};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::guest::Session;
+use crate::agent::{Agent, Facts};
+use crate::events::Events;
 use crate::imports::Imports;
-use crate::jail::cgroup::{Delegated, VmCgroup};
+use crate::jail::cgroup::Delegated;
 use crate::life::{self, Mail, Order};
 use crate::manifests::{self, Loaded};
-use crate::output::Log;
 use crate::places::Places;
-use crate::state::{self, Happening, Stateful};
+use crate::state::{self, Happening};
 use crate::store::Store;
 use crate::turns::Turns;
 use crate::vmm::{self, Slots};
-
-/// Refusals of a guest's sandbox that are kept.
-const GUEST_DENIALS_KEPT: usize = 64;
-/// Characters kept of what a guest says about one of them.
-const GUEST_DENIAL_CHARS: usize = 200;
-
-/// One agent, as long as cage runs.
-#[derive(Debug)]
-pub struct Agent {
-    pub name: AgentName,
-    pub log: Log,
-    facts: Mutex<Facts>,
-    changed: Condvar,
-}
-
-/// What is known of an agent.
-#[derive(Debug, Default)]
-pub struct Facts {
-    pub state: Stateful,
-    pub instance: Option<Instance>,
-    /// The manifest of the present or last life.
-    pub loaded: Option<Loaded>,
-    pub rootfs_digest: Option<Digest>,
-    pub asked: Option<Instant>,
-    pub running_since: Option<Instant>,
-    pub stages_ms: Vec<(String, u64)>,
-    pub importing: Option<Progress>,
-    pub detail: String,
-    pub exit: Option<Exit>,
-    /// What the console of the last life ended with, if its VM broke.
-    pub console: Vec<String>,
-    pub session: Option<Arc<Session>>,
-    pub cgroup: Option<Arc<VmCgroup>>,
-    pub mail: Option<SyncSender<Mail>>,
-    /// Who asked for the present life to end.
-    pub stopped_by: String,
-    denials: VecDeque<String>,
-    denials_dropped: u64,
-}
-
-impl Agent {
-    fn new(name: AgentName, logs: &Path) -> Agent {
-        let log = Log::open(logs.join(format!("{name}.log")));
-        Agent { name, log, facts: Mutex::default(), changed: Condvar::new() }
-    }
-
-    /// What is known, for a moment.
-    pub fn facts(&self) -> MutexGuard<'_, Facts> {
-        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes what is known and wakes who waits for it.
-    pub fn update<T>(&self, change: impl FnOnce(&mut Facts) -> T) -> T {
-        let result = change(&mut self.facts());
-        self.changed.notify_all();
-        self.log.wake();
-        result
-    }
-
-    /// Waits for the next change, or for `patience`.
-    pub fn wait<'a>(&self, facts: MutexGuard<'a, Facts>, patience: Duration) -> MutexGuard<'a, Facts> {
-        self.changed.wait_timeout(facts, patience).unwrap_or_else(PoisonError::into_inner).0
-    }
-
-    /// Notes that a stage of the start was reached.
-    pub fn reached(&self, stage: &str) {
-        self.update(|facts| {
-            let since = facts.asked.map_or(0, |asked| asked.elapsed().as_millis() as u64);
-            facts.stages_ms.push((stage.to_owned(), since));
-        });
-    }
-
-    /// Notes what the guest's sandbox refused.
-    pub fn denied(&self, denied: &Denied) {
-        let short = |text: &str| {
-            text.chars().filter(|c| !c.is_control()).take(GUEST_DENIAL_CHARS).collect::<String>()
-        };
-        self.update(|facts| {
-            facts.denials.push_back(format!("{}: {}", short(&denied.what), short(&denied.rule)));
-            if facts.denials.len() > GUEST_DENIALS_KEPT {
-                facts.denials.pop_front();
-                facts.denials_dropped += 1;
-            }
-        });
-    }
-}
-
-impl Facts {
-    /// A new life begins.
-    fn begin(&mut self, instance: Instance, loaded: Loaded, mail: SyncSender<Mail>, asked: Instant) {
-        self.instance = Some(instance);
-        self.loaded = Some(loaded);
-        self.mail = Some(mail);
-        self.asked = Some(asked);
-        (self.rootfs_digest, self.running_since, self.importing, self.exit) = (None, None, None, None);
-        (self.stages_ms, self.detail, self.denials, self.denials_dropped) = Default::default();
-        self.console = Vec::new();
-    }
-
-    /// The life is over.
-    pub fn end(&mut self, happening: Happening, detail: String) {
-        if let Err(illegal) = self.state.let_happen(happening) {
-            log::error("state_table_disagrees", &[("illegal", &format!("{illegal:?}"))]);
-        }
-        self.detail = detail;
-        (self.session, self.cgroup, self.mail, self.importing, self.running_since) =
-            (None, None, None, None, None);
-    }
-
-    fn summary(&self, name: &AgentName, configured: Option<&Loaded>) -> Option<AgentSummary> {
-        let own = self.loaded.as_ref().filter(|_| state::alive(self.state.now()));
-        let manifest = &own.or(configured).or(self.loaded.as_ref())?.manifest;
-        Some(AgentSummary {
-            name: name.clone(),
-            version: manifest.version.clone(),
-            state: self.state.now(),
-            instance: self.instance.clone(),
-            rootfs: match &manifest.rootfs {
-                abi::manifest::RootfsRef::Name(name) => name.clone(),
-                abi::manifest::RootfsRef::Digest(digest) => digest.to_string(),
-            },
-            uptime_ms: self.running_since.map(|since| since.elapsed().as_millis() as u64),
-            detail: self.detail.clone(),
-        })
-    }
-
-    fn guest_denials(&self) -> Vec<String> {
-        let dropped =
-            (self.denials_dropped > 0).then(|| format!("{} earlier ones are not kept", self.denials_dropped));
-        dropped.into_iter().chain(self.denials.iter().cloned()).collect()
-    }
-}
 
 /// What should run, for the next life of cage.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,6 +55,7 @@ pub struct Cage {
     pub cgroups: Delegated,
     pub slots: Slots,
     pub turns: Turns,
+    pub events: Events,
     /// Scratch disks live in memory, so they count as their VM's.
     pub disks_in_memory: bool,
     /// The node is going down: what is stopped now should run again.
@@ -222,6 +89,7 @@ impl Cage {
             cgroups,
             slots: Slots::default(),
             turns: Turns::of_machine(),
+            events: Events::default(),
             disks_in_memory: vmm::in_memory(&places.state)?,
             leaving: AtomicBool::new(false),
             generation: Mutex::new(generation),
@@ -420,6 +288,9 @@ impl Cage {
             memory_kib: usage.map(|usage| usage.memory_kib),
             cpu_ms: usage.map(|usage| usage.cpu_ms),
             stages_ms: facts.stages_ms.clone(),
+            guest_stages_us: facts.guest_stages_us.clone(),
+            disks: crate::disks::usage(self, name),
+            evidence: Vec::new(),
             exit: facts.exit.clone(),
             execs_running: facts.session.as_ref().map_or(0, |session| session.execs_running()),
             guest_denials: facts.guest_denials(),
@@ -443,7 +314,7 @@ impl Cage {
 }
 
 /// The manifest of a name, or why there is none.
-fn find(mut manifests: manifests::Manifests, name: &AgentName) -> Result<Loaded, RpcError> {
+pub fn find(mut manifests: manifests::Manifests, name: &AgentName) -> Result<Loaded, RpcError> {
     if let Some(loaded) = manifests.known.remove(name) {
         return Ok(loaded);
     }
@@ -464,7 +335,7 @@ fn not_found(name: &AgentName) -> RpcError {
 }
 
 /// Replaces a small file, durably: after a power cut it holds the old or the new content.
-fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+pub fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut file = File::create(&new)?;
     file.write_all(content)?;

@@ -14,10 +14,11 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::agents::{Agent, Cage};
+use crate::agent::Agent;
+use crate::agents::Cage;
 use crate::output::Chunk;
 use crate::store::Source;
-use crate::{exec, imports, life, state};
+use crate::{attach, disks, exec, files, images, imports, life, state, steer, watch};
 
 /// How long a caller may leave a notification unread. Then its call ends.
 const CALLER_MS_MAX: u64 = 10_000;
@@ -50,6 +51,15 @@ impl Handler for Door {
             "agent.stop" => self.stop(call),
             "agent.logs" => self.logs(call),
             "agent.exec" => exec::run(&self.cage, call),
+            "agent.attach" => attach::run(&self.cage, call),
+            "agent.create" | "agent.pause" | "agent.resume" | "agent.kill" | "agent.restart"
+            | "agent.quarantine" | "agent.remove" => steer::run(&self.cage, call),
+            "agent.read_files" | "agent.write_files" | "agent.diff" => files::run(&self.cage, call),
+            "agent.top" | "agent.events" | "agent.metrics" => watch::run(&self.cage, call),
+            "snapshot.list" | "snapshot.create" | "snapshot.remove" | "volume.list" | "volume.remove" => {
+                disks::run(&self.cage, call)
+            }
+            "image.inspect" | "image.remove" | "image.prune" => images::run(&self.cage, call),
             "image.list" => Ok(Outcome::Result(json!(ImageList { images: self.cage.store.list() }))),
             "image.import" => self.import(call),
             other => Err(RpcError::new(Code::UNKNOWN_METHOD, format!("cage has no method `{other}`"))),
@@ -95,12 +105,17 @@ impl Door {
                 (AgentState::Starting | AgentState::Stopping, _) => {}
                 // Even one that has ended since: it did start.
                 (
-                    AgentState::Running | AgentState::Exited | AgentState::Failed | AgentState::Stopped,
+                    AgentState::Running
+                    | AgentState::Paused
+                    | AgentState::Quarantined
+                    | AgentState::Exited
+                    | AgentState::Failed
+                    | AgentState::Stopped,
                     Some(took_ms),
                 ) => {
                     return Ok(Outcome::Result(json!(Started { instance, took_ms })));
                 }
-                (AgentState::Running, None) => continue, // the stage is told in the next round
+                (AgentState::Running | AgentState::Paused | AgentState::Quarantined, None) => continue, // the stage is told in the next round
                 (AgentState::Stopped | AgentState::Exited | AgentState::Failed, None) => {
                     return Err(not_started(&instance, state, &detail));
                 }

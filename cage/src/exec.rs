@@ -66,6 +66,7 @@ fn not_running(state: AgentState) -> state::Illegal {
     match state {
         AgentState::Starting => state::Illegal::AlreadyStarting,
         AgentState::Stopping => state::Illegal::StillStopping,
+        AgentState::Paused | AgentState::Quarantined => state::Illegal::Frozen,
         AgentState::Running | AgentState::Stopped | AgentState::Exited | AgentState::Failed => {
             state::Illegal::NotAlive
         }

@@ -245,7 +245,7 @@ fn read_frames(
             (Kind::Exit, exec) => session.exec_said(exec, ExecSaid::Exited(frame.parse()?)),
             (Kind::Failed, 0) => said(Said::Failed(frame.parse()?)),
             (Kind::Failed, exec) => session.exec_said(exec, ExecSaid::Failed(frame.parse()?)),
-            (got @ (Kind::Start | Kind::Exec | Kind::Stdin | Kind::Signal | Kind::Shutdown), _) => {
+            (got, _) => {
                 return Err(FrameError::Unexpected { got }); // admit refused it already
             }
         }
@@ -285,7 +285,7 @@ mod tests {
     }
 
     fn hello() -> Frame {
-        Frame::json(Kind::Hello, 0, &Hello { protocol: 1, uptime_us: 5 }).unwrap()
+        Frame::json(Kind::Hello, 0, &Hello { protocol: 2, uptime_us: 5 }).unwrap()
     }
 
     fn ready() -> Frame {
@@ -338,7 +338,13 @@ mod tests {
         listen(host, &session, &mut Kept(vec![], 0), &|said| sender.send(said).unwrap());
         assert!(matches!(receiver.recv().unwrap(), Said::Ended(why) if why.contains("65536")));
         assert!(matches!(
-            session.exec(&Exec { command: vec![], env: vec![], workdir: String::new() }),
+            session.exec(&Exec {
+                command: vec![],
+                env: vec![],
+                workdir: String::new(),
+                terminal: None,
+                window_bytes: 65536,
+            }),
             Err(SessionError::Ended)
         ));
     }
@@ -347,7 +353,13 @@ mod tests {
     fn an_unknown_execs_output_is_dropped_and_a_known_ones_delivered() {
         let (mut guest, host) = UnixStream::pair().unwrap();
         let session = Session::new(&host).unwrap();
-        let exec = Exec { command: vec!["/bin/x".into()], env: vec![], workdir: String::new() };
+        let exec = Exec {
+            command: vec!["/bin/x".into()],
+            env: vec![],
+            workdir: String::new(),
+            terminal: None,
+            window_bytes: 65536,
+        };
         let (channel_a, heard) = session.exec(&exec).unwrap();
         assert_eq!(Frame::read_from(&mut guest).unwrap().unwrap().parse::<Exec>().unwrap(), exec);
         for frame in [
@@ -385,7 +397,13 @@ mod tests {
         let (guest, host) = UnixStream::pair().unwrap();
         std::thread::spawn(move || std::io::copy(&mut &guest, &mut std::io::sink()));
         let session = Session::new(&host).unwrap();
-        let exec = Exec { command: vec![], env: vec![], workdir: String::new() };
+        let exec = Exec {
+            command: vec![],
+            env: vec![],
+            workdir: String::new(),
+            terminal: None,
+            window_bytes: 65536,
+        };
         let open: Vec<_> = (0..limits::EXECS_PER_AGENT_MAX).map(|_| session.exec(&exec).unwrap()).collect();
         assert!(matches!(session.exec(&exec), Err(SessionError::TooManyExecs)));
         assert!(open.windows(2).all(|pair| pair[0].0 < pair[1].0));

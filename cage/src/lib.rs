@@ -4,11 +4,17 @@
 //! Must hold: what runs was asked for by the door or by `autostart`, and has a receipt; what ended leaves nothing behind.
 //! Must never: believe a guest about anything but the guest itself, or read a disk that a guest wrote.
 
+pub mod agent;
 pub mod agents;
+pub mod attach;
+pub mod disks;
 pub mod door;
 pub mod ending;
+pub mod events;
 pub mod exec;
+pub mod files;
 pub mod guest;
+pub mod images;
 pub mod imports;
 pub mod jail;
 pub mod lease;
@@ -20,7 +26,9 @@ pub mod output;
 pub mod places;
 pub mod recovery;
 pub mod state;
+pub mod steer;
 pub mod store;
 pub mod sys;
 pub mod turns;
 pub mod vmm;
+pub mod watch;

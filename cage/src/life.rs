@@ -19,7 +19,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
-use crate::agents::{Agent, Cage, WantedAgent};
+use crate::agent::Agent;
+use crate::agents::{Cage, WantedAgent};
+use crate::disks::Disks;
 use crate::guest::{Said, Session};
 use crate::jail::cgroup::{Bounds, VmCgroup};
 use crate::jail::{JailNetwork, JailSpec};
@@ -27,7 +29,7 @@ use crate::lease::{self, Keeper, Leases};
 use crate::manifests::Loaded;
 use crate::state::Happening;
 use crate::turns::Turn;
-use crate::vmm::{self, Console, JailDir, Scratch, Slot};
+use crate::vmm::{self, Console, JailDir, Slot};
 use crate::{ending, meet, order};
 
 /// Mail that may wait for a life.
@@ -71,7 +73,7 @@ enum End {
 struct Held {
     receipt: bool,
     slot: Option<Slot>,
-    scratch: Option<Scratch>,
+    disks: Option<Disks>,
     jail: Option<JailDir>,
     cgroup: Option<Arc<VmCgroup>>,
     keeper: Option<Keeper>,
@@ -144,7 +146,7 @@ impl Life<'_> {
         self.greet(start)
     }
 
-    fn rootfs(&mut self) -> Result<(std::path::PathBuf, abi::control::Image), End> {
+    fn rootfs(&mut self) -> Result<(Vec<std::path::PathBuf>, abi::control::Image), End> {
         let reference = self.order.loaded.manifest.rootfs.clone();
         if let RootfsRef::Name(name) = &reference {
             let agent = self.agent;
@@ -158,7 +160,7 @@ impl Life<'_> {
         let (digest, path, image) = self.cage.store.resolve(&reference).map_err(broken)?;
         self.agent.update(|facts| facts.rootfs_digest = Some(digest));
         self.reached("rootfs")?;
-        Ok((path, image))
+        Ok((vec![path], image))
     }
 
     /// Waits until few enough guests boot beside this one.
@@ -196,14 +198,16 @@ impl Life<'_> {
         let slot = cage.slots.take().map_err(broken)?;
         let uid = slot.uid();
         self.held.slot = Some(slot);
-        let template = cage.places.guest.join("scratch.ext4");
-        let path = cage.places.scratch(self.instance());
-        self.held.scratch = Some(Scratch::create(&template, path, manifest.disk_mib, uid).map_err(broken)?);
+        let rootfs = self.agent.facts().rootfs_digest;
+        let rootfs = rootfs.ok_or_else(|| broken("the rootfs has no digest"))?;
+        let disks = Disks::prepare(cage, self.instance(), manifest, rootfs, uid).map_err(broken)?;
+        let disk_in_memory_mib = if cage.disks_in_memory { disks.size_mib() } else { 0 };
+        self.held.disks = Some(disks);
         self.reached("disk")?;
         let bounds = Bounds {
             cpu_percent: self.order.loaded.manifest.cpu_percent,
             memory_mib: self.order.loaded.manifest.memory_mib,
-            disk_in_memory_mib: if cage.disks_in_memory { self.order.loaded.manifest.disk_mib } else { 0 },
+            disk_in_memory_mib,
         };
         let made = cage.cgroups.create(self.instance(), bounds);
         let cgroup = Arc::new(made.map_err(|error| End::Broken(format!("cgroup: {error}")))?);
@@ -225,10 +229,11 @@ impl Life<'_> {
     ) -> Result<(Option<JailNetwork>, Option<Arc<OwnedFd>>, Option<abi::guest::GuestNetwork>), End> {
         let places = &self.cage.places;
         let allow = self.order.loaded.manifest.network_allow.clone();
-        let network = match allow.is_empty() {
+        let network = match allow.is_empty() && self.order.loaded.manifest.publish.is_empty() {
             true => None,
             false => {
-                let want = NetAttach { instance: self.instance().clone(), uid, allow };
+                let publish = self.order.loaded.manifest.publish.clone();
+                let want = NetAttach { instance: self.instance().clone(), uid, allow, publish };
                 let network = lease::attach_network(&places.egress, &want, None).map_err(broken)?;
                 self.reached("network")?;
                 Some((want, network))
@@ -257,14 +262,13 @@ impl Life<'_> {
 
     fn launch(
         &mut self,
-        rootfs: std::path::PathBuf,
+        rootfs: Vec<std::path::PathBuf>,
         uid: u32,
         control: UnixListener,
         network: Option<JailNetwork>,
         netns: Option<Arc<OwnedFd>>,
     ) -> Result<(), End> {
-        let (Some(cgroup), Some(jail), Some(scratch)) =
-            (&self.held.cgroup, &self.held.jail, &self.held.scratch)
+        let (Some(cgroup), Some(jail), Some(disks)) = (&self.held.cgroup, &self.held.jail, &self.held.disks)
         else {
             return Err(End::Broken("a VM without cgroup, jail or disk".into()));
         };
@@ -277,9 +281,10 @@ impl Life<'_> {
             kernel: places.guest.join("vmlinux"),
             initramfs: places.guest.join("initramfs.cpio"),
             rootfs,
-            scratch: scratch.path().to_owned(),
+            scratch: disks.workspace().to_owned(),
+            volumes: disks.volumes(),
             vsock: jail.vsock(),
-            scratch_bytes: u64::from(manifest.disk_mib) * 1024 * 1024,
+            scratch_bytes: disks.workspace_bytes(),
             vcpus: order::vcpus(manifest.cpu_percent),
             memory_mib: manifest.memory_mib,
             network,

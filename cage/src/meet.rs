@@ -12,7 +12,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use crate::agents::Agent;
+use crate::agent::Agent;
 use crate::guest::{self, Said, Session, Sink};
 use crate::life::Mail;
 

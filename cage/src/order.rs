@@ -1,10 +1,10 @@
 //! What a guest is told to run, made of manifest and image. Pure.
 
 use abi::control::Image;
-use abi::guest::{Exec, GuestNetwork, Start};
+use abi::guest::{Exec, GuestNetwork, HealthProbe, Start, TerminalSize, Volume};
 use abi::ids::Instance;
 use abi::limits;
-use abi::manifest::Manifest;
+use abi::manifest::{HealthCheck, Manifest, VolumeGrant};
 use abi::rpc::{Code, RpcError};
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,6 +14,9 @@ const HOME: &str = "/home/agent";
 /// The guest kernel's bound.
 const VCPUS_MAX: u32 = 16;
 
+/// A terminal nobody has attached to yet.
+const TERMINAL: TerminalSize = TerminalSize { rows: 24, columns: 80 };
+
 /// The order for a guest. The clock is set when it is sent.
 pub fn start(
     instance: &Instance,
@@ -21,6 +24,12 @@ pub fn start(
     image: &Image,
     network: Option<GuestNetwork>,
 ) -> Start {
+    let volume = |grant: &VolumeGrant| Volume { path: grant.path.clone(), read_only: grant.read_only };
+    let probe = |check: &HealthCheck| HealthProbe {
+        port: check.port,
+        path: check.path.clone(),
+        interval_secs: check.interval_secs,
+    };
     Start {
         instance: instance.to_string(),
         command: manifest.command.clone(),
@@ -33,6 +42,11 @@ pub fn start(
         exec: manifest.exec.clone(),
         pids_max: manifest.pids_max,
         clock_unix_ns: clock_unix_ns(),
+        rootfs_disks: image.layers.len() as u8, // the store has at most ROOTFS_DISKS_MAX
+        volumes: manifest.volumes.values().map(volume).collect(),
+        stdin: manifest.stdin,
+        terminal: manifest.tty.then_some(TERMINAL),
+        health: manifest.health_check.as_ref().map(probe),
     }
 }
 
@@ -107,6 +121,8 @@ pub fn exec(manifest: &Manifest, want: &abi::control::AgentExec) -> Result<Exec,
         command: want.command.clone(),
         env: want.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
         workdir: want.workdir.clone().unwrap_or_default(),
+        terminal: want.terminal,
+        window_bytes: limits::EXEC_WINDOW_BYTES,
     })
 }
 
@@ -127,6 +143,8 @@ mod tests {
             command: command.iter().map(ToString::to_string).collect(),
             env: BTreeMap::new(),
             workdir: None,
+            terminal: None,
+            timeout_ms: None,
         }
     }
 

@@ -12,7 +12,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::agents::{Agent, Cage, Wanted};
+use crate::agent::Agent;
+use crate::agents::{Cage, Wanted};
 use crate::jail::cgroup::Delegated;
 use crate::places::Places;
 use crate::{life, manifests};

@@ -24,29 +24,32 @@ pub enum Illegal {
     AlreadyStarting,
     AlreadyRunning,
     StillStopping,
+    /// It is paused or quarantined.
+    Frozen,
     /// No life of this agent is under way.
     NotAlive,
 }
 
 /// The state after `happening`, or why it is not legal.
 pub fn next(state: AgentState, happening: Happening) -> Result<AgentState, Illegal> {
-    use AgentState::{Exited, Failed, Running, Starting, Stopped, Stopping};
+    use AgentState::{Exited, Failed, Paused, Quarantined, Running, Starting, Stopped, Stopping};
     use Happening::{Broke, EndedByItself, Ready, StartAsked, StopAsked};
     match (state, happening) {
         (Stopped | Exited | Failed, StartAsked) => Ok(Starting),
         (Starting, StartAsked) => Err(Illegal::AlreadyStarting),
         (Running, StartAsked) => Err(Illegal::AlreadyRunning),
+        (Paused | Quarantined, StartAsked | Ready) => Err(Illegal::Frozen),
         (Stopping, StartAsked) => Err(Illegal::StillStopping),
         (Starting, Ready) => Ok(Running),
         // The stop was asked for while the guest came up: it wins.
         (Stopping, Ready) => Ok(Stopping),
         (Stopped | Running | Exited | Failed, Ready) => Err(Illegal::NotAlive),
-        (Starting | Running | Stopping, StopAsked) => Ok(Stopping),
+        (Starting | Running | Paused | Quarantined | Stopping, StopAsked) => Ok(Stopping),
         // Stopping what does not run is done already.
         (Stopped | Exited | Failed, StopAsked) => Ok(Stopped),
-        (Running, EndedByItself) => Ok(Exited),
+        (Running | Paused | Quarantined, EndedByItself) => Ok(Exited),
         (Starting, EndedByItself) => Ok(Failed),
-        (Starting | Running, Broke) => Ok(Failed),
+        (Starting | Running | Paused | Quarantined, Broke) => Ok(Failed),
         (Stopping, EndedByItself | Broke) => Ok(Stopped),
         (Stopped | Exited | Failed, EndedByItself | Broke) => Err(Illegal::NotAlive),
     }
@@ -55,7 +58,11 @@ pub fn next(state: AgentState, happening: Happening) -> Result<AgentState, Illeg
 /// Whether a life is under way.
 pub fn alive(state: AgentState) -> bool {
     match state {
-        AgentState::Starting | AgentState::Running | AgentState::Stopping => true,
+        AgentState::Starting
+        | AgentState::Running
+        | AgentState::Paused
+        | AgentState::Quarantined
+        | AgentState::Stopping => true,
         AgentState::Stopped | AgentState::Exited | AgentState::Failed => false,
     }
 }
@@ -89,6 +96,9 @@ impl From<Illegal> for RpcError {
             Illegal::AlreadyStarting => ("the agent is still starting", "wait until it runs, or stop it"),
             Illegal::AlreadyRunning => ("the agent runs already", "stop it first to start it anew"),
             Illegal::StillStopping => ("the agent is still stopping", "wait until it has stopped"),
+            Illegal::Frozen => {
+                ("the agent is frozen", "resume it if it is paused; stop it if it is quarantined")
+            }
             Illegal::NotAlive => ("the agent does not run", "start it first"),
         };
         RpcError::new(Code::CONFLICT, message).explained("an agent has one life at a time", remedy)
@@ -100,7 +110,8 @@ mod tests {
     use super::*;
     use AgentState::*;
 
-    const STATES: [AgentState; 6] = [Stopped, Starting, Running, Stopping, Exited, Failed];
+    const STATES: [AgentState; 8] =
+        [Stopped, Starting, Running, Paused, Quarantined, Stopping, Exited, Failed];
     const HAPPENINGS: [Happening; 5] = [
         Happening::StartAsked,
         Happening::Ready,

@@ -8,10 +8,10 @@ use abi::wire::{Connection, WireError};
 use rustix::thread::UnshareFlags;
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, PipeReader, Read, Seek, SeekFrom, Write};
+use std::fs::{self, Permissions};
+use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -47,7 +47,8 @@ pub enum VmmError {
     Silent,
 }
 
-fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VmmError {
+/// Names the file of an error.
+pub(crate) fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VmmError {
     move |error| VmmError::Path { what, path: path.to_owned(), error }
 }
 
@@ -83,66 +84,6 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.all.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
-    }
-}
-
-/// A VM's scratch disk; removed when dropped.
-#[derive(Debug)]
-pub struct Scratch {
-    path: PathBuf,
-}
-
-impl Scratch {
-    /// Makes the disk: the template's file system, sparse, at the full size; the guest grows it.
-    pub fn create(template: &Path, path: PathBuf, disk_mib: u32, uid: u32) -> Result<Scratch, VmmError> {
-        let mut from = File::open(template).map_err(at("scratch template", template))?;
-        let mut to = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(at("scratch disk", &path))?;
-        let scratch = Scratch { path };
-        copy_sparse(&mut from, &mut to)
-            .and_then(|()| to.set_len(u64::from(disk_mib) * 1024 * 1024))
-            .and_then(|()| {
-                rustix::fs::fchown(
-                    &to,
-                    Some(rustix::fs::Uid::from_raw(uid)),
-                    Some(rustix::fs::Gid::from_raw(uid)),
-                )
-                .map_err(io::Error::from)
-            })
-            .map_err(at("scratch disk", &scratch.path))?;
-        Ok(scratch)
-    }
-
-    /// The disk's file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            abi::log::error("scratch_not_removed", &[("path", &self.path.display()), ("error", &error)]);
-        }
-    }
-}
-
-/// Copies a file, leaving holes where it has only zeroes.
-fn copy_sparse(from: &mut File, to: &mut File) -> io::Result<()> {
-    let zeroes = vec![0u8; 64 * 1024];
-    let mut block = zeroes.clone();
-    loop {
-        match from.read(&mut block)? {
-            0 => return Ok(()),
-            n if block[..n] == zeroes[..n] => {
-                to.seek(SeekFrom::Current(n as i64))?;
-            }
-            n => to.write_all(&block[..n])?,
-        }
     }
 }
 
@@ -342,27 +283,6 @@ mod tests {
         assert!(matches!(slots.take(), Err(VmmError::NoSlot)));
         let freed = taken.remove(7).uid();
         assert_eq!(slots.take().unwrap().uid(), freed);
-    }
-
-    #[test]
-    fn a_scratch_disk_is_sparse_private_and_gone_after_use() {
-        use std::os::unix::fs::MetadataExt;
-        let dir = tempfile::tempdir().unwrap();
-        let template = dir.path().join("template");
-        let mut bytes = vec![0u8; 1 << 20];
-        bytes[600_000] = 7;
-        fs::write(&template, &bytes).unwrap();
-        let uid = rustix::process::getuid().as_raw();
-        let scratch = Scratch::create(&template, dir.path().join("s"), 64, uid).unwrap();
-        let meta = fs::metadata(scratch.path()).unwrap();
-        assert_eq!(meta.len(), 64 << 20);
-        assert!(meta.blocks() * 512 < 256 * 1024, "{}", meta.blocks());
-        assert_eq!(meta.mode() & 0o7777, 0o600);
-        assert_eq!(fs::read(scratch.path()).unwrap()[..1 << 20], bytes);
-        let path = scratch.path().to_owned();
-        assert!(Scratch::create(&template, path.clone(), 64, uid).is_err());
-        drop(scratch);
-        assert!(!path.exists());
     }
 
     #[test]

@@ -88,7 +88,8 @@ impl Host {
             root: path("root"),
             kernel: path("kernel"),
             initramfs: path("initramfs"),
-            rootfs: path("rootfs"),
+            rootfs: vec![path("rootfs")],
+            volumes: vec![],
             scratch: path("scratch"),
             vsock: path("vsock"),
             scratch_bytes: SCRATCH_BYTES,
@@ -142,7 +143,7 @@ fn a_step_that_fails_is_named_and_nothing_starts(host: &Host) {
     let spoiled: [(&str, Spoil); 4] = [
         ("cgroup", |spec| spec.cgroup = "/nonexistent".into()),
         ("mounts: root", |spec| spec.root = "/nonexistent".into()),
-        ("mounts: bind", |spec| spec.rootfs = "/nonexistent".into()),
+        ("mounts: bind", |spec| spec.rootfs = vec!["/nonexistent".into()]),
         ("network", |spec| spec.network = Some(jail::JailNetwork { tap: "t".into(), mac: [0; 6] })),
     ];
     for (step, spoil) in spoiled {
@@ -167,7 +168,7 @@ const DEEDS: &[(&str, fn())] = &[
     ("netlink-socket", || {
         tried(rustix::net::socket(rustix::net::AddressFamily::NETLINK, rustix::net::SocketType::RAW, None))
     }),
-    ("exec", || tried(Command::new("/rootfs.squashfs").status())),
+    ("exec", || tried(Command::new("/rootfs0.squashfs").status())),
     ("mount", || tried(rustix::mount::mount("t", "/", "tmpfs", rustix::mount::MountFlags::empty(), None))),
     ("new-namespace", || tried(cage::sys::leave_namespaces(rustix::thread::UnshareFlags::NEWNS))),
     ("kill", || tried(rustix::process::test_kill_process(rustix::process::getpid()))),
@@ -220,7 +221,7 @@ fn look(tcp_port: u16) {
         fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     };
     let of = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<String>>();
-    let root = of(&["vmlinux", "initramfs.cpio", "rootfs.squashfs", "scratch.ext4", "vsock", "dev"]);
+    let root = of(&["vmlinux", "initramfs.cpio", "rootfs0.squashfs", "scratch.ext4", "vsock", "dev"]);
     check("only the VM's files", names("/") == root);
     check("KVM can be reached", fs::metadata("/dev/kvm").is_ok());
     check("only KVM", names("/dev") == of(&["kvm"]));
@@ -228,7 +229,7 @@ fn look(tcp_port: u16) {
         check(&format!("no {gone}"), fs::metadata(gone).is_err());
     }
     check("root is read-only", fs::write("/x", "x").is_err());
-    for fixed in ["/vmlinux", "/initramfs.cpio", "/rootfs.squashfs"] {
+    for fixed in ["/vmlinux", "/initramfs.cpio", "/rootfs0.squashfs"] {
         check(&format!("{fixed} is read-only"), fs::OpenOptions::new().write(true).open(fixed).is_err());
         check(&format!("{fixed} is readable"), fs::File::open(fixed).is_ok());
     }

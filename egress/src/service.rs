@@ -332,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_tap_never_belongs_to_a_service() {
-        let asked = |uid| NetAttach { instance: "a.1".parse().unwrap(), uid, allow: vec![] };
+        let asked = |uid| NetAttach { instance: "a.1".parse().unwrap(), uid, allow: vec![], publish: vec![] };
         assert!(check(&asked(0)).is_err() && check(&asked(201)).is_err());
         assert!(check(&asked(VM_UID_BASE)).is_ok());
     }

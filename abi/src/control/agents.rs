@@ -4,9 +4,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 use crate::config_error::ConfigError;
-use crate::ids::{AgentName, Digest, Instance};
+use crate::guest::TerminalSize;
+use crate::ids::{AgentName, Digest, Instance, Name};
 
-/// Parameters of `agent.start`, `agent.stop` and `agent.status`.
+/// Parameters of the methods that need no more than an agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentRef {
@@ -21,6 +22,10 @@ pub enum AgentState {
     Stopped,
     Starting,
     Running,
+    /// Frozen on request, to go on later.
+    Paused,
+    /// Frozen, its network cut; it never goes on. `agent.stop` ends it and keeps its evidence.
+    Quarantined,
     Stopping,
     /// Ended by itself.
     Exited,
@@ -49,8 +54,12 @@ pub struct AgentSummary {
     pub rootfs: String,
     /// Since the agent's command was started.
     pub uptime_ms: Option<u64>,
-    /// How it ended or why it failed; empty while it runs.
+    /// How it ended or why it failed, and whether it will be started again; empty while it runs.
     pub detail: String,
+    /// By its restart policy, since it last ran for long.
+    pub restarts: u32,
+    /// Of its last health check; none: there was none.
+    pub healthy: Option<bool>,
 }
 
 /// Result of `agent.status`.
@@ -66,6 +75,12 @@ pub struct AgentStatus {
     pub cpu_ms: Option<u64>,
     /// Milliseconds from the request to each stage of the last start, in order.
     pub stages_ms: Vec<(String, u64)>,
+    /// Microseconds since the guest's kernel started to each of the guest's own stages, as the guest says.
+    pub guest_stages_us: Vec<(String, u64)>,
+    /// Use of its workspace and volumes on the node's disk.
+    pub disks: Vec<DiskUse>,
+    /// Where the evidence of a quarantined life lies, by instance.
+    pub evidence: Vec<Instance>,
     pub exit: Option<crate::guest::Exit>,
     pub execs_running: u32,
     /// What the sandbox inside the guest refused, as the guest tells it: counted, newest last, bounded.
@@ -75,7 +90,18 @@ pub struct AgentStatus {
     pub console: Vec<String>,
 }
 
-/// Result of `agent.start`. Notifications before it: `progress` with [`Progress`].
+/// A disk of an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskUse {
+    /// `workspace`, or a volume's name.
+    pub name: String,
+    pub size_mib: u32,
+    /// Taken on the node's disk.
+    pub used_kib: u64,
+}
+
+/// Result of `agent.start` and `agent.restart`. Notifications before it: `progress` with [`Progress`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Started {
@@ -143,6 +169,127 @@ pub struct AgentExec {
     pub env: BTreeMap<String, String>,
     #[serde(default)]
     pub workdir: Option<String>,
+    /// A terminal of this size instead of pipes; notification `resize` with another one changes it.
+    #[serde(default)]
+    pub terminal: Option<TerminalSize>,
+    /// Then it is killed; at most [`crate::limits::EXEC_TIMEOUT_MS_MAX`].
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+}
+
+/// Parameters of `agent.attach`: the command's own output as it comes, beginning with what the log still has if `replay`.
+/// Notifications both ways as for `agent.exec`; `stdin` needs `stdin = true` in the manifest, `resize` `tty = true`. Ends with
+/// the life, with [`crate::guest::Exit`] if the command ended, or when the caller goes away, which ends nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentAttach {
+    pub name: AgentName,
+    #[serde(default)]
+    pub replay: bool,
+    /// Size of the caller's terminal.
+    #[serde(default)]
+    pub terminal: Option<TerminalSize>,
+}
+
+/// Parameters of `agent.create`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentCreate {
+    pub name: AgentName,
+    /// Its workspace begins as a copy of this one.
+    #[serde(default)]
+    pub snapshot: Option<Name>,
+}
+
+/// Parameters of `agent.quarantine`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentQuarantine {
+    pub name: AgentName,
+    pub reason: String,
+}
+
+/// Parameters of `agent.read_files` and `agent.write_files`: records of [`crate::files`] as notifications `output` (read) or
+/// `stdin` (write; an empty one ends it). Result: [`crate::guest::Exit`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentFiles {
+    pub name: AgentName,
+    /// Absolute, in the guest.
+    pub path: String,
+}
+
+/// Result of `agent.top`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentTop {
+    pub unix_ms: u64,
+    pub agents: Vec<AgentUse>,
+}
+
+/// What one agent's present life has used, as the node measures it. Counters begin with the life.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentUse {
+    pub name: String,
+    pub state: String,
+    pub cpu_ms: u64,
+    /// Of one core.
+    pub cpu_percent_max: u32,
+    pub memory_kib: u64,
+    pub memory_max_kib: u64,
+    pub disk_read_bytes: u64,
+    pub disk_written_bytes: u64,
+    /// Through the proxy, from the agent and to it.
+    pub net_out_bytes: u64,
+    pub net_in_bytes: u64,
+    pub connections: u32,
+    pub net_denials: u64,
+    pub guest_denials: u64,
+    pub execs: u32,
+    pub execs_total: u64,
+    pub restarts: u32,
+    pub tasks: u32,
+}
+
+/// Parameters of `agent.events`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentEvents {
+    #[serde(default)]
+    pub name: Option<AgentName>,
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// Result of `agent.events`: what is kept, oldest first; with follow each later one comes as notification `event` with
+/// [`AgentEvent`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentEventList {
+    pub events: Vec<AgentEvent>,
+    /// Older ones that are no longer kept.
+    pub dropped: u64,
+}
+
+/// Something that happened in an agent's life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentEvent {
+    /// Without gaps while cage runs.
+    pub seq: u64,
+    pub unix_ms: u64,
+    pub agent: AgentName,
+    /// `starting`, `ready`, `paused`, `exited`, `unhealthy`, `restarting`, `exec`, `denied`, ...
+    pub what: String,
+    pub detail: String,
+}
+
+/// Result of `agent.metrics`: the Prometheus text format, version 0.0.4.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metrics {
+    pub text: String,
 }
 
 /// Notification `stdin`.
@@ -160,15 +307,57 @@ pub struct ImageList {
     pub images: Vec<Image>,
 }
 
+/// Parameters of `image.inspect` and `image.remove`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageRef {
+    /// A name or a `sha256:` digest.
+    pub image: String,
+}
+
+/// Result of `image.inspect`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageDetails {
+    pub image: Image,
+    /// Agents whose manifest asks for it.
+    pub agents: Vec<AgentName>,
+    /// Command of the OCI image, for who writes a manifest; nothing runs because of it.
+    pub entrypoint: Vec<String>,
+}
+
+/// Result of `image.remove` and `image.prune`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImagesRemoved {
+    pub images: Vec<Digest>,
+    /// Given back on the node's disk.
+    pub bytes: u64,
+}
+
+/// One disk of a rootfs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layer {
+    /// SHA-256 of the SquashFS.
+    pub digest: Digest,
+    pub bytes: u64,
+    /// How many images of the store have it.
+    pub images: u32,
+}
+
 /// One rootfs of the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Image {
-    /// SHA-256 of the SquashFS.
+    /// Names its content: SHA-256 over the digests of its layers, each as text with a newline, bottom to top; with one layer that
+    /// layer's digest.
     pub digest: Digest,
     pub names: Vec<String>,
-    /// Bytes of the SquashFS.
+    /// Bytes of all layers.
     pub bytes: u64,
+    /// Bottom to top, 1 to [`crate::limits::ROOTFS_DISKS_MAX`].
+    pub layers: Vec<Layer>,
     /// SHA-256 of the OCI archive it was made from.
     pub archive: Digest,
     /// Environment and working directory the OCI image asks for.

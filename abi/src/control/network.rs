@@ -31,6 +31,7 @@ pub struct NetAttach {
     /// Owner of the TAP: the jail's uid.
     pub uid: u32,
     pub allow: Vec<Destination>,
+    pub publish: Vec<crate::manifest::Published>,
 }
 
 /// Result of `net.attach`.

@@ -34,10 +34,11 @@ pub struct JailSpec {
     pub root: PathBuf,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
-    /// SquashFS, read-only.
-    pub rootfs: PathBuf,
+    /// SquashFS images, read-only, bottom to top.
+    pub rootfs: Vec<PathBuf>,
     /// The VM's own disk, owned by `uid`.
     pub scratch: PathBuf,
+    pub volumes: Vec<JailVolume>,
     /// Directory with the listening sockets `control` and `memory`, owned by `uid`.
     pub vsock: PathBuf,
     pub scratch_bytes: u64,
@@ -45,6 +46,16 @@ pub struct JailSpec {
     pub memory_mib: u32,
     /// Absent: a namespace of its own without any interface, and no network device in the guest.
     pub network: Option<JailNetwork>,
+}
+
+/// One more disk of the VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JailVolume {
+    /// Owned by the jail's uid.
+    pub path: PathBuf,
+    pub bytes: u64,
+    pub read_only: bool,
 }
 
 /// The VM's network device.

@@ -13,11 +13,12 @@ const DESCRIPTORS_MAX: u64 = 256;
 
 /// Sets the limits of setrlimit(2) that the cgroup does not know.
 pub fn limit(spec: &JailSpec) -> Result<(), JailError> {
+    let longest = spec.volumes.iter().map(|disk| disk.bytes).fold(spec.scratch_bytes, u64::max);
     let limits = [
         (Resource::Core, 0),
         (Resource::Nofile, DESCRIPTORS_MAX),
-        // Nothing may grow but within the scratch disk, which has its full length already.
-        (Resource::Fsize, spec.scratch_bytes),
+        // No file grows: each disk has its full length already.
+        (Resource::Fsize, longest),
         (Resource::Nproc, u64::from(limits::VMM_PIDS_MAX)),
         (Resource::Memlock, 0),
         (Resource::Msgqueue, 0),

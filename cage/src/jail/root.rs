@@ -15,10 +15,19 @@ use super::{JailError, JailSpec, at};
 /// Paths inside the jail. `cage-vmm` knows its files only by these.
 pub const KERNEL: &str = "/vmlinux";
 pub const INITRAMFS: &str = "/initramfs.cpio";
-pub const ROOTFS: &str = "/rootfs.squashfs";
 pub const SCRATCH: &str = "/scratch.ext4";
 pub const CONTROL_SOCKET: &str = "/vsock/control";
 pub const MEMORY_SOCKET: &str = "/vsock/memory";
+
+/// The path of a layer of the rootfs, from the bottom, inside the jail.
+pub fn layer(number: usize) -> String {
+    format!("/rootfs{number}.squashfs")
+}
+
+/// The path of a volume inside the jail.
+pub fn volume(number: usize) -> String {
+    format!("/volume{number}.ext4")
+}
 
 /// Misc devices of Documentation/admin-guide/devices.txt: /dev/kvm is 10:232, /dev/net/tun 10:200.
 const MISC_MAJOR: u32 = 10;
@@ -33,12 +42,18 @@ pub fn enter(spec: &JailSpec) -> Result<(), JailError> {
     mount_change("/", private).map_err(at("mounts: make private"))?;
     // The tmpfs holds only mount points and device nodes.
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
-    mount("tmpfs", &spec.root, "tmpfs", flags, c"mode=0755,size=64k,nr_inodes=32")
+    mount("tmpfs", &spec.root, "tmpfs", flags, c"mode=0755,size=64k,nr_inodes=48")
         .map_err(at("mounts: root"))?;
     bind_file(&spec.kernel, &spec.root, KERNEL, MountFlags::RDONLY)?;
     bind_file(&spec.initramfs, &spec.root, INITRAMFS, MountFlags::RDONLY)?;
-    bind_file(&spec.rootfs, &spec.root, ROOTFS, MountFlags::RDONLY)?;
+    for (number, image) in spec.rootfs.iter().enumerate() {
+        bind_file(image, &spec.root, &layer(number), MountFlags::RDONLY)?;
+    }
     bind_file(&spec.scratch, &spec.root, SCRATCH, MountFlags::empty())?;
+    for (number, disk) in spec.volumes.iter().enumerate() {
+        let access = if disk.read_only { MountFlags::RDONLY } else { MountFlags::empty() };
+        bind_file(&disk.path, &spec.root, &volume(number), access)?;
+    }
     let vsock = spec.root.join("vsock");
     fs::create_dir(&vsock).map_err(at("mounts: vsock"))?;
     bind(&spec.vsock, &vsock, MountFlags::RDONLY)?;

@@ -68,7 +68,7 @@ impl Life<'_> {
             problems.push(format!("cgroup not removed: {error}"));
         }
         self.held.jail = None;
-        self.held.scratch = None;
+        self.held.disks = None;
         match self.held.slot.take() {
             // Its uid must not go to another VM while the process may still live.
             Some(slot) if self.held.launched && self.held.vmm_ended.is_none() => {

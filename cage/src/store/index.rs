@@ -4,7 +4,7 @@
 //! file that is fsynced and renamed. Must hold: an image counts once its SquashFS, then its description are durable. Must never:
 //! name an image that is not there.
 
-use abi::control::Image;
+use abi::control::{Image, Layer};
 use abi::ids::Digest;
 use abi::limits;
 use serde::de::DeserializeOwned;
@@ -92,6 +92,7 @@ impl Index {
             digest: *digest,
             names: names.map(|(name, _)| name.clone()).collect(),
             bytes: meta.bytes,
+            layers: vec![Layer { digest: *digest, bytes: meta.bytes, images: 1 }],
             archive: meta.sources.first()?.archive,
             env: meta.env.clone(),
             workdir: meta.workdir.clone(),

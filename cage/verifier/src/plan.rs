@@ -238,6 +238,11 @@ pub(crate) mod tests {
             exec: vec!["/usr/bin/git".into()],
             pids_max: 64,
             clock_unix_ns: 1,
+            rootfs_disks: 1,
+            volumes: vec![],
+            stdin: false,
+            terminal: None,
+            health: None,
         }
     }
 
@@ -281,6 +286,8 @@ pub(crate) mod tests {
     fn an_exec_replaces_variables_and_inherits_the_rest() {
         let plan = Plan::new(start()).unwrap();
         let exec = |env: &[&str], workdir: &str| Exec {
+            terminal: None,
+            window_bytes: 65536,
             command: vec!["/bin/true".into()],
             env: env.iter().map(|v| v.to_string()).collect(),
             workdir: workdir.into(),

@@ -207,7 +207,12 @@ impl World {
             let (name, port) = text.rsplit_once(':').unwrap();
             Destination { name: name.parse().unwrap(), port: port.parse().unwrap() }
         });
-        let asked = NetAttach { instance: instance.parse().unwrap(), uid: VM_UID, allow: allow.collect() };
+        let asked = NetAttach {
+            instance: instance.parse().unwrap(),
+            uid: VM_UID,
+            allow: allow.collect(),
+            publish: vec![],
+        };
         let mut connection = Connection::connect(self.dir.join("run/egress.sock")).unwrap();
         connection.set_timeout(Some(Duration::from_secs(20))).unwrap();
         let request = Request::call(1, "net.attach", serde_json::to_value(&asked).unwrap());

@@ -1,6 +1,6 @@
 //! The VM itself: every call into libkrun.
 //!
-//! Must hold: no implicit device, no virtio-fs, no TSI: two disks, one vsock with two ports, at most one TAP, one serial
+//! Must hold: no implicit device, no virtio-fs, no TSI: the disks of the spec, one vsock with two ports, at most one TAP, one serial
 //! console that only writes. Must never: be called before the jail is closed, or configure a VM from anything but the spec.
 
 #![expect(unsafe_code, reason = "libkrun's interface is C")]
@@ -60,8 +60,13 @@ impl Vm {
         checked("add_vsock", krun::krun_add_vsock(context, 0))?;
         vm.add_vsock_port(abi::guest::CONTROL_PORT, root::CONTROL_SOCKET)?;
         vm.add_vsock_port(abi::guest::MEMORY_PORT, root::MEMORY_SOCKET)?;
-        vm.add_disk("rootfs", root::ROOTFS, true)?;
+        for number in 0..spec.rootfs.len() {
+            vm.add_disk(&format!("rootfs{number}"), &root::layer(number), true)?;
+        }
         vm.add_disk("scratch", root::SCRATCH, false)?;
+        for (number, disk) in spec.volumes.iter().enumerate() {
+            vm.add_disk(&format!("volume{number}"), &root::volume(number), disk.read_only)?;
+        }
         if let Some(network) = &spec.network {
             vm.add_tap(&network.tap, network.mac)?;
         }

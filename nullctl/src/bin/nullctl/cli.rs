@@ -10,6 +10,7 @@ use crate::context::Context;
 use crate::failure::Failure;
 
 /// One command.
+#[derive(Clone, Copy)]
 pub struct Command {
     /// `agent start`.
     pub path: &'static str,
@@ -28,6 +29,7 @@ pub struct Command {
 }
 
 /// One option.
+#[derive(Clone, Copy)]
 pub struct Opt {
     pub long: &'static str,
     pub short: Option<char>,

@@ -1,7 +1,16 @@
-//! The table of all commands.
+//! The table of all commands, a file for each group.
 
 use crate::cli::{Command, Opt, switch, valued};
-use crate::run::{agent, doctor, image, ledger, local, logs, memory, net, system};
+
+mod agent;
+mod disks;
+mod exec;
+mod files;
+mod image;
+mod local;
+mod services;
+mod system;
+mod watch;
 
 const FOLLOW: Opt = switch("follow", Some('f'), "go on as more comes");
 const LINES: Opt = Opt { short: Some('n'), ..valued("lines", "N", "begin with the newest N") };
@@ -14,362 +23,40 @@ const PAGE: [Opt; 3] = [
 ];
 const RAW: Opt = switch("raw", None, "control characters as they are, to a terminal too");
 
-/// All commands, in the order of the help.
-pub const COMMANDS: &[Command] = &[
-    Command {
-        path: "system status",
-        arguments: &[],
-        rest: "",
-        about: "boot phases, services, addresses, memory, problems",
-        details: "",
-        options: &[],
-        examples: &[
-            ("nullctl system status", "the pinned default node"),
-            ("nullctl system status --node lab --json", "for a script"),
-        ],
-        run: system::status,
-    },
-    Command {
-        path: "system doctor",
-        arguments: &[],
-        rest: "",
-        about: "what is wrong with the node, and what to do; status 1 if anything is",
-        details: "Each finding is an error (agents cannot run, or something may be lost), a warning (the node runs with less \
-            than it should) or information. With information only, the status is 0.",
-        options: &[],
-        examples: &[
-            ("nullctl system doctor", "worst first, each with its remedy"),
-            ("nullctl system doctor --json | jq -r '.findings[].what'", "for a script"),
-        ],
-        run: doctor::doctor,
-    },
-    Command {
-        path: "system logs",
-        arguments: &["[SERVICE]"],
-        rest: "",
-        about: "log of one service or of all",
-        details: "SERVICE is a service, nulld or kernel. A line of two dashes says how many lines are no longer kept.",
-        options: &[FOLLOW, LINES, SINCE],
-        examples: &[
-            ("nullctl system logs egress -f", "watch egress"),
-            ("nullctl system logs -n 50", "the newest 50 lines of all"),
-            ("nullctl system logs --since 10m", "the last ten minutes"),
-        ],
-        run: logs::logs,
-    },
-    Command {
-        path: "system dmesg",
-        arguments: &[],
-        rest: "",
-        about: "the kernel's log",
-        details: "What the kernel said begins with its level and `kernel:`, what a process wrote into its log with another name.",
-        options: &[FOLLOW, LINES, SINCE],
-        examples: &[("nullctl system dmesg -f", "watch"), ("nullctl system dmesg --since 1h", "")],
-        run: logs::dmesg,
-    },
-    Command {
-        path: "system reboot",
-        arguments: &[],
-        rest: "",
-        about: "stop everything in order and reboot (admin)",
-        details: "",
-        options: &[],
-        examples: &[("nullctl system reboot", "")],
-        run: system::reboot,
-    },
-    Command {
-        path: "system poweroff",
-        arguments: &[],
-        rest: "",
-        about: "stop everything in order and power off (admin)",
-        details: "",
-        options: &[],
-        examples: &[("nullctl system poweroff", "")],
-        run: system::poweroff,
-    },
-    Command {
-        path: "agent list",
-        arguments: &[],
-        rest: "",
-        about: "all agents with their state, and manifests that are wrong",
-        details: "",
-        options: &[],
-        examples: &[("nullctl agent list", "")],
-        run: agent::list,
-    },
-    Command {
-        path: "agent start",
-        arguments: &["NAME"],
-        rest: "",
-        about: "start an agent; returns when its command runs",
-        details: "",
-        options: &[],
-        examples: &[("nullctl agent start researcher", "with progress on standard error")],
-        run: agent::start,
-    },
-    Command {
-        path: "agent stop",
-        arguments: &["NAME"],
-        rest: "",
-        about: "stop an agent: SIGTERM, after 5 s SIGKILL, then the VM",
-        details: "",
-        options: &[],
-        examples: &[("nullctl agent stop researcher", "")],
-        run: agent::stop,
-    },
-    Command {
-        path: "agent status",
-        arguments: &["NAME"],
-        rest: "",
-        about: "one agent: state, grants, limits, use, how it started and ended",
-        details: "",
-        options: &[],
-        examples: &[("nullctl agent status researcher", "")],
-        run: agent::status,
-    },
-    Command {
-        path: "agent logs",
-        arguments: &["NAME"],
-        rest: "",
-        about: "what an agent wrote",
-        details: "Its standard output goes to standard output, its standard error to standard error. On a terminal control characters\nare shown as escapes.",
-        options: &[FOLLOW, LINES, SINCE, RAW],
-        examples: &[
-            ("nullctl agent logs researcher -f", "watch"),
-            ("nullctl agent logs researcher > report.txt", "the bytes as they are"),
-        ],
-        run: agent::logs,
-    },
-    Command {
-        path: "agent exec",
-        arguments: &["NAME"],
-        rest: "PROGRAM [ARGUMENT...]",
-        about: "run a program in an agent's sandbox, with its user, limits and grants",
-        details: "Standard input is passed on; the exit status is the program's own (128 + n after signal n, 125 when it could not run).\nThe manifest decides which programs may run.",
-        options: &[
-            valued("env", "NAME=VALUE", "a further variable; may be given again"),
-            valued("workdir", "DIR", "instead of the agent's"),
-            switch("no-stdin", Some('n'), "do not read standard input"),
-            RAW,
-        ],
-        examples: &[
-            ("nullctl agent exec researcher -- /usr/bin/python3 -V", ""),
-            ("nullctl agent exec a -- /usr/bin/wc -l < notes", "with input"),
-        ],
-        run: agent::exec,
-    },
-    Command {
-        path: "image list",
-        arguments: &[],
-        rest: "",
-        about: "the rootfs store",
-        details: "",
-        options: &[],
-        examples: &[("nullctl image list", "")],
-        run: image::list,
-    },
-    Command {
-        path: "image import",
-        arguments: &["FILE"],
-        rest: "",
-        about: "import an OCI archive (OCI layout or docker save, tar) as a rootfs",
-        details: "FILE - reads standard input, which is then kept in a temporary file, since its size goes first.",
-        options: &[valued("name", "NAME", "name of the rootfs (required)")],
-        examples: &[
-            ("nullctl image import python.tar --name python", ""),
-            ("nullctl image import - --name app", "from skopeo, docker save, ..."),
-        ],
-        run: image::import,
-    },
-    Command {
-        path: "net grants",
-        arguments: &[],
-        rest: "",
-        about: "names each running agent may reach, and its traffic",
-        details: "",
-        options: &[],
-        examples: &[("nullctl net grants", "")],
-        run: net::grants,
-    },
-    Command {
-        path: "net denials",
-        arguments: &[],
-        rest: "",
-        about: "what was refused, by which rule, and how to grant it",
-        details: "",
-        options: &[AGENT, FOLLOW],
-        examples: &[
-            ("nullctl net denials", "of all agents"),
-            ("nullctl net denials --agent researcher -f", "watch one"),
-        ],
-        run: net::denials,
-    },
-    Command {
-        path: "memory list",
-        arguments: &[],
-        rest: "",
-        about: "agents with memory, entries and bytes of each",
-        details: "",
-        options: &[],
-        examples: &[("nullctl memory list", "")],
-        run: memory::list,
-    },
-    Command {
-        path: "memory write",
-        arguments: &["KEY", "VALUE"],
-        rest: "",
-        about: "write an entry into an agent's memory",
-        details: "VALUE is JSON; with --text it is taken as a string. VALUE - reads standard input.",
-        options: &[AGENT, switch("text", None, "VALUE is plain text")],
-        examples: &[
-            ("nullctl memory write --agent researcher topics/1 {\"q\":\"tcg\"}", ""),
-            ("nullctl memory write --agent researcher hint hello --text", ""),
-        ],
-        run: memory::write,
-    },
-    Command {
-        path: "memory read",
-        arguments: &["[KEY]"],
-        rest: "",
-        about: "one entry: the newest of a key, or by hash",
-        details: "",
-        options: &[AGENT, valued("hash", "sha256:...", "the entry with this hash")],
-        examples: &[
-            ("nullctl memory read --agent researcher notes/first", ""),
-            (
-                "nullctl memory read --hash sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-                "",
-            ),
-        ],
-        run: memory::read,
-    },
-    Command {
-        path: "memory query",
-        arguments: &["[PREFIX]"],
-        rest: "",
-        about: "newest entry of each key with a prefix",
-        details: "",
-        options: &PAGE,
-        examples: &[("nullctl memory query --agent researcher notes/", "")],
-        run: memory::query,
-    },
-    Command {
-        path: "memory history",
-        arguments: &["KEY"],
-        rest: "",
-        about: "all entries of a key, newest first",
-        details: "",
-        options: &PAGE,
-        examples: &[("nullctl memory history --agent researcher notes/first", "")],
-        run: memory::history,
-    },
-    Command {
-        path: "ledger tail",
-        arguments: &[],
-        rest: "",
-        about: "newest events of the node's ledger",
-        details: "",
-        options: &[FOLLOW, valued("limit", "N", "begin with the newest N (100)")],
-        examples: &[("nullctl ledger tail --limit 20 -f", "")],
-        run: ledger::tail,
-    },
-    Command {
-        path: "ledger verify",
-        arguments: &[],
-        rest: "",
-        about: "check the whole chain; status 1 and the place if it is broken",
-        details: "",
-        options: &[],
-        examples: &[("nullctl ledger verify", "")],
-        run: ledger::verify,
-    },
-    Command {
-        path: "key gen",
-        arguments: &[],
-        rest: "",
-        about: "make a private key; prints what goes into operators.toml",
-        details: "The file must not exist: a key is never replaced. Without --out: ~/.config/nullbox/operator.key.",
-        options: &[valued("out", "FILE", "where the private key goes")],
-        examples: &[("nullctl key gen", ""), ("nullctl key gen --out lab.key", "")],
-        run: local::key_gen,
-    },
-    Command {
-        path: "key show",
-        arguments: &["[FILE]"],
-        rest: "",
-        about: "public key and fingerprint of a private key file",
-        details: "",
-        options: &[],
-        examples: &[("nullctl key show", "")],
-        run: local::key_show,
-    },
-    Command {
-        path: "node trust",
-        arguments: &["HOST[:PORT]"],
-        rest: "",
-        about: "pin a node's key, once; the fingerprint is on its console",
-        details: "Connects, compares, and writes nodes.toml only if the node shows that key. The first node becomes the default.",
-        options: &[
-            valued("name", "NAME", "what --node shall call it (default: HOST)"),
-            switch("default", None, "use it when no node is named"),
-        ],
-        examples: &[(
-            "nullctl node trust 192.0.2.7 --pin SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU --name lab",
-            "",
-        )],
-        run: local::node_trust,
-    },
-    Command {
-        path: "node list",
-        arguments: &[],
-        rest: "",
-        about: "known nodes",
-        details: "",
-        options: &[],
-        examples: &[("nullctl node list", "")],
-        run: local::node_list,
-    },
-    Command {
-        path: "node forget",
-        arguments: &["NAME"],
-        rest: "",
-        about: "forget a node",
-        details: "",
-        options: &[],
-        examples: &[("nullctl node forget lab", "")],
-        run: local::node_forget,
-    },
-    Command {
-        path: "manifest check",
-        arguments: &["FILE"],
-        rest: "",
-        about: "check an AGENT.toml on this machine, as a node would",
-        details: "",
-        options: &[],
-        examples: &[("nullctl manifest check AGENT.toml", "")],
-        run: local::manifest_check,
-    },
-    Command {
-        path: "call",
-        arguments: &["METHOD", "[PARAMS]"],
-        rest: "",
-        about: "any method of the control protocol; parameters and answer are JSON",
-        details: "",
-        options: &[],
-        examples: &[
-            ("nullctl call system.status", ""),
-            ("nullctl call agent.status {\"name\":\"researcher\"}", ""),
-        ],
-        run: local::call,
-    },
-    Command {
-        path: "version",
-        arguments: &[],
-        rest: "",
-        about: "version of nullctl",
-        details: "",
-        options: &[],
-        examples: &[("nullctl version", "")],
-        run: local::version,
-    },
+const GROUPS: &[&[Command]] = &[
+    system::COMMANDS,
+    agent::COMMANDS,
+    exec::COMMANDS,
+    files::COMMANDS,
+    watch::COMMANDS,
+    disks::COMMANDS,
+    image::COMMANDS,
+    services::COMMANDS,
+    local::COMMANDS,
 ];
+
+/// All commands, in the order of the help.
+pub static COMMANDS: &[Command] = &joined::<{ count(GROUPS) }>(GROUPS);
+
+const fn count(groups: &[&[Command]]) -> usize {
+    let (mut total, mut group) = (0, 0);
+    while group < groups.len() {
+        total += groups[group].len();
+        group += 1;
+    }
+    total
+}
+
+const fn joined<const N: usize>(groups: &[&[Command]]) -> [Command; N] {
+    let mut all = [groups[0][0]; N];
+    let (mut filled, mut group) = (0, 0);
+    while group < groups.len() {
+        let mut index = 0;
+        while index < groups[group].len() {
+            all[filled] = groups[group][index];
+            (filled, index) = (filled + 1, index + 1);
+        }
+        group += 1;
+    }
+    all
+}

@@ -1,29 +1,19 @@
-//! `agent`: start, stop, watch and enter agents.
+//! `agent`: start, stop and look at agents.
 
-use abi::control::{
-    AgentExec, AgentList, AgentLogs, AgentRef, AgentState, AgentStatus, Nothing, Output, Progress, Started,
-    StdinData, Stream,
-};
+use abi::control::{AgentList, AgentRef, AgentState, AgentStatus, Nothing, Progress, Started};
 use abi::guest::Exit;
 use abi::manifest::{Manifest, RootfsRef};
-use abi::rpc::Request;
-use abi::wire::LineWriter;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use std::io::{self, IsTerminal, Read, Write};
 use std::time::Duration;
 
-use super::{id, logs, note};
+use super::{id, note};
 use crate::cli::Arguments;
-use crate::context::{Context, Silence, say, terminal};
-use crate::failure::{Failure, status as exit_status};
-use crate::link::{Link, typed};
-use crate::print::{Meter, Passage, Table, facts, size, span, visible};
+use crate::context::{Context, Silence, say};
+use crate::failure::Failure;
+use crate::link::typed;
+use crate::print::{Meter, Table, facts, size, span, visible};
 
 /// Starting is bounded by the node (a guest's boot, 120 s); this is for a node that says nothing at all.
 const START_SILENCE: Duration = Duration::from_secs(180);
-/// Bytes of input in one notification (docs/control-protocol.md: 32 KiB).
-const INPUT_BYTES: usize = 32 * 1024;
 
 fn agent(given: &Arguments) -> Result<AgentRef, Failure> {
     Ok(AgentRef { name: id(given.required(0))? })
@@ -34,6 +24,8 @@ fn state(state: AgentState) -> &'static str {
         AgentState::Stopped => "stopped",
         AgentState::Starting => "starting",
         AgentState::Running => "running",
+        AgentState::Paused => "paused",
+        AgentState::Quarantined => "quarantined",
         AgentState::Stopping => "stopping",
         AgentState::Exited => "exited",
         AgentState::Failed => "failed",
@@ -203,140 +195,4 @@ fn exit_in_words(exit: &Exit) -> String {
         text.push_str(&format!(", {} of output dropped", size(exit.dropped_bytes)));
     }
     text
-}
-
-/// Where output goes: standard output and error, each made harmless if it is a terminal.
-struct Outlet {
-    out: Passage,
-    err: Passage,
-}
-
-impl Outlet {
-    fn new(given: &Arguments) -> Outlet {
-        let raw = given.has("raw");
-        Outlet { out: Passage::new(terminal(), raw), err: Passage::new(io::stderr().is_terminal(), raw) }
-    }
-
-    fn write(&mut self, output: &Output) -> Result<(), Failure> {
-        let bytes = STANDARD.decode(&output.data).map_err(|error| {
-            Failure::local(
-                exit_status::FAILED,
-                format!("output of the agent is not base64: {error}"),
-                "",
-                "use a nullctl of the node's version",
-            )
-        })?;
-        match output.stream {
-            Stream::Stdout => {
-                let mut out = io::stdout().lock();
-                out.write_all(&self.out.take(&bytes))?;
-                out.flush()?;
-            }
-            Stream::Stderr => io::stderr().write_all(&self.err.take(&bytes))?,
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, context: &Context, request: &Request) -> Result<(), Failure> {
-        if context.json {
-            return context.note(request);
-        }
-        match note::<Output>(request, "output")? {
-            Some(output) => self.write(&output),
-            None => Ok(()),
-        }
-    }
-}
-
-pub fn logs(context: &Context, given: &Arguments) -> Result<u8, Failure> {
-    let follow = given.has("follow");
-    let params = AgentLogs {
-        name: id(given.required(0))?,
-        lines: given.number("lines")?,
-        since_unix_ms: logs::since(given)?,
-        follow,
-    };
-    let silence = if follow { Silence::Unbounded } else { Silence::Ordinary };
-    let mut outlet = Outlet::new(given);
-    let mut link = context.ask("agent.logs", &params, silence)?;
-    let mut expected = None;
-    let result = link.result(&mut |request| {
-        if let (false, Some(output)) = (context.json, note::<Output>(request, "output")?) {
-            let missed = expected.map_or(0, |expected| output.seq.saturating_sub(expected));
-            if missed > 0 {
-                eprintln!("-- {missed} pieces of output are no longer kept --");
-            }
-            expected = Some(output.seq + 1);
-        }
-        outlet.take(context, request)
-    })?;
-    context.result_or_json(result)?;
-    Ok(0)
-}
-
-pub fn exec(context: &Context, given: &Arguments) -> Result<u8, Failure> {
-    let exit = run(context, given).map_err(|failure| match failure.exit {
-        exit_status::USAGE | exit_status::UNREACHABLE => failure,
-        _ if failure.error.is_none() => failure,
-        _ => failure.with_exit(exit_status::EXEC),
-    })?;
-    Ok(match (exit.code, exit.signal) {
-        (Some(code), _) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),
-        (None, Some(signal)) => u8::try_from((128 + signal) & 0xff).unwrap_or(u8::MAX),
-        (None, None) => exit_status::EXEC,
-    })
-}
-
-fn run(context: &Context, given: &Arguments) -> Result<Exit, Failure> {
-    let mut env = std::collections::BTreeMap::new();
-    for variable in given.values("env") {
-        let (name, value) = variable.split_once('=').ok_or_else(|| {
-            Failure::usage(format!("--env {variable}: there is no `=`"), "write --env NAME=VALUE")
-        })?;
-        env.insert(name.to_owned(), value.to_owned());
-    }
-    let params = AgentExec {
-        name: id(given.required(0))?,
-        command: given.rest.clone(),
-        env,
-        workdir: given.value("workdir").map(str::to_owned),
-    };
-    let mut link = context.ask("agent.exec", &params, Silence::Unbounded)?;
-    feed(&link, given.has("no-stdin"))?;
-    let mut outlet = Outlet::new(given);
-    let result = link.result(&mut |request| outlet.take(context, request))?;
-    let exit = typed(&result)?;
-    context.result_or_json(result)?;
-    Ok(exit)
-}
-
-/// Passes standard input on, from a thread that ends with the process.
-fn feed(link: &Link, nothing: bool) -> Result<(), Failure> {
-    let mut writer = link.writer()?;
-    if nothing {
-        let _ = send(&mut writer, &[]); // a call that has ended needs no end of input
-        return Ok(());
-    }
-    std::thread::Builder::new().name("stdin".into()).spawn(move || {
-        let mut chunk = vec![0u8; INPUT_BYTES];
-        loop {
-            let read = match io::stdin().lock().read(&mut chunk) {
-                Ok(n) => n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => 0, // closed: the program gets its end of file
-            };
-            let sent = send(&mut writer, chunk.get(..read).unwrap_or_default());
-            if read == 0 || sent.is_err() {
-                return;
-            }
-        }
-    })?;
-    Ok(())
-}
-
-fn send(writer: &mut LineWriter, bytes: &[u8]) -> Result<(), Failure> {
-    let params = serde_json::to_value(StdinData { data: STANDARD.encode(bytes) }).unwrap_or_default();
-    writer
-        .write_line(&Request::notification("stdin", params))
-        .map_err(|_| Failure::quiet(exit_status::FAILED))
 }

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod doctor;
+pub mod exec;
 pub mod image;
 pub mod ledger;
 pub mod local;

@@ -1,0 +1,163 @@
+//! One agent: what is known of it, and who waits for a change.
+//!
+//! Must hold: the state changes only by `state::next`.
+
+use abi::control::{AgentSummary, Progress};
+use abi::guest::{Denied, Exit};
+use abi::ids::{AgentName, Digest, Instance};
+use abi::log;
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::guest::Session;
+use crate::jail::cgroup::VmCgroup;
+use crate::life::Mail;
+use crate::manifests::Loaded;
+use crate::output::Log;
+use crate::state::{self, Happening, Stateful};
+
+/// Refusals of a guest's sandbox that are kept.
+const GUEST_DENIALS_KEPT: usize = 64;
+/// Characters kept of what a guest says about one of them.
+const GUEST_DENIAL_CHARS: usize = 200;
+
+/// One agent, as long as cage runs.
+#[derive(Debug)]
+pub struct Agent {
+    pub name: AgentName,
+    pub log: Log,
+    facts: Mutex<Facts>,
+    changed: Condvar,
+}
+
+/// What is known of an agent.
+#[derive(Debug, Default)]
+pub struct Facts {
+    pub state: Stateful,
+    pub instance: Option<Instance>,
+    /// The manifest of the present or last life.
+    pub loaded: Option<Loaded>,
+    pub rootfs_digest: Option<Digest>,
+    pub asked: Option<Instant>,
+    pub running_since: Option<Instant>,
+    pub stages_ms: Vec<(String, u64)>,
+    /// As the guest says.
+    pub guest_stages_us: Vec<(String, u64)>,
+    /// By its restart policy.
+    pub restarts: u32,
+    /// Of the last health check.
+    pub healthy: Option<bool>,
+    pub importing: Option<Progress>,
+    pub detail: String,
+    pub exit: Option<Exit>,
+    /// What the console of the last life ended with, if its VM broke.
+    pub console: Vec<String>,
+    pub session: Option<Arc<Session>>,
+    pub cgroup: Option<Arc<VmCgroup>>,
+    pub mail: Option<SyncSender<Mail>>,
+    /// Who asked for the present life to end.
+    pub stopped_by: String,
+    denials: VecDeque<String>,
+    denials_dropped: u64,
+}
+
+impl Agent {
+    /// One of which nothing is known yet; its log is what an earlier life of cage left.
+    pub fn new(name: AgentName, logs: &Path) -> Agent {
+        let log = Log::open(logs.join(format!("{name}.log")));
+        Agent { name, log, facts: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// What is known, for a moment.
+    pub fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is known and wakes who waits for it.
+    pub fn update<T>(&self, change: impl FnOnce(&mut Facts) -> T) -> T {
+        let result = change(&mut self.facts());
+        self.changed.notify_all();
+        self.log.wake();
+        result
+    }
+
+    /// Waits for the next change, or for `patience`.
+    pub fn wait<'a>(&self, facts: MutexGuard<'a, Facts>, patience: Duration) -> MutexGuard<'a, Facts> {
+        self.changed.wait_timeout(facts, patience).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Notes that a stage of the start was reached.
+    pub fn reached(&self, stage: &str) {
+        self.update(|facts| {
+            let since = facts.asked.map_or(0, |asked| asked.elapsed().as_millis() as u64);
+            facts.stages_ms.push((stage.to_owned(), since));
+        });
+    }
+
+    /// Notes what the guest's sandbox refused.
+    pub fn denied(&self, denied: &Denied) {
+        let short = |text: &str| {
+            text.chars().filter(|c| !c.is_control()).take(GUEST_DENIAL_CHARS).collect::<String>()
+        };
+        self.update(|facts| {
+            facts.denials.push_back(format!("{}: {}", short(&denied.what), short(&denied.rule)));
+            if facts.denials.len() > GUEST_DENIALS_KEPT {
+                facts.denials.pop_front();
+                facts.denials_dropped += 1;
+            }
+        });
+    }
+}
+
+impl Facts {
+    /// A new life begins.
+    pub fn begin(&mut self, instance: Instance, loaded: Loaded, mail: SyncSender<Mail>, asked: Instant) {
+        self.instance = Some(instance);
+        self.loaded = Some(loaded);
+        self.mail = Some(mail);
+        self.asked = Some(asked);
+        (self.rootfs_digest, self.running_since, self.importing, self.exit) = (None, None, None, None);
+        (self.stages_ms, self.detail, self.denials, self.denials_dropped) = Default::default();
+        self.console = Vec::new();
+    }
+
+    /// The life is over.
+    pub fn end(&mut self, happening: Happening, detail: String) {
+        if let Err(illegal) = self.state.let_happen(happening) {
+            log::error("state_table_disagrees", &[("illegal", &format!("{illegal:?}"))]);
+        }
+        self.detail = detail;
+        (self.session, self.cgroup, self.mail, self.importing, self.running_since) =
+            (None, None, None, None, None);
+    }
+
+    /// One line of `agent.list`; none if there is no manifest to tell of.
+    pub fn summary(&self, name: &AgentName, configured: Option<&Loaded>) -> Option<AgentSummary> {
+        let own = self.loaded.as_ref().filter(|_| state::alive(self.state.now()));
+        let manifest = &own.or(configured).or(self.loaded.as_ref())?.manifest;
+        Some(AgentSummary {
+            name: name.clone(),
+            version: manifest.version.clone(),
+            state: self.state.now(),
+            instance: self.instance.clone(),
+            rootfs: match &manifest.rootfs {
+                abi::manifest::RootfsRef::Name(name) => name.clone(),
+                abi::manifest::RootfsRef::Digest(digest) => digest.to_string(),
+            },
+            uptime_ms: self.running_since.map(|since| since.elapsed().as_millis() as u64),
+            detail: self.detail.clone(),
+            restarts: self.restarts,
+            healthy: self.healthy,
+        })
+    }
+
+    /// What the guest's sandbox refused, newest last.
+    pub fn guest_denials(&self) -> Vec<String> {
+        let dropped =
+            (self.denials_dropped > 0).then(|| format!("{} earlier ones are not kept", self.denials_dropped));
+        dropped.into_iter().chain(self.denials.iter().cloned()).collect()
+    }
+}

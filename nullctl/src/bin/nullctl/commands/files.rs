@@ -1,0 +1,6 @@
+//! `agent cp` and `agent diff`.
+
+use crate::cli::Command;
+
+/// In the order of the help.
+pub const COMMANDS: &[Command] = &[];
