@@ -261,6 +261,24 @@ fn effect_of(service: &str) -> &'static str {
 }
 
 #[cfg(test)]
+impl Patient {
+    /// A service that nothing is said about but its state.
+    pub fn for_test(name: &str, state: &str) -> Patient {
+        let status = ServiceStatus {
+            name: name.into(),
+            state: state.into(),
+            pid: Some(7),
+            restarts: 0,
+            ready_ms: Some(900),
+            memory_kib: 0,
+            detail: String::new(),
+            says: String::new(),
+        };
+        Patient { status, unmet: Vec::new(), last_line: String::new() }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::health::{Interface, Kvm, Space, Uplink};
@@ -329,17 +347,7 @@ mod tests {
     }
 
     fn patient(name: &str, state: &str) -> Patient {
-        let status = ServiceStatus {
-            name: name.into(),
-            state: state.into(),
-            pid: Some(7),
-            restarts: 0,
-            ready_ms: Some(900),
-            memory_kib: 0,
-            detail: String::new(),
-            says: String::new(),
-        };
-        Patient { status, unmet: Vec::new(), last_line: String::new() }
+        Patient::for_test(name, state)
     }
 
     type Harm = (&'static str, Severity, &'static str, fn(&mut Node));

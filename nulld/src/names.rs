@@ -9,17 +9,17 @@ use abi::identity::Service;
 use abi::rpc::{Incoming, Request};
 use abi::wire::Connection;
 
-/// How long each read and write to egress may take; its own bound, RESOLVE_MS_MAX, is shorter.
-const ANSWER: Duration = Duration::from_secs(10);
-
-/// The addresses of a host, in the order to try. An address needs no egress.
-pub fn resolve(host: &str) -> io::Result<Vec<IpAddr>> {
+/// The addresses of a host, in the order to try. An address needs no egress. `patience`: for each read and write to egress, whose
+/// own bound is [`abi::limits::RESOLVE_MS_MAX`].
+pub fn resolve(host: &str, patience: Duration) -> io::Result<Vec<IpAddr>> {
     if let Ok(address) = host.parse() {
         return Ok(vec![address]);
     }
     let name = host.parse().map_err(|_| io::Error::other("it is neither a name nor an address"))?;
-    let mut connection = Connection::connect(Service::Egress.socket_path())?;
-    connection.set_timeout(Some(ANSWER))?;
+    let unreachable =
+        |error: io::Error| io::Error::new(error.kind(), format!("egress cannot be asked: {error}"));
+    let mut connection = Connection::connect(Service::Egress.socket_path()).map_err(unreachable)?;
+    connection.set_timeout(Some(patience))?;
     let params = serde_json::to_value(NetResolve { name })?;
     connection.write_line(&Request::call(1, "net.resolve", params)).map_err(io::Error::other)?;
     let line = connection.read_line().map_err(io::Error::other)?.unwrap_or_default();

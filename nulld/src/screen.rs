@@ -251,20 +251,11 @@ fn wrap(text: &str, columns: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use abi::control::ServiceStatus;
 
     fn patient(name: &str, state: &str, says: &str, detail: &str) -> Patient {
-        let status = ServiceStatus {
-            name: name.into(),
-            state: state.into(),
-            pid: Some(7),
-            restarts: 0,
-            ready_ms: Some(900),
-            memory_kib: 0,
-            detail: detail.into(),
-            says: says.into(),
-        };
-        Patient { status, unmet: Vec::new(), last_line: String::new() }
+        let mut patient = Patient::for_test(name, state);
+        (patient.status.says, patient.status.detail) = (says.into(), detail.into());
+        patient
     }
 
     fn phase(name: &str, outcome: &str) -> Phase {

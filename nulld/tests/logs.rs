@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use abi::control::LogLine;
-use abi::rpc::{Incoming, Request};
+use abi::rpc::Request;
 use abi::wire::Connection;
-use node::{Node, call, read};
+use node::{Node, call};
 use serde_json::{Value, json};
 
 fn config(logs: &str, services: &str) -> String {
@@ -29,21 +29,6 @@ fn forward_to(host: &str) -> String {
 }
 
 /// A call's lines, up to its answer.
-fn lines(node: &Node, params: Value) -> Vec<LogLine> {
-    let mut connection = node.connect();
-    connection.write_line(&Request::call(1, "system.logs", params)).unwrap();
-    let mut lines = Vec::new();
-    loop {
-        match read(&mut connection) {
-            Incoming::Notification(note) => lines.push(serde_json::from_value(note.params).unwrap()),
-            Incoming::Response(response) => {
-                assert!(response.error.is_none(), "{response:?}");
-                return lines;
-            }
-        }
-    }
-}
-
 fn next(connection: &mut Connection) -> Option<LogLine> {
     let line = connection.read_line().ok()??;
     let note: Request = serde_json::from_str(&line).unwrap();
@@ -96,14 +81,14 @@ fn assert_whole(seqs: &BTreeSet<u64>, last: u64) {
 #[test]
 fn a_flood_is_dropped_and_counted_while_the_door_answers_and_others_keep_their_log() {
     let node = Node::boot(&config("", &(service("cage", "flood", "") + &service("egress", "good", ""))));
-    let begin = lines(&node, json!({ "service": "egress" }));
+    let begin = node.log_lines(json!({ "service": "egress" }));
     let dropped = node.until("a count of dropped lines", 20, |node| {
-        let log = lines(node, json!({ "service": "cage" }));
+        let log = node.log_lines(json!({ "service": "cage" }));
         let mut counts = log.iter().filter_map(|line| line.line.strip_prefix("warning log_dropped lines="));
         counts.next_back().map(|rest| rest.split(' ').next().unwrap().parse::<u64>().unwrap())
     });
     assert!(dropped > 100, "{dropped}");
-    assert_eq!(lines(&node, json!({ "service": "egress" })), begin);
+    assert_eq!(node.log_lines(json!({ "service": "egress" })), begin);
     let rss = node.status().nulld_rss_kib;
     // With debug code; the measure of the release build is the soak's.
     assert!(rss < 12 * 1024, "{rss} KiB");
@@ -116,7 +101,7 @@ fn a_slow_reader_is_told_what_it_missed_and_holds_up_nobody() {
     slow.write_line(&Request::call(1, "system.logs", json!({ "service": "cage", "follow": true }))).unwrap();
     // It takes nothing while the ring turns over, and the door answers all the time.
     let first = node.until("a ring that has turned over", 30, |node| {
-        let oldest = lines(node, json!({ "service": "cage" })).first().map(|line| line.seq)?;
+        let oldest = node.log_lines(json!({ "service": "cage" })).first().map(|line| line.seq)?;
         (oldest > 1500).then_some(oldest)
     });
     let mut before: Option<LogLine> = None;
@@ -138,14 +123,14 @@ fn lines_are_asked_for_by_number_and_by_time() {
     let begin = unix_ms();
     std::thread::sleep(Duration::from_millis(5));
     chatter(&node, 3);
-    let all = lines(&node, json!({ "service": "nulld" }));
-    let newest = lines(&node, json!({ "service": "nulld", "lines": 4 }));
+    let all = node.log_lines(json!({ "service": "nulld" }));
+    let newest = node.log_lines(json!({ "service": "nulld", "lines": 4 }));
     assert_eq!(newest.len(), 4);
     assert!(newest[0].seq > all[0].seq && newest.windows(2).all(|pair| pair[0].seq < pair[1].seq));
-    let later = lines(&node, json!({ "service": "nulld", "since_unix_ms": begin }));
+    let later = node.log_lines(json!({ "service": "nulld", "since_unix_ms": begin }));
     assert!(later.len() >= 3 && later.len() < all.len(), "{later:?}");
     assert!(later.iter().all(|line| line.unix_ms >= begin));
-    assert!(lines(&node, json!({ "since_unix_ms": unix_ms() + 3_600_000 })).is_empty());
+    assert!(node.log_lines(json!({ "since_unix_ms": unix_ms() + 3_600_000 })).is_empty());
 }
 
 #[test]
@@ -155,7 +140,7 @@ fn the_kernels_log_is_kept_and_a_process_cannot_speak_for_the_kernel() {
     let mut kmsg = fs::OpenOptions::new().write(true).open("/dev/kmsg").unwrap();
     kmsg.write_all(format!("<4>{word} kernel: forged\n").as_bytes()).unwrap();
     let found = node.until("the record", 10, |node| {
-        let log = lines(node, json!({ "service": "kernel" }));
+        let log = node.log_lines(json!({ "service": "kernel" }));
         log.into_iter().find(|line| line.line.contains(&word))
     });
     assert_eq!(found.line, format!("warning user: {word} kernel: forged"));
@@ -170,13 +155,13 @@ fn a_crash_of_nulld_keeps_the_logs_and_repeats_nothing() {
     let mut kmsg = fs::OpenOptions::new().write(true).open("/dev/kmsg").unwrap();
     kmsg.write_all(format!("<6>{word}\n").as_bytes()).unwrap();
     node.until("the record", 10, |node| {
-        lines(node, json!({ "service": "kernel" })).iter().any(|l| l.line.contains(&word)).then_some(())
+        node.log_lines(json!({ "service": "kernel" })).iter().any(|l| l.line.contains(&word)).then_some(())
     });
-    let before = lines(&node, json!({}));
+    let before = node.log_lines(json!({}));
     let pid = nix::unistd::Pid::from_raw(node.pid.cast_signed());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSEGV).unwrap();
     node.until("a nulld that began again", 20, |node| (node.status().crashes == 1).then_some(()));
-    let after = lines(&node, json!({}));
+    let after = node.log_lines(json!({}));
     let oldest = after[0].seq;
     let kept: Vec<&LogLine> = before.iter().filter(|line| line.seq >= oldest).collect();
     assert!(kept.len() > 30 && after.iter().zip(&kept).all(|(new, old)| new == *old));
@@ -229,7 +214,7 @@ impl UdpHost {
 }
 
 fn newest(node: &Node) -> u64 {
-    lines(node, json!({})).last().unwrap().seq
+    node.log_lines(json!({})).last().unwrap().seq
 }
 
 #[test]
@@ -287,7 +272,7 @@ fn a_host_that_takes_nothing_disturbs_nobody_and_is_told_what_was_lost() {
     let (stuck, _) = listener.accept().unwrap();
     // It is connected and reads nothing, while a service floods.
     node.until("a ring that has turned over", 60, |node| {
-        let oldest = lines(node, json!({ "service": "egress" })).first().map(|line| line.seq)?;
+        let oldest = node.log_lines(json!({ "service": "egress" })).first().map(|line| line.seq)?;
         (oldest > 3000).then_some(())
     });
     assert_eq!(node.service("forward").state, "ready");

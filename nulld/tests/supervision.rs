@@ -27,6 +27,33 @@ fn log_of(node: &Node, service: &str) -> Vec<String> {
     node.logs(service).into_iter().map(|line| line.line).collect()
 }
 
+/// A tracer that does not collect it keeps a killed process from its parent, as a disk that does not answer would.
+struct Tracer {
+    let_go: std::sync::mpsc::Sender<()>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Tracer {
+    fn hold(pid: i32) -> Tracer {
+        let (let_go, wait) = std::sync::mpsc::channel::<()>();
+        let (traced, is_traced) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let pid = Pid::from_raw(pid);
+            nix::sys::ptrace::seize(pid, nix::sys::ptrace::Options::empty()).unwrap();
+            traced.send(()).unwrap();
+            wait.recv().unwrap();
+            nix::sys::wait::waitpid(pid, None).unwrap();
+        });
+        is_traced.recv().unwrap();
+        Tracer { let_go, thread }
+    }
+
+    fn let_go(self) {
+        self.let_go.send(()).unwrap();
+        self.thread.join().unwrap();
+    }
+}
+
 #[test]
 fn a_service_without_a_sign_of_life_is_killed_and_started_again() {
     let node = Node::boot(&config(
@@ -121,17 +148,7 @@ fn a_process_that_the_kernel_keeps_is_abandoned_named_and_started_again_when_it_
     ));
     let inside = node.service("cage").pid.unwrap();
     let outside = node.outside("cage");
-    // A tracer that does not collect it keeps a killed process from its parent, as a disk that does not answer would.
-    let (let_go, wait) = std::sync::mpsc::channel::<()>();
-    let (traced, is_traced) = std::sync::mpsc::channel();
-    let tracer = std::thread::spawn(move || {
-        let pid = Pid::from_raw(outside);
-        nix::sys::ptrace::seize(pid, nix::sys::ptrace::Options::empty()).unwrap();
-        traced.send(()).unwrap();
-        wait.recv().unwrap();
-        nix::sys::wait::waitpid(pid, None).unwrap()
-    });
-    is_traced.recv().unwrap();
+    let tracer = Tracer::hold(outside);
     let abandoned = node.wait_state("cage", "failed", 25);
     assert!(abandoned.detail.contains(&format!("does not end process {inside} (state ")), "{abandoned:?}");
     assert!(log_of(&node, "nulld").iter().any(|line| line.contains("service_abandoned service=cage")));
@@ -140,8 +157,7 @@ fn a_process_that_the_kernel_keeps_is_abandoned_named_and_started_again_when_it_
     assert_eq!(node.service("egress").restarts, 0);
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!((node.service("cage").state.as_str(), node.service("cage").restarts), ("failed", 0));
-    let_go.send(()).unwrap();
-    tracer.join().unwrap();
+    tracer.let_go();
     node.until("both again", 20, |node| {
         let (cage, gate) = (node.service("cage"), node.service("nullgate"));
         (cage.restarts >= 1 && cage.state == "ready" && gate.state == "ready").then_some(())
@@ -152,22 +168,12 @@ fn a_process_that_the_kernel_keeps_is_abandoned_named_and_started_again_when_it_
 fn an_abandoned_process_holds_no_power_off_up() {
     let mut node = Node::boot(&config(&service("cage", &["good"], "stop_secs_max = 1")));
     let outside = node.outside("cage");
-    let (let_go, wait) = std::sync::mpsc::channel::<()>();
-    let (traced, is_traced) = std::sync::mpsc::channel();
-    let tracer = std::thread::spawn(move || {
-        let pid = Pid::from_raw(outside);
-        nix::sys::ptrace::seize(pid, nix::sys::ptrace::Options::empty()).unwrap();
-        traced.send(()).unwrap();
-        wait.recv().unwrap();
-        nix::sys::wait::waitpid(pid, None).unwrap()
-    });
-    is_traced.recv().unwrap();
+    let tracer = Tracer::hold(outside);
     node.call("system.poweroff", Value::Null);
     node.wait_console("service_abandoned service=cage", 20);
     node.wait_console("nullbox: services stopped", 10);
     // The end of the PID namespace waits for its last process; the node's kernel would not.
-    let_go.send(()).unwrap();
-    tracer.join().unwrap();
+    tracer.let_go();
     assert_eq!(node.wait_end(20), 2);
 }
 

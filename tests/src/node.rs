@@ -56,6 +56,23 @@ pub struct Machine {
     pub key: PathBuf,
 }
 
+impl Machine {
+    /// A machine without volumes: UEFI, 1 GiB, the admin key of `config`.
+    pub fn bare(name: &str, iso: PathBuf, config: &crate::fixture::Config) -> Machine {
+        Machine {
+            name: name.into(),
+            iso,
+            firmware: Firmware::Uefi,
+            config: None,
+            state: None,
+            memory_mib: 1024,
+            forwards: Vec::new(),
+            uplink: false,
+            key: config.keys.admin.clone(),
+        }
+    }
+}
+
 /// What is unlike an ordinary machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Oddities {

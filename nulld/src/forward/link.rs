@@ -18,6 +18,8 @@ use rustix::net::RecvFlags;
 use super::LINES_PER_TURN;
 use crate::{clock, names};
 
+/// How long each read and write to egress may take.
+const RESOLVE: Duration = Duration::from_secs(10);
 /// How long connecting to one address, or one write, may take.
 const STEP: Duration = Duration::from_secs(5);
 /// Pause between two batches of datagrams: nothing else keeps a burst from overrunning the host's socket.
@@ -58,7 +60,7 @@ enum Socket {
 impl Socket {
     fn connect(target: &Target) -> io::Result<Socket> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in names::resolve(&target.host)?.into_iter().take(limits::DIAL_ADDRESSES_MAX) {
+        for address in names::resolve(&target.host, RESOLVE)?.into_iter().take(limits::DIAL_ADDRESSES_MAX) {
             match Socket::dial(target.transport, SocketAddr::new(address, target.port)) {
                 Ok(socket) => return Ok(socket),
                 Err(error) => last = error,

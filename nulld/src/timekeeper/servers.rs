@@ -2,19 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-use abi::control::{NetResolve, Resolved};
-use abi::identity::Service;
 use abi::limits;
-use abi::rpc::{Incoming, Request};
-use abi::wire::Connection;
 use serde::Deserialize;
 
-use crate::uplink;
+use crate::{names, uplink};
 
 /// Larger: not read.
 const UPLINK_BYTES_MAX: u64 = 64 * 1024;
@@ -77,13 +72,11 @@ impl Servers {
     }
 
     fn address(&mut self, name: &str) -> Result<IpAddr, String> {
-        if let Ok(address) = name.parse() {
-            return Ok(address);
-        }
         if let Some(address) = self.addresses.get(name) {
             return Ok(*address);
         }
-        let address = resolve(name)?;
+        let found = names::resolve(name, RESOLVE).map_err(|error| error.to_string())?;
+        let address = found.first().copied().ok_or_else(|| "has no address".to_owned())?;
         self.addresses.insert(name.to_owned(), address);
         Ok(address)
     }
@@ -98,33 +91,6 @@ impl Servers {
         self.denied.insert(server.address);
         self.addresses.remove(&server.name);
     }
-}
-
-/// Asks egress, which asks the node's resolvers.
-fn resolve(name: &str) -> Result<IpAddr, String> {
-    let asked =
-        NetResolve { name: name.parse().map_err(|_| "is neither an address nor a host name".to_owned())? };
-    let mut connection = connect().map_err(|error| format!("egress cannot be asked: {error}"))?;
-    let params = serde_json::to_value(&asked).map_err(|error| error.to_string())?;
-    connection.write_line(&Request::call(1, "net.resolve", params)).map_err(|error| error.to_string())?;
-    let line = connection.read_line().map_err(|error| format!("egress: {error}"))?;
-    match serde_json::from_str(&line.ok_or("egress has gone")?) {
-        Ok(Incoming::Response(response)) => match (response.result, response.error) {
-            (Some(result), None) => {
-                let found: Resolved = serde_json::from_value(result).map_err(|error| error.to_string())?;
-                found.addresses.first().copied().ok_or_else(|| "has no address".to_owned())
-            }
-            (_, Some(error)) => Err(error.message),
-            (None, None) => Err("egress answered nothing".to_owned()),
-        },
-        Ok(Incoming::Notification(_)) | Err(_) => Err("egress answered what was not asked".to_owned()),
-    }
-}
-
-fn connect() -> io::Result<Connection> {
-    let connection = Connection::connect(Service::Egress.socket_path())?;
-    connection.set_timeout(Some(RESOLVE))?;
-    Ok(connection)
 }
 
 /// The part of uplink.json that is of use here.

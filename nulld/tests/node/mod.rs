@@ -251,8 +251,12 @@ impl Node {
     }
 
     pub fn logs(&self, service: &str) -> Vec<LogLine> {
+        self.log_lines(serde_json::json!({ "service": service }))
+    }
+
+    /// What `system.logs` answers.
+    pub fn log_lines(&self, params: serde_json::Value) -> Vec<LogLine> {
         let mut connection = self.connect();
-        let params = serde_json::json!({ "service": service });
         connection.write_line(&Request::call(1, "system.logs", params)).unwrap();
         let mut lines = Vec::new();
         loop {

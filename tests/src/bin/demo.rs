@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use system_tests::ctl::Answer;
 use system_tests::fixture::{self, Config};
-use system_tests::node::{BOOT_TIME_MAX, Firmware, Machine, Node, READY};
+use system_tests::node::{BOOT_TIME_MAX, Machine, Node, READY};
 use system_tests::web::Web;
 
 const PAGE: &str = "Welcome to api.exa.test, served by the machine that runs this demo.\n";
@@ -68,15 +68,16 @@ fn play(options: &Options) -> Result<bool> {
     title("A configuration volume: one operator key, a Python rootfs from Debian packages, two manifests");
     let config = configuration()?;
     let machine = Machine {
-        name: "demo".into(),
-        iso: options.iso.canonicalize().with_context(|| options.iso.display().to_string())?,
-        firmware: Firmware::Uefi,
         config: Some(config.volume()?),
         state: Some(config.state("2G")?),
         memory_mib: 2048,
         forwards: vec![("10.0.2.100:80".into(), web.port)],
         uplink: options.uplink,
-        key: config.keys.admin.clone(),
+        ..Machine::bare(
+            "demo",
+            options.iso.canonicalize().with_context(|| options.iso.display().to_string())?,
+            &config,
+        )
     };
     title("Booting the image (UEFI)");
     let node = boot(machine)?;

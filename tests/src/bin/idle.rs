@@ -2,20 +2,14 @@
 
 use anyhow::{Context, Result};
 use system_tests::fixture::Config;
-use system_tests::node::{Firmware, Machine, Node};
+use system_tests::node::{Machine, Node};
 
 fn main() -> Result<()> {
     let config = Config::new("idle")?;
     let machine = Machine {
-        name: "idle".into(),
-        iso: system_tests::iso()?,
-        firmware: Firmware::Uefi,
         config: Some(config.volume()?),
         state: Some(config.state("256M")?),
-        memory_mib: 1024,
-        forwards: Vec::new(),
-        uplink: false,
-        key: config.keys.admin.clone(),
+        ..Machine::bare("idle", system_tests::iso()?, &config)
     };
     let node = Node::boot(machine)?;
     let status = node.json(&["system", "status"])?;

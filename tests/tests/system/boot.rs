@@ -138,17 +138,7 @@ fn three_boots_in_a_row_reach_ready() -> Result<()> {
 
 fn bare(name: &str, firmware: Firmware) -> Result<(Machine, Config)> {
     let config = Config::new(name)?;
-    let machine = Machine {
-        name: name.into(),
-        iso: system_tests::iso()?,
-        firmware,
-        config: None,
-        state: None,
-        memory_mib: 1024,
-        forwards: Vec::new(),
-        uplink: false,
-        key: config.keys.admin.clone(),
-    };
+    let machine = Machine { firmware, ..Machine::bare(name, system_tests::iso()?, &config) };
     Ok((machine, config))
 }
 

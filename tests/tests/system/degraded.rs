@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use system_tests::fixture::Config;
-use system_tests::node::{BOOT_TIME_MAX, Firmware, Machine, Node, Oddities};
+use system_tests::node::{BOOT_TIME_MAX, Machine, Node, Oddities};
 
 use crate::faults::finding;
 use crate::shared::eventually;
@@ -75,17 +75,7 @@ pub fn switch_off() {
 
 fn admit(lack: Lack) -> Result<Patient> {
     let config = Config::new("degraded")?;
-    let mut machine = Machine {
-        name: "degraded".into(),
-        iso: system_tests::iso()?,
-        firmware: Firmware::Uefi,
-        config: None,
-        state: None,
-        memory_mib: 768,
-        forwards: Vec::new(),
-        uplink: false,
-        key: config.keys.admin.clone(),
-    };
+    let mut machine = Machine { memory_mib: 768, ..Machine::bare("degraded", system_tests::iso()?, &config) };
     let mut odd = Oddities::default();
     match lack {
         Lack::Machine => {
@@ -216,15 +206,9 @@ fn missing_network_is_told_and_seven_presses_end_it() -> Result<()> {
     let config = Config::new("unplugged")?;
     config.file("nulld.toml", &format!("{}{DEAF}", crate::faults::SABOTEUR))?;
     let machine = Machine {
-        name: "unplugged".into(),
-        iso: system_tests::test_iso()?,
-        firmware: Firmware::Uefi,
         config: Some(config.volume()?),
-        state: None,
         memory_mib: 768,
-        forwards: Vec::new(),
-        uplink: false,
-        key: config.keys.admin.clone(),
+        ..Machine::bare("unplugged", system_tests::test_iso()?, &config)
     };
     let odd = Oddities { network: Some(String::new()), ..Oddities::default() };
     // Ready all the same: the node waits for an address only so long.

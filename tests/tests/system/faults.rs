@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
 use serde_json::json;
 use system_tests::fixture::Config;
-use system_tests::node::{Firmware, Machine, Node, Oddities};
+use system_tests::node::{Machine, Node, Oddities};
 
 use crate::shared::eventually;
 use crate::sound::{before, call, service, status};
@@ -101,15 +101,9 @@ fn start() -> Result<(Node, Config)> {
     let disk = config.dir().join("stall.img");
     std::fs::File::create(&disk)?.set_len(1 << 20)?;
     let machine = Machine {
-        name: "faults".into(),
-        iso: system_tests::test_iso()?,
-        firmware: Firmware::Uefi,
         config: Some(config.volume()?),
         state: Some(config.state("256M")?),
-        memory_mib: 1024,
-        forwards: Vec::new(),
-        uplink: false,
-        key: config.keys.admin.clone(),
+        ..Machine::bare("faults", system_tests::test_iso()?, &config)
     };
     let odd = Oddities {
         disks: vec![disk],

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use system_tests::fixture::{self, Config};
-use system_tests::node::{Firmware, Machine, Node};
+use system_tests::node::{Machine, Node};
 use system_tests::web::Web;
 
 pub const PAGE: &str = "the page that the test internet serves";
@@ -71,15 +71,12 @@ fn start() -> Result<Lab> {
     }
     config.rootfs("python", &fixture::python_archive(&system_tests::tree().join("tests/app"))?)?;
     let machine = Machine {
-        name: "lab".into(),
-        iso: system_tests::test_iso()?,
-        firmware: Firmware::Uefi,
         config: Some(config.volume()?),
         state: Some(config.state("2G")?),
         memory_mib: 2048,
         forwards: vec![("10.0.2.100:80".into(), web.port)],
-        uplink: false,
         key: config.keys.operator.clone(),
+        ..Machine::bare("lab", system_tests::test_iso()?, &config)
     };
     let node = Node::boot(machine)?;
     Ok(Lab { node, config, web })

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use system_tests::fixture::Config;
-use system_tests::node::{Firmware, Machine, Node, Oddities};
+use system_tests::node::{Machine, Node, Oddities};
 use system_tests::wire::{Datagram, Wire};
 
 use crate::shared::eventually;
@@ -70,15 +70,9 @@ fn node_takes_the_servers_time() -> Result<()> {
     );
     config.file("nulld.toml", &own)?;
     let machine = Machine {
-        name: "time".into(),
-        iso: system_tests::test_iso()?,
-        firmware: Firmware::Uefi,
         config: Some(config.volume()?),
-        state: None,
         memory_mib: 768,
-        forwards: Vec::new(),
-        uplink: false,
-        key: config.keys.admin.clone(),
+        ..Machine::bare("time", system_tests::test_iso()?, &config)
     };
     let odd = Oddities { network: Some(wire.netdev.clone()), ..Oddities::default() };
     let node = Node::boot_odd(machine, &odd)?;

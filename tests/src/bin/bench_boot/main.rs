@@ -89,15 +89,9 @@ fn compare(options: &Options) -> Result<bool> {
     for (done, side) in order.iter().enumerate() {
         progress(done, order.len(), &last);
         let mut machine = Machine {
-            name: format!("bench-{}", side.name().to_lowercase()),
-            iso: options.iso.clone(),
             firmware: Firmware::UefiDisk,
-            config: None,
-            state: None,
             memory_mib: MEMORY_MIB,
-            forwards: Vec::new(),
-            uplink: false,
-            key: config.keys.admin.clone(),
+            ..Machine::bare(&format!("bench-{}", side.name().to_lowercase()), options.iso.clone(), &config)
         };
         match side {
             Side::NullBox => {
