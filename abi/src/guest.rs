@@ -8,8 +8,9 @@
 //! [`Kind::Failed`], then halts), starts the agent, streams [`Kind::Stdout`]/[`Kind::Stderr`], and sends [`Kind::Exit`] on
 //! channel 0 when the agent has ended; it halts after the host's [`Kind::Shutdown`] or when the connection closes.
 //! On a channel above 0 output is sent only as far as the window reaches that [`Exec`] or [`Files`] gave and [`Kind::Window`]
-//! widened; input likewise, from [`limits::EXEC_INPUT_WINDOW_BYTES`] on. So a slow reader holds up its own channel alone. Who
-//! sends more than his window breaks the protocol. Channel 0 has no windows: the host always takes its output.
+//! widened; input likewise on every channel, 0 too, from [`limits::EXEC_INPUT_WINDOW_BYTES`] on. So a slow reader holds up its own
+//! channel alone. Who sends more than his window, or gives back more than he was sent, breaks the protocol. Output of channel 0
+//! has no window: the host always takes it. [`Kind::Exit`] or [`Kind::Failed`] is the last frame of a channel.
 //!
 //! Disks: the rootfs's layers first, bottom to top (vda...), then the workspace, then the volumes, in the order of [`Start`].
 //! The host believes nothing of what a guest says beyond "this VM said so".
@@ -75,7 +76,7 @@ kinds! {
     Denied = 12,
     /// Host to guest: [`TerminalSize`] of a channel that has a terminal.
     Resize = 13,
-    /// Either way, on a channel above 0: [`Window`]. So many more bytes may be sent to the one who says it.
+    /// Either way: [`Window`]. So many more bytes may be sent on this channel to the one who says it; none for output of channel 0.
     Window = 14,
     /// Host to guest: [`Clock`]. After a pause, or when the host's clock was set.
     Clock = 15,
@@ -282,8 +283,9 @@ pub struct Files {
 pub enum FilesJob {
     /// Send a file or a directory with all below it.
     Read { path: String },
-    /// Take records from standard input and make what they say below `path`, a directory that exists, or, if the one record is a
-    /// file and `path` is none, the file `path` itself.
+    /// Take records from standard input and make what they say. If `path` is a directory, below it; if it is not, the first record,
+    /// a file or a directory, becomes `path` itself, and what the others name below it comes below `path`. An empty path in the first
+    /// record is `path` itself either way.
     Write { path: String },
     /// Send what differs from the rootfs, as records without contents. Made by the verifier itself, outside the agent's sandbox.
     Changes,
