@@ -19,6 +19,9 @@ pub struct Record {
     /// Seconds since 1970.
     pub modified_unix_s: i64,
     pub content: Content,
+    /// Only in an answer of `agent.diff`: the rootfs has something at this path, so it was changed and not added.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_rootfs: bool,
 }
 
 /// What a record is.
@@ -167,7 +170,7 @@ mod tests {
     use super::*;
 
     fn record(path: &str, content: Content) -> Record {
-        Record { path: path.into(), mode: 0o644, modified_unix_s: 5, content }
+        Record { path: path.into(), mode: 0o644, modified_unix_s: 5, content, in_rootfs: false }
     }
 
     #[test]
