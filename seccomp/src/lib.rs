@@ -2,8 +2,11 @@
 //!
 //! nulld's services and the jails of cage have each their own table; this is what the tables have in common.
 //!
-//! Must hold: a call that no line allows ends the process, and the kernel's log has its number (audit record 1326); a call
-//! under another architecture likewise. Must never: allow a call whose arguments a line restricts without that restriction.
+//! Must hold: a call that no line allows is not made. It ends the process, and the kernel's log has its number (audit record
+//! 1326), or raises SIGSYS where the table's owner asks for it; a call under another architecture always ends the process.
+//! Must never: allow a call whose arguments a line restricts without that restriction.
+
+pub mod names;
 
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -21,6 +24,23 @@ pub enum When {
     Masked(u8, u64, u64),
     /// Each of these, as in `Masked`.
     All(&'static [(u8, u64, u64)]),
+}
+
+impl When {
+    /// Whether a call with these arguments is allowed: what the filter decides, told in Rust.
+    pub fn admits(&self, args: &[u64; 6]) -> bool {
+        let has = |&(index, mask, value): &(u8, u64, u64)| {
+            args.get(usize::from(index)).is_some_and(|arg| arg & mask == value & mask)
+        };
+        match *self {
+            When::Always => true,
+            When::OneOf(index, values) => {
+                args.get(usize::from(index)).is_some_and(|arg| values.contains(&(arg & 0xFFFF_FFFF)))
+            }
+            When::Masked(index, mask, value) => has(&(index, mask, value)),
+            When::All(parts) => parts.iter().all(has),
+        }
+    }
 }
 
 /// One line of a table: the call's number, when it is allowed, and why it is needed.
@@ -62,8 +82,26 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Allows what the lines allow. Where a call has several lines, one of them is enough.
+    /// Allows what the lines allow. Where a call has several lines, one of them is enough. Any other call ends the process.
     pub fn of<'a>(lines: impl IntoIterator<Item = &'a Line>) -> Result<Filter, FilterError> {
+        Filter::with(lines, SeccompAction::KillProcess, SeccompAction::Allow)
+    }
+
+    /// As `of`, but any other call is not made and raises SIGSYS (SECCOMP_RET_TRAP), so that a handler can name it.
+    pub fn trapping<'a>(lines: impl IntoIterator<Item = &'a Line>) -> Result<Filter, FilterError> {
+        Filter::with(lines, SeccompAction::Trap, SeccompAction::Allow)
+    }
+
+    /// The reverse: these calls end the process, and any other is left to the other filters.
+    pub fn killing<'a>(lines: impl IntoIterator<Item = &'a Line>) -> Result<Filter, FilterError> {
+        Filter::with(lines, SeccompAction::Allow, SeccompAction::KillProcess)
+    }
+
+    fn with<'a>(
+        lines: impl IntoIterator<Item = &'a Line>,
+        otherwise: SeccompAction,
+        matching: SeccompAction,
+    ) -> Result<Filter, FilterError> {
         let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
         let mut always = Vec::new();
         for (call, when, _reason) in lines {
@@ -82,9 +120,9 @@ impl Filter {
             }
         }
         for call in always {
-            rules.insert(call, Vec::new()); // no condition: allowed
+            rules.insert(call, Vec::new()); // no condition
         }
-        let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, ARCH)?;
+        let filter = SeccompFilter::new(rules, otherwise, matching, ARCH)?;
         Ok(Filter { programs: vec![filter.try_into()?] })
     }
 
@@ -157,7 +195,15 @@ mod tests {
             (5, When::Always, "wider than the line before"),
         ];
         let filter = Filter::of(table).unwrap();
-        let run = |number, a: u64, b: u64| run(&filter.programs()[0], number, [a, b, 0, 0, 0, 0]);
+        let admitted = |number, args: &[u64; 6]| {
+            table.iter().any(|(call, when, _)| *call == number && when.admits(args))
+        };
+        let run = |number, a: u64, b: u64| {
+            let args = [a, b, 0, 0, 0, 0];
+            let answer = run(&filter.programs()[0], number, args);
+            assert_eq!(answer == ALLOW, admitted(number, &args), "{number} {a} {b}");
+            answer
+        };
         for (number, a, b) in
             [(1, 99, 99), (2, 7, 0), (2, 9, 0), (3, 0, 0x13F), (4, 2, 0x801), (4, 2, 2), (5, 8, 8)]
         {
@@ -168,6 +214,15 @@ mod tests {
         {
             assert_eq!(run(number, a, b), KILL, "{number} {a} {b}");
         }
+    }
+
+    #[test]
+    fn a_trapping_table_traps_and_a_killing_one_kills_only_its_own() {
+        let line: Line = (13, When::OneOf(0, &[31]), "");
+        let (traps, kills) = (Filter::trapping([&line]).unwrap(), Filter::killing([&line]).unwrap());
+        let run = |filter: &Filter, number, a| run(&filter.programs()[0], number, [a, 0, 0, 0, 0, 0]);
+        assert_eq!((run(&traps, 13, 31), run(&traps, 13, 6)), (ALLOW, libc::SECCOMP_RET_TRAP));
+        assert_eq!((run(&kills, 13, 31), run(&kills, 13, 6), run(&kills, 9, 31)), (KILL, ALLOW, ALLOW));
     }
 
     #[test]
