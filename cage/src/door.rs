@@ -1,15 +1,13 @@
 //! cage's methods. What each does is elsewhere; here it is parsed, watched and answered.
 
-use abi::control::{AgentLogs, AgentRef, AgentState, ImageImport, ImageList, Progress, Started};
+use abi::control::{AgentLogs, AgentRef, AgentState, Progress, Started};
 use abi::door::{Call, Handler, Outcome};
 use abi::ids::Instance;
-use abi::ledger::Event;
 use abi::limits;
 use abi::rpc::{Code, RpcError};
 use abi::wire::WireError;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
-use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,8 +15,7 @@ use std::time::{Duration, Instant};
 use crate::agent::Agent;
 use crate::agents::Cage;
 use crate::output::Chunk;
-use crate::store::Source;
-use crate::{attach, disks, exec, files, images, imports, life, state, steer, watch};
+use crate::{attach, disks, exec, files, images, state, steer, watch};
 
 /// How long a caller may leave a notification unread. Then its call ends.
 const CALLER_MS_MAX: u64 = 10_000;
@@ -59,9 +56,9 @@ impl Handler for Door {
             "snapshot.list" | "snapshot.create" | "snapshot.remove" | "volume.list" | "volume.remove" => {
                 disks::run(&self.cage, call)
             }
-            "image.inspect" | "image.remove" | "image.prune" => images::run(&self.cage, call),
-            "image.list" => Ok(Outcome::Result(json!(ImageList { images: self.cage.store.list() }))),
-            "image.import" => self.import(call),
+            "image.list" | "image.inspect" | "image.remove" | "image.prune" | "image.import" => {
+                images::run(&self.cage, call)
+            }
             other => Err(RpcError::new(Code::UNKNOWN_METHOD, format!("cage has no method `{other}`"))),
         }
     }
@@ -165,41 +162,6 @@ impl Door {
             }
         }
         Ok(Outcome::Result(json!({})))
-    }
-
-    fn import(&self, call: Call<'_>) -> Result<Outcome, RpcError> {
-        let want: ImageImport = call.request.params()?;
-        let invalid = |what: String| RpcError::new(Code::INVALID_PARAMS, what);
-        if want.bytes > limits::ARCHIVE_BYTES_MAX {
-            return Err(invalid(format!(
-                "{} bytes: at most {} are allowed",
-                want.bytes,
-                limits::ARCHIVE_BYTES_MAX
-            )));
-        }
-        let mut writer = call.connection.writer().map_err(|error| invalid(error.to_string()))?;
-        let mut body = call.connection.take(want.bytes);
-        let mut told = None;
-        let outcome = self.cage.store.import(
-            Source::Stream { reader: &mut body, bytes: want.bytes },
-            &want.name,
-            &mut |stage, done, total| {
-                let step = (stage, done * 100 / total.max(1));
-                if told != Some(step) {
-                    told = Some(step);
-                    let progress = imports::progress(&want.name, stage.as_str(), done, total);
-                    // A caller that does not listen still gets its import; the answer will fail.
-                    let _ = writer.write_line(&abi::rpc::Request::notification("progress", json!(progress)));
-                }
-            },
-        );
-        let image = outcome
-            .map_err(|error| RpcError::new(Code::FAILED, format!("the archive was not imported: {error}")))?;
-        life::record(
-            &self.cage,
-            Event::RootfsImported { name: want.name, digest: image.digest, archive: image.archive },
-        );
-        Ok(Outcome::Result(json!(image)))
     }
 }
 

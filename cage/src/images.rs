@@ -1,13 +1,276 @@
-//! `image.inspect`, `image.remove` and `image.prune`.
+//! `image.*`: what the store holds, for operators.
+//!
+//! Must hold: an image goes only if nothing runs from it and no disk of an agent lies above it; its receipt is durable first.
 
+use abi::control::{
+    AgentState, Image, ImageDetails, ImageImport, ImageList, ImageListing, ImageRef, ImagesRemoved,
+};
 use abi::door::{Call, Outcome};
-use abi::rpc::{Code, RpcError};
+use abi::ids::{AgentName, Digest};
+use abi::ledger::Event;
+use abi::limits;
+use abi::manifest::{RootfsRef, rootfs_name_ok};
+use abi::rpc::{Code, Request, RpcError};
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::sync::Arc;
 
 use crate::agents::Cage;
+use crate::store::{Source, StoreError};
+use crate::{disks, imports, life, manifests, state};
+
+/// Images of one answer, as JSON: they fit a line with room for what is around them. One alone always does, by the limits on names,
+/// environment and command.
+const PAGE_BYTES_MAX: usize = limits::LINE_BYTES_MAX / 2;
 
 /// Answers a call.
 pub fn run(cage: &Arc<Cage>, call: Call<'_>) -> Result<Outcome, RpcError> {
-    let _ = cage;
-    Err(RpcError::new(Code::UNKNOWN_METHOD, format!("cage has no method `{}`", call.request.method)))
+    match call.request.method.as_str() {
+        "image.list" => {
+            let ImageListing { after } = call.request.params()?;
+            Ok(Outcome::Result(json!(page(cage.store.list(), after))))
+        }
+        "image.inspect" => {
+            let ImageRef { image } = call.request.params()?;
+            Ok(Outcome::Result(json!(inspect(cage, &image)?)))
+        }
+        "image.remove" => {
+            let ImageRef { image } = call.request.params()?;
+            Ok(Outcome::Result(json!(remove(cage, &image, &call.caller.to_string())?)))
+        }
+        "image.prune" => Ok(Outcome::Result(json!(prune(cage, &call.caller.to_string())?))),
+        "image.import" => import(cage, call),
+        other => Err(RpcError::new(Code::UNKNOWN_METHOD, format!("cage has no method `{other}`"))),
+    }
+}
+
+/// The images after a digest, as many as fit.
+fn page(images: Vec<Image>, after: Option<Digest>) -> ImageList {
+    let mut list = ImageList { images: Vec::new(), next: None };
+    let mut bytes = 0;
+    for image in images {
+        if after.is_some_and(|after| image.digest <= after) {
+            continue;
+        }
+        bytes += serde_json::to_string(&image).map_or(PAGE_BYTES_MAX, |text| text.len());
+        if let Some(last) = list.images.last()
+            && bytes > PAGE_BYTES_MAX
+        {
+            list.next = Some(last.digest);
+            break;
+        }
+        list.images.push(image);
+    }
+    list
+}
+
+/// What an operator means by a text: a name or a digest.
+fn reference(text: &str) -> Result<RootfsRef, RpcError> {
+    if let Ok(digest) = text.parse() {
+        return Ok(RootfsRef::Digest(digest));
+    }
+    if rootfs_name_ok(text) {
+        return Ok(RootfsRef::Name(text.to_owned()));
+    }
+    let shown: String = text.chars().filter(|c| !c.is_control()).take(80).collect();
+    Err(RpcError::new(
+        Code::INVALID_PARAMS,
+        format!("`{shown}` is neither a rootfs name nor a sha256: digest"),
+    )
+    .explained("a name has 1 to 64 of a-z 0-9 . _ -, a digest 64 hex digits", "see image list"))
+}
+
+fn missing(error: StoreError) -> RpcError {
+    let code = match error {
+        StoreError::UnknownName(_) | StoreError::UnknownDigest(_) => Code::NOT_FOUND,
+        _ => Code::FAILED,
+    };
+    RpcError::new(code, error.to_string())
+}
+
+fn inspect(cage: &Cage, text: &str) -> Result<ImageDetails, RpcError> {
+    let (digest, _, image) = cage.store.resolve(&reference(text)?).map_err(missing)?;
+    let manifests = manifests::load(&cage.places.config).known;
+    let means = |reference: &RootfsRef| match reference {
+        RootfsRef::Digest(other) => *other == digest,
+        RootfsRef::Name(name) => image.names.contains(name),
+    };
+    let agents = manifests.into_iter().filter(|(_, loaded)| means(&loaded.manifest.rootfs));
+    Ok(ImageDetails {
+        agents: agents.map(|(name, _)| name).collect(),
+        entrypoint: cage.store.entrypoint(&digest),
+        image,
+    })
+}
+
+/// Images that living agents run from, and one agent of each. One that starts counts with what its manifest means.
+fn running(cage: &Cage) -> BTreeMap<Digest, AgentName> {
+    let mut running = BTreeMap::new();
+    for summary in cage.list().agents {
+        if !state::alive(summary.state) || summary.state == AgentState::Stopped {
+            continue;
+        }
+        let agent = cage.agent(&summary.name);
+        let facts = agent.facts();
+        let wanted = facts.loaded.as_ref().map(|loaded| loaded.manifest.rootfs.clone());
+        let found = facts.rootfs_digest.or_else(|| Some(cage.store.resolve(&wanted?).ok()?.0));
+        running.extend(found.map(|digest| (digest, summary.name.clone())));
+    }
+    running
+}
+
+/// Why an image must stay, if it must.
+fn must_stay(cage: &Cage, image: &Image) -> Result<(), RpcError> {
+    let refused = |why: String, remedy: String| {
+        let what = format!("{} stays: {why}", image.digest);
+        Err(RpcError::new(Code::CONFLICT, what)
+            .explained("an image goes only when nothing runs from it and no disk lies above it", remedy))
+    };
+    if let Some(agent) = running(cage).get(&image.digest) {
+        return refused(format!("agent {agent} runs from it"), format!("agent stop {agent}"));
+    }
+    match disks::above(cage).map_err(not_told)?.get(&image.digest) {
+        Some(disk) => refused(format!("{disk} was written above it"), format!("remove {disk} first")),
+        None => Ok(()),
+    }
+}
+
+fn not_told(error: impl std::fmt::Display) -> RpcError {
+    RpcError::new(Code::FAILED, format!("what lies above images cannot be told: {error}"))
+}
+
+fn remove(cage: &Cage, text: &str, by: &str) -> Result<ImagesRemoved, RpcError> {
+    let reference = reference(text)?;
+    let (digest, _, image) = cage.store.resolve(&reference).map_err(missing)?;
+    let mut removed = ImagesRemoved { images: Vec::new(), bytes: 0 };
+    match reference {
+        RootfsRef::Name(name) if image.names.len() > 1 => {
+            receipt(cage, digest, vec![name.clone()], by)?;
+            cage.store.forget(&name).map_err(missing)?;
+        }
+        _ => {
+            must_stay(cage, &image)?;
+            receipt(cage, digest, image.names, by)?;
+            removed.bytes = cage.store.remove(&digest).map_err(missing)?;
+            removed.images.push(digest);
+        }
+    }
+    Ok(removed)
+}
+
+fn prune(cage: &Cage, by: &str) -> Result<ImagesRemoved, RpcError> {
+    let manifests = manifests::load(&cage.places.config).known;
+    let mut kept: BTreeSet<Digest> = running(cage).into_keys().collect();
+    kept.extend(disks::above(cage).map_err(not_told)?.into_keys());
+    kept.extend(manifests.values().filter_map(|loaded| match loaded.manifest.rootfs {
+        RootfsRef::Digest(digest) => Some(digest),
+        RootfsRef::Name(_) => None,
+    }));
+    let mut removed = ImagesRemoved { images: Vec::new(), bytes: 0 };
+    for image in cage.store.list() {
+        if image.names.is_empty() && !kept.contains(&image.digest) {
+            receipt(cage, image.digest, Vec::new(), by)?;
+            removed.bytes += cage.store.remove(&image.digest).map_err(missing)?;
+            removed.images.push(image.digest);
+        }
+    }
+    Ok(removed)
+}
+
+/// No receipt, no removal.
+fn receipt(cage: &Cage, digest: Digest, names: Vec<String>, by: &str) -> Result<(), RpcError> {
+    let event = Event::ImageRemoved { digest, names, by: by.to_owned() };
+    match cage.ledger.append(event) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            Err(RpcError::new(Code::UNAVAILABLE, format!("no receipt, so {digest} stays: {error}")))
+        }
+    }
+}
+
+fn import(cage: &Cage, call: Call<'_>) -> Result<Outcome, RpcError> {
+    let want: ImageImport = call.request.params()?;
+    let invalid = |what: String| RpcError::new(Code::INVALID_PARAMS, what);
+    if want.bytes > limits::ARCHIVE_BYTES_MAX {
+        let most = limits::ARCHIVE_BYTES_MAX;
+        return Err(invalid(format!("{} bytes: at most {most} are allowed", want.bytes)));
+    }
+    let mut writer = call.connection.writer().map_err(|error| invalid(error.to_string()))?;
+    let mut body = call.connection.take(want.bytes);
+    let mut told = None;
+    let source = Source::Stream { reader: &mut body, bytes: want.bytes };
+    let outcome = cage.store.import(source, &want.name, &mut |stage, done, total| {
+        let step = (stage, done * 100 / total.max(1));
+        if told != Some(step) {
+            told = Some(step);
+            let progress = imports::progress(&want.name, stage, done, total);
+            // A caller that does not listen still gets its import; the answer will fail.
+            let _ = writer.write_line(&Request::notification("progress", json!(progress)));
+        }
+    });
+    let image = outcome
+        .map_err(|error| RpcError::new(Code::FAILED, format!("the archive was not imported: {error}")))?;
+    life::record(
+        cage,
+        Event::RootfsImported { name: want.name, digest: image.digest, archive: image.archive },
+    );
+    Ok(Outcome::Result(json!(image)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use abi::control::Layer;
+
+    /// The largest image that the store lets in.
+    fn largest(number: u8) -> Image {
+        let digest = Digest([number; 32]);
+        let text = |bytes| "\u{1}".repeat(bytes);
+        Image {
+            digest,
+            names: (0..limits::STORE_IMAGES_MAX).map(|n| format!("{n:064}")).collect(),
+            bytes: u64::MAX,
+            layers: vec![Layer { digest, bytes: u64::MAX, images: u32::MAX }; limits::ROOTFS_DISKS_MAX],
+            archive: digest,
+            env: vec![text(limits::OCI_ENV_BYTES_MAX / 6)],
+            workdir: Some(text(limits::PATH_BYTES_MAX)),
+        }
+    }
+
+    #[test]
+    fn every_page_of_the_largest_list_fits_a_line_and_nothing_is_left_out() {
+        let images: Vec<Image> = (0..=u8::MAX).map(largest).collect();
+        assert!(images.len() >= limits::STORE_IMAGES_MAX);
+        let (mut seen, mut after) = (Vec::new(), None);
+        loop {
+            let list = page(images.clone(), after);
+            assert!(json!(list).to_string().len() + 512 < limits::LINE_BYTES_MAX);
+            seen.extend(list.images.into_iter().map(|image| image.digest));
+            match list.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        assert_eq!(seen, images.iter().map(|image| image.digest).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn details_of_the_largest_image_fit_a_line() {
+        let details = ImageDetails {
+            image: largest(1),
+            agents: (0..limits::MANIFESTS_MAX).map(|n| format!("{n:032}").parse().unwrap()).collect(),
+            entrypoint: vec!["\u{1}".repeat(limits::OCI_ENV_BYTES_MAX / 6)],
+        };
+        assert!(json!(details).to_string().len() + 512 < limits::LINE_BYTES_MAX);
+    }
+
+    #[test]
+    fn what_is_neither_name_nor_digest_is_refused() {
+        for text in ["", "Upper", "sha256:12", "a/b", "../x"] {
+            assert_eq!(reference(text).unwrap_err().code, Code::INVALID_PARAMS, "{text}");
+        }
+        assert!(matches!(reference("python"), Ok(RootfsRef::Name(_))));
+        assert!(matches!(reference(&Digest([1; 32]).to_string()), Ok(RootfsRef::Digest(_))));
+    }
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::store::{Source, Store};
+use crate::store::{Source, Stage, Store};
 
 /// How far one archive is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +72,7 @@ impl Imports {
                 let step = (stage, done * 100 / total.max(1));
                 if told != Some(step) {
                     told = Some(step);
-                    self.set(&name, Some(Import::Running(progress(&name, stage.as_str(), done, total))));
+                    self.set(&name, Some(Import::Running(progress(&name, stage, done, total))));
                 }
             });
             match outcome {
@@ -122,7 +122,7 @@ impl Imports {
 }
 
 /// A `progress` notification of an import.
-pub fn progress(name: &str, stage: &str, done: u64, total: u64) -> Progress {
+pub fn progress(name: &str, stage: Stage, done: u64, total: u64) -> Progress {
     Progress { stage: format!("rootfs {name}: {stage}"), done: Some(done), total: Some(total) }
 }
 

@@ -157,10 +157,10 @@ impl Life<'_> {
             agent.update(|facts| facts.importing = None);
             waited.map_err(|why| End::Broken(format!("rootfs `{name}`: {why}")))?;
         }
-        let (digest, path, image) = self.cage.store.resolve(&reference).map_err(broken)?;
+        let (digest, disks, image) = self.cage.store.resolve(&reference).map_err(broken)?;
         self.agent.update(|facts| facts.rootfs_digest = Some(digest));
         self.reached("rootfs")?;
-        Ok((vec![path], image))
+        Ok((disks, image))
     }
 
     /// Waits until few enough guests boot beside this one.

@@ -300,11 +300,23 @@ pub struct StdinData {
     pub data: String,
 }
 
-/// Result of `image.list`.
+/// Parameters of `image.list`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageListing {
+    /// Go on after this one: `next` of the answer before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Digest>,
+}
+
+/// Result of `image.list`: by digest, as many as fit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageList {
     pub images: Vec<Image>,
+    /// There are more after this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Digest>,
 }
 
 /// Parameters of `image.inspect` and `image.remove`.
@@ -350,8 +362,8 @@ pub struct Layer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Image {
-    /// Names its content: SHA-256 over the digests of its layers, each as text with a newline, bottom to top; with one layer that
-    /// layer's digest.
+    /// Names its content and how it wants to be run: SHA-256 over the digests of its layers, environment and working directory
+    /// (docs/rootfs.md). Of an image that the first version of the store made, its one layer's digest.
     pub digest: Digest,
     pub names: Vec<String>,
     /// Bytes of all layers.

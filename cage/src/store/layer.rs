@@ -15,6 +15,7 @@ use super::archive::{Archive, Extent, ExtentReader, digest_differs};
 use super::error::{ImportError, shown};
 use super::tar::{self, Input, TarError};
 use super::tree::{Content, NodeId, Refusal, Tree};
+use super::{Progress, Stage, throttle};
 
 const DAMAGED: &str = "the layer is damaged: fetch or write the archive again";
 
@@ -34,9 +35,15 @@ pub struct Layer {
 #[derive(Debug)]
 pub struct Allowance(u64);
 
-impl Default for Allowance {
-    fn default() -> Self {
-        Allowance(limits::ROOTFS_BYTES_MAX)
+impl Allowance {
+    /// What is left after so many bytes.
+    pub fn after(used: u64) -> Self {
+        Allowance(limits::ROOTFS_BYTES_MAX.saturating_sub(used))
+    }
+
+    /// Bytes unpacked so far.
+    pub fn used(&self) -> u64 {
+        limits::ROOTFS_BYTES_MAX - self.0
     }
 }
 
@@ -61,15 +68,50 @@ pub fn merge(
     merged
 }
 
+/// Checks the packed layer against the digest that the manifest states.
 fn blob_holds(archive: &Archive, layer: &Layer) -> Result<(), ImportError> {
-    let Some(want) = layer.blob else {
-        return Ok(());
-    };
-    let got = archive.digest(layer.extent, |_| {})?;
-    match got == want {
-        true => Ok(()),
-        false => Err(digest_differs(&layer.member, &want, &got)),
+    match layer.blob {
+        Some(_) => digest_of_packed(archive, layer, |_| {}).map(|_| ()),
+        None => Ok(()),
     }
+}
+
+/// The packed layer's digest; an error where the manifest states another one.
+fn digest_of_packed(
+    archive: &Archive,
+    layer: &Layer,
+    progress: impl FnMut(u64),
+) -> Result<Digest, ImportError> {
+    let got = archive.digest(layer.extent, progress)?;
+    match layer.blob {
+        Some(want) if got != want => Err(digest_differs(&layer.member, &want, &got)),
+        _ => Ok(got),
+    }
+}
+
+/// Whether these layers are, byte for byte, those that were unpacked before: packed as then, or not at all.
+pub fn packed_as_known(
+    archive: &Archive,
+    layers: &[Layer],
+    known: &[Digest],
+    progress: Progress<'_>,
+) -> Result<bool, ImportError> {
+    let fits = |layer: &Layer, known: &Digest, got| got == *known || got == layer.diff_id;
+    let stated = |(layer, known): (&Layer, &Digest)| layer.blob.is_none_or(|blob| fits(layer, known, blob));
+    if !layers.iter().zip(known).all(stated) {
+        return Ok(false);
+    }
+    let total = layers.iter().map(|layer| layer.extent.size).sum();
+    let mut before = 0;
+    let mut tell = throttle(Stage::Hash, total, progress);
+    for (layer, known) in layers.iter().zip(known) {
+        let got = digest_of_packed(archive, layer, |done| tell(before + done))?;
+        if !fits(layer, known, got) {
+            return Ok(false);
+        }
+        before += layer.extent.size;
+    }
+    Ok(true)
 }
 
 fn read_all(

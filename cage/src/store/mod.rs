@@ -1,4 +1,5 @@
-//! The rootfs store: OCI archives go in, SquashFS images come out, each known by the SHA-256 of its bytes.
+//! The rootfs store: OCI archives go in, images of SquashFS disks come out, each disk known by the SHA-256 of its bytes and stored
+//! once, however many images have it.
 //!
 //! Owns: the directory it was opened on (docs/rootfs.md describes it).
 //! Must hold: an import happens as a whole or not at all, power cuts included; the same archive gives the same digest; what an
@@ -17,6 +18,11 @@
 )]
 
 mod archive;
+#[cfg(test)]
+#[path = "../../tests/archives/mod.rs"]
+#[allow(dead_code)] // tests outside use all of it
+mod archives;
+mod chain;
 mod convert;
 mod error;
 mod index;
@@ -26,6 +32,7 @@ mod path;
 mod squashfs;
 mod tar;
 mod tree;
+mod upper;
 
 pub use error::{ImportError, StoreError};
 
@@ -40,6 +47,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use archive::Archive;
+use chain::Chain;
+use convert::Known;
 use index::Index;
 
 /// Where an archive comes from.
@@ -56,18 +65,24 @@ pub enum Source<'a> {
 pub enum Stage {
     Receive,
     Hash,
+    /// So many layers of so many, from the bottom, are in the store already.
+    Known {
+        layers: usize,
+        all: usize,
+    },
     Merge,
     Write,
 }
 
-impl Stage {
-    /// The stage's name for `progress`; the unit of all of them is bytes.
-    pub fn as_str(self) -> &'static str {
+/// The stage's name for `progress`; the unit of all of them is bytes.
+impl std::fmt::Display for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Stage::Receive => "receive",
-            Stage::Hash => "hash",
-            Stage::Merge => "merge layers",
-            Stage::Write => "write squashfs",
+            Stage::Receive => f.write_str("receive"),
+            Stage::Hash => f.write_str("hash"),
+            Stage::Known { layers, all } => write!(f, "{layers} of {all} layers known"),
+            Stage::Merge => f.write_str("merge layers"),
+            Stage::Write => f.write_str("write squashfs"),
         }
     }
 }
@@ -87,7 +102,9 @@ pub struct Store {
 impl Store {
     /// Opens the store, making it where there is none. Left-overs of an import that was cut off are removed.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        for part in [dir.to_path_buf(), temporary(dir), squashfs_dir(dir), dir.join("meta")] {
+        for part in
+            [dir.to_path_buf(), temporary(dir), squashfs_dir(dir), dir.join("chains"), dir.join("meta")]
+        {
             fs::create_dir_all(&part).map_err(StoreError::host("create", &part))?;
         }
         Ok(Store { dir: dir.to_path_buf(), index: Mutex::new(Index::open(dir)?), importing: Mutex::new(()) })
@@ -115,8 +132,8 @@ impl Store {
         self.index().images()
     }
 
-    /// The image a manifest means: its digest, its SquashFS (read-only, a multiple of 4096 bytes), and the rest.
-    pub fn resolve(&self, reference: &RootfsRef) -> Result<(Digest, PathBuf, Image), StoreError> {
+    /// The image a manifest means: its digest, its disks (read-only, multiples of 4096 bytes), bottom to top, and the rest.
+    pub fn resolve(&self, reference: &RootfsRef) -> Result<(Digest, Vec<PathBuf>, Image), StoreError> {
         let index = self.index();
         let digest = match reference {
             RootfsRef::Digest(digest) => *digest,
@@ -125,31 +142,24 @@ impl Store {
             }
         };
         let image = index.image(&digest).ok_or(StoreError::UnknownDigest(digest))?;
-        Ok((digest, squashfs_path(&self.dir, &digest), image))
+        let disks = image.layers.iter().map(|layer| squashfs_path(&self.dir, &layer.digest)).collect();
+        Ok((digest, disks, image))
     }
 
-    /// Removes a name (the image stays, for [`Store::collect`]), or an image with all its names. A VM that has the image open keeps it.
-    pub fn remove(&self, reference: &RootfsRef) -> Result<(), StoreError> {
-        let mut index = self.index();
-        match reference {
-            RootfsRef::Name(name) => index.forget_name(name),
-            RootfsRef::Digest(digest) => index.remove(digest),
-        }
+    /// Command of the OCI image; empty where none is known.
+    pub fn entrypoint(&self, digest: &Digest) -> Vec<String> {
+        self.index().entrypoint(digest)
     }
 
-    /// Removes every image that has no name and is not in `keep`; returns what went.
-    pub fn collect(&self, keep: &[Digest]) -> Result<Vec<Digest>, StoreError> {
-        let mut index = self.index();
-        let unused: Vec<Digest> = index
-            .images()
-            .iter()
-            .filter(|image| image.names.is_empty() && !keep.contains(&image.digest))
-            .map(|image| image.digest)
-            .collect();
-        for digest in &unused {
-            index.remove(digest)?;
-        }
-        Ok(unused)
+    /// Removes a name; the image stays.
+    pub fn forget(&self, name: &str) -> Result<(), StoreError> {
+        self.index().forget_name(name)
+    }
+
+    /// Removes an image with all its names, and the disks that no other image has; returns their bytes. A VM that has them open
+    /// keeps them.
+    pub fn remove(&self, digest: &Digest) -> Result<u64, StoreError> {
+        self.index().remove(digest)
     }
 
     /// The documents of an archive fix its content by digest, so a known set of them is a known image, whatever the file's time
@@ -209,11 +219,53 @@ impl Store {
         if self.index().is_full() {
             return Err(ImportError::Full { max: limits::STORE_IMAGES_MAX });
         }
-        let scratch = Scratch::new(temporary(&self.dir).join("squashfs"))?;
-        let made = convert::convert(archive, plan, &scratch.path, progress)?;
+        let known = self.known(archive, plan, progress)?;
+        let dir = temporary(&self.dir);
+        let made = convert::convert(archive, plan, known, &dir, limits::ROOTFS_DISKS_MAX, progress);
         let mut index = self.index();
-        index.add(&scratch.path, made, archive_digest, plan)?;
-        index.name(name, made.digest).map_err(ImportError::from)
+        let named = made.and_then(|made| {
+            let digest = index.add(made, archive_digest, plan)?;
+            Ok(index.name(name, digest)?)
+        });
+        index.release()?;
+        named
+    }
+
+    /// The most layers from the bottom that were converted before; their disks are held until the import is over. The archive's own
+    /// are hashed all the same: a damaged archive is told as such, and a file below that a layer changes is read from there.
+    fn known(
+        &self,
+        archive: &Archive,
+        plan: &oci::Plan,
+        progress: Progress<'_>,
+    ) -> Result<Option<Known>, ImportError> {
+        let ids = chain::ids(&plan.layers);
+        for (at, id) in ids.iter().enumerate().rev() {
+            let count = at + 1;
+            let all = count == plan.layers.len();
+            let layers = plan.layers.get(..count).unwrap_or_default();
+            let (chain, path) = {
+                let mut index = self.index();
+                match index.chain(id) {
+                    Some((chain, path)) if chain.packed.len() == count && (all || chain.has_tree) => {
+                        index.hold(&chain.disks);
+                        (chain, path)
+                    }
+                    _ => continue,
+                }
+            };
+            if !layer::packed_as_known(archive, layers, &chain.packed, progress)? {
+                continue;
+            }
+            let tree = if all { None } else { Chain::read_tree(&path) };
+            if all || tree.is_some() {
+                let bytes = layers.iter().map(|layer| layer.extent.size).sum();
+                progress(Stage::Known { layers: count, all: plan.layers.len() }, bytes, bytes);
+                return Ok(Some(Known { chain, tree }));
+            }
+        }
+        self.index().hold(&[]);
+        Ok(None)
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {

@@ -29,6 +29,8 @@ pub struct Plan {
     /// `KEY=VALUE`.
     pub env: Vec<String>,
     pub workdir: Option<String>,
+    /// Entrypoint and Cmd, one after the other.
+    pub entrypoint: Vec<String>,
     /// Stands for the image's content: of the documents that fix it by digest.
     pub fingerprint: Digest,
 }
@@ -103,6 +105,10 @@ struct RunConfig {
     env: Option<Vec<String>>,
     #[serde(default)]
     working_dir: Option<String>,
+    #[serde(default)]
+    entrypoint: Option<Vec<String>>,
+    #[serde(default)]
+    cmd: Option<Vec<String>>,
 }
 
 fn plan_oci(archive: &Archive) -> Result<Plan, ImportError> {
@@ -235,19 +241,21 @@ fn assemble(
         });
     }
     let run = config.config.unwrap_or_default();
+    let entrypoint = [run.entrypoint, run.cmd].into_iter().flatten().flatten().collect();
     Ok(Plan {
         layers,
         env: checked_env(run.env.unwrap_or_default()).map_err(wrong)?,
         workdir: checked_workdir(run.working_dir.unwrap_or_default()).map_err(wrong)?,
+        entrypoint: checked_entrypoint(entrypoint).map_err(wrong)?,
         fingerprint,
     })
 }
 
 fn checked_env(env: Vec<String>) -> Result<Vec<String>, String> {
-    let bytes: usize = env.iter().map(String::len).sum();
+    let bytes = json_bytes(&env);
     if env.len() > limits::ENV_VARS_MAX || bytes > limits::OCI_ENV_BYTES_MAX {
         return Err(format!(
-            "Env has {} variables in {bytes} bytes; at most {} in {} can be kept",
+            "Env has {} variables in {bytes} bytes of JSON; at most {} in {} can be kept",
             env.len(),
             limits::ENV_VARS_MAX,
             limits::OCI_ENV_BYTES_MAX
@@ -258,6 +266,20 @@ fn checked_env(env: Vec<String>) -> Result<Vec<String>, String> {
         Some(text) => Err(format!("Env has `{}`, which is not KEY=VALUE", shown(text.as_bytes()))),
         None => Ok(env),
     }
+}
+
+fn checked_entrypoint(entrypoint: Vec<String>) -> Result<Vec<String>, String> {
+    let bytes = json_bytes(&entrypoint);
+    if bytes > limits::OCI_ENV_BYTES_MAX {
+        let most = limits::OCI_ENV_BYTES_MAX;
+        return Err(format!("Entrypoint and Cmd take {bytes} bytes of JSON; at most {most} can be kept"));
+    }
+    Ok(entrypoint)
+}
+
+/// How much of an answer's line these texts take.
+fn json_bytes(texts: &[String]) -> usize {
+    serde_json::to_string(texts).map_or(usize::MAX, |text| text.len())
 }
 
 fn checked_workdir(workdir: String) -> Result<Option<String>, String> {

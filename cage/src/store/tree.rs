@@ -6,7 +6,9 @@
 //! Source: OCI image-spec, layer.md ("Applying Changesets", "Whiteouts").
 
 use abi::limits;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::path::RootfsPath;
 use super::tar::{Entry, Kind};
@@ -18,7 +20,7 @@ const AUFS: &[u8] = b".wh..wh.";
 const LINKS_FOLLOWED_MAX: usize = 40;
 
 /// Index of a node; made by [`Tree`] only, and only for nodes it holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NodeId(u32);
 
 impl NodeId {
@@ -30,31 +32,36 @@ impl NodeId {
 }
 
 /// Where a file's content lies: in the unpacked stream of this layer (from 0), at this offset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Content {
     pub layer: u16,
     pub at: u64,
     pub size: u64,
 }
 
-/// What a node is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A directory's entries.
+pub type Children = BTreeMap<Box<[u8]>, Dentry>;
+
+/// What a node is. Directories and targets are shared with snapshots of the tree until they change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Node {
-    Directory(BTreeMap<Box<[u8]>, Dentry>),
+    Directory(Arc<Children>),
     File(Content),
-    Symlink(Box<[u8]>),
+    Symlink(Arc<[u8]>),
     Fifo,
+    /// Hides what the disks below have at this name; only in what [`super::upper`] makes.
+    Whiteout,
 }
 
 /// A name's target, and the layer that last wrote the name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dentry {
     pub node: NodeId,
     layer: u16,
 }
 
 /// A node with its owner, permissions and time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inode {
     pub node: Node,
     pub owner: Owner,
@@ -62,7 +69,8 @@ pub struct Inode {
     pub names: u32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Owner, permissions and time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     pub mode: u16,
     pub uid: u32,
@@ -71,7 +79,7 @@ pub struct Owner {
 }
 
 /// A directory nobody described.
-const IMPLIED: Owner = Owner { mode: 0o755, uid: 0, gid: 0, mtime: 0 };
+pub(super) const IMPLIED: Owner = Owner { mode: 0o755, uid: 0, gid: 0, mtime: 0 };
 
 /// What became of an entry that was not refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,14 +104,18 @@ fn refuse<T>(rule: &'static str, remedy: &'static str) -> Result<T, Refusal> {
 }
 
 /// The merge of the layers applied so far.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Tree {
-    /// Freed slots are none and listed in `free`.
+    /// Freed slots are none and listed in `free`, those of a snapshot excepted.
     nodes: Vec<Option<Inode>>,
     free: Vec<NodeId>,
+    /// Nodes below this are known to a snapshot: their numbers never mean another one.
+    fixed: u32,
     layer: u16,
     /// Of the present layer: done once is done, since nothing can put a lower layer's entries back.
+    #[serde(skip)]
     opaque_done: BTreeSet<NodeId>,
+    #[serde(skip)]
     whiteout_done: BTreeSet<(NodeId, Box<[u8]>)>,
     entries: u64,
     text_bytes: u64,
@@ -113,8 +125,9 @@ pub struct Tree {
 impl Default for Tree {
     fn default() -> Self {
         Tree {
-            nodes: vec![Some(Inode { node: Node::Directory(BTreeMap::new()), owner: IMPLIED, names: 1 })],
+            nodes: vec![Some(Inode { node: Node::Directory(Arc::default()), owner: IMPLIED, names: 1 })],
             free: Vec::new(),
+            fixed: 0,
             layer: 0,
             opaque_done: BTreeSet::new(),
             whiteout_done: BTreeSet::new(),
@@ -175,6 +188,14 @@ impl Tree {
         Ok(Applied::Kept)
     }
 
+    /// The tree as it is now. From here on a node's number means the same node in both, or nothing.
+    pub fn snapshot(&mut self) -> Tree {
+        self.begin_layer(self.layer);
+        self.free = Vec::new();
+        self.fixed = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
+        self.clone()
+    }
+
     pub fn inode(&self, id: NodeId) -> Option<&Inode> {
         self.nodes.get(id.index())?.as_ref()
     }
@@ -182,6 +203,14 @@ impl Tree {
     /// One more than the largest index of a node.
     pub fn index_end(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// A directory's entries; none if it is not one.
+    pub fn children(&self, id: NodeId) -> Option<&Children> {
+        match &self.inode(id)?.node {
+            Node::Directory(children) => Some(children),
+            _ => None,
+        }
     }
 
     /// All nodes, in no meaningful order.
@@ -211,7 +240,7 @@ impl Tree {
             }
             return Ok(Applied::Kept);
         }
-        let id = self.insert(Node::Directory(BTreeMap::new()), owner)?;
+        let id = self.insert(Node::Directory(Arc::default()), owner)?;
         self.link(parent, name, id)?;
         Ok(Applied::Kept)
     }
@@ -287,12 +316,8 @@ impl Tree {
     }
 
     fn names_in(&self, directory: NodeId) -> Vec<(NodeId, Box<[u8]>)> {
-        match self.inode(directory).map(|inode| &inode.node) {
-            Some(Node::Directory(children)) => {
-                children.keys().map(|name| (directory, name.clone())).collect()
-            }
-            _ => Vec::new(),
-        }
+        let names = self.children(directory).into_iter().flat_map(|children| children.keys());
+        names.map(|name| (directory, name.clone())).collect()
     }
 
     /// The directory these names lead to, made where it is missing.
@@ -323,7 +348,7 @@ impl Tree {
                 None if !make => return Ok(None),
                 None => {
                     self.count_entry()?;
-                    let id = self.insert(Node::Directory(BTreeMap::new()), IMPLIED)?;
+                    let id = self.insert(Node::Directory(Arc::default()), IMPLIED)?;
                     self.link(here, &name, id)?;
                     id
                 }
@@ -355,15 +380,20 @@ impl Tree {
     fn link(&mut self, parent: NodeId, name: &[u8], id: NodeId) -> Result<(), Refusal> {
         self.count_text(name)?;
         self.unlink(parent, name);
+        self.put(parent, name, id);
+        Ok(())
+    }
+
+    /// Puts a node at a free name.
+    pub(super) fn put(&mut self, parent: NodeId, name: &[u8], id: NodeId) {
         let layer = self.layer;
         if let Some(children) = self.children_mut(parent) {
             children.insert(name.into(), Dentry { node: id, layer });
         }
-        Ok(())
     }
 
     /// Removes a name and all below it.
-    fn unlink(&mut self, parent: NodeId, name: &[u8]) {
+    pub(super) fn unlink(&mut self, parent: NodeId, name: &[u8]) {
         let removed = self.children_mut(parent).and_then(|children| children.remove(name));
         let mut todo: Vec<NodeId> = removed.into_iter().map(|dentry| dentry.node).collect();
         while let Some(id) = todo.pop() {
@@ -379,11 +409,13 @@ impl Tree {
                 todo.extend(children.values().map(|dentry| dentry.node));
             }
             *slot = None;
-            self.free.push(id);
+            if id.0 >= self.fixed {
+                self.free.push(id);
+            }
         }
     }
 
-    fn insert(&mut self, node: Node, owner: Owner) -> Result<NodeId, Refusal> {
+    pub(super) fn insert(&mut self, node: Node, owner: Owner) -> Result<NodeId, Refusal> {
         let inode = Inode { node, owner, names: 1 };
         if let Some(id) = self.free.pop()
             && let Some(slot) = self.nodes.get_mut(id.index())
@@ -398,7 +430,7 @@ impl Tree {
         Ok(NodeId(id))
     }
 
-    fn symlink_target(&mut self, target: &[u8]) -> Result<Box<[u8]>, Refusal> {
+    fn symlink_target(&mut self, target: &[u8]) -> Result<Arc<[u8]>, Refusal> {
         if target.is_empty() || target.contains(&0) {
             return refuse("a symbolic link without a target", REPACK);
         }
@@ -414,7 +446,7 @@ impl Tree {
         if self.lookups > limits::ROOTFS_LOOKUPS_MAX {
             return refuse("merging takes more directory look-ups than the limit", SMALLER);
         }
-        Ok(self.children_mut(directory).and_then(|children| children.get(name).copied()))
+        Ok(self.children(directory).and_then(|children| children.get(name).copied()))
     }
 
     fn count_entry(&mut self) -> Result<(), Refusal> {
@@ -433,22 +465,22 @@ impl Tree {
         Ok(())
     }
 
-    fn is_directory(&self, id: NodeId) -> bool {
+    pub(super) fn is_directory(&self, id: NodeId) -> bool {
         matches!(self.inode(id).map(|inode| &inode.node), Some(Node::Directory(_)))
     }
 
-    fn inode_mut(&mut self, id: NodeId) -> Option<&mut Inode> {
+    pub(super) fn inode_mut(&mut self, id: NodeId) -> Option<&mut Inode> {
         self.nodes.get_mut(id.index())?.as_mut()
     }
 
-    fn children_mut(&mut self, id: NodeId) -> Option<&mut BTreeMap<Box<[u8]>, Dentry>> {
+    fn children_mut(&mut self, id: NodeId) -> Option<&mut Children> {
         match &mut self.inode_mut(id)?.node {
-            Node::Directory(children) => Some(children),
+            Node::Directory(children) => Some(Arc::make_mut(children)),
             _ => None,
         }
     }
 
-    fn set_owner(&mut self, id: NodeId, owner: Owner) {
+    pub(super) fn set_owner(&mut self, id: NodeId, owner: Owner) {
         if let Some(inode) = self.inode_mut(id) {
             inode.owner = owner;
         }
@@ -482,7 +514,7 @@ mod tests {
         match &inode.node {
             Node::Directory(children) => {
                 seen.insert(path.to_owned(), Ok(inode.owner.mode));
-                for (name, dentry) in children {
+                for (name, dentry) in children.iter() {
                     let name = std::str::from_utf8(name).unwrap();
                     dump(tree, dentry.node, &format!("{path}/{name}"), seen);
                 }

@@ -4,7 +4,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub const MTIME: u64 = 1_600_000_000;
@@ -12,10 +12,19 @@ pub const MTIME: u64 = 1_600_000_000;
 /// What a reader of a file system sees at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Facts {
-    Directory { mode: u32 },
-    File { mode: u32, content: Vec<u8> },
+    Directory {
+        mode: u32,
+    },
+    File {
+        mode: u32,
+        content: Vec<u8>,
+    },
     Symlink(String),
-    Fifo { mode: u32 },
+    Fifo {
+        mode: u32,
+    },
+    /// A character device 0:0.
+    Whiteout,
 }
 
 /// Reads a SquashFS as unsquashfs does, by its pseudo-file output: names and facts, then all contents.
@@ -42,6 +51,10 @@ pub fn facts(squashfs: &Path) -> BTreeMap<String, Facts> {
             "D" => Facts::Directory { mode },
             "S" => Facts::Symlink(words[6].to_string()),
             "I" => Facts::Fifo { mode },
+            "C" => {
+                assert_eq!(words[6], "0 0", "a device that is no whiteout: {line}");
+                Facts::Whiteout
+            }
             "R" => {
                 let numbers: Vec<usize> = words[6].split(' ').map(|n| n.parse().unwrap()).collect();
                 Facts::File { mode, content: data[numbers[1]..numbers[1] + numbers[0]].to_vec() }
@@ -54,6 +67,60 @@ pub fn facts(squashfs: &Path) -> BTreeMap<String, Facts> {
         found.insert(name, found[&target].clone());
     }
     found
+}
+
+/// What overlayfs shows of SquashFS disks, bottom to top, by its documentation.
+pub fn facts_of_disks(disks: &[PathBuf]) -> BTreeMap<String, Facts> {
+    let mut seen: BTreeMap<String, Facts> = BTreeMap::new();
+    for disk in disks {
+        for (name, found) in facts(disk) {
+            let both =
+                |was: &Facts| matches!((was, &found), (Facts::Directory { .. }, Facts::Directory { .. }));
+            if !seen.get(&name).is_some_and(both) {
+                let below = format!("{name}/");
+                seen.retain(|known, _| !known.starts_with(&below));
+                assert!(seen.remove(&name).is_some() || found != Facts::Whiteout, "{name} hides nothing");
+            }
+            if found != Facts::Whiteout {
+                seen.insert(name, found);
+            }
+        }
+    }
+    seen
+}
+
+/// Lets the kernel mount the disks, laid over one another as in a guest, while `look` looks. None: it cannot here (root and loop
+/// devices are needed).
+pub fn mounted<T>(disks: &[PathBuf], look: impl FnOnce(&Path) -> T) -> Option<T> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut mounts: Vec<PathBuf> = Vec::new();
+    let mount = |kind: &str, options: &str, what: &Path, at: &Path| {
+        std::fs::create_dir(at).unwrap();
+        let told =
+            Command::new("mount").args(["-t", kind, "-o", options]).arg(what).arg(at).output().unwrap();
+        if !told.status.success() {
+            eprintln!("not mounted here: {}", String::from_utf8_lossy(&told.stderr));
+        }
+        told.status.success()
+    };
+    let mut all = true;
+    for (number, disk) in disks.iter().enumerate() {
+        let at = dir.path().join(number.to_string());
+        all = all && mount("squashfs", "loop,ro", disk, &at);
+        mounts.extend(all.then_some(at));
+    }
+    if all && mounts.len() > 1 {
+        let at = dir.path().join("all");
+        let lower: Vec<&str> = mounts.iter().rev().map(|at| at.to_str().unwrap()).collect();
+        all = mount("overlay", &format!("ro,lowerdir={}", lower.join(":")), Path::new("overlay"), &at);
+        mounts.extend(all.then_some(at));
+    }
+    let root = mounts.last().cloned();
+    let seen = all.then(|| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| look(&root.unwrap()))));
+    for at in mounts.iter().rev() {
+        assert!(Command::new("umount").arg(at).status().unwrap().success());
+    }
+    seen.map(|seen| seen.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
 /// The same of a directory on this machine.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::tree::{Dentry, Inode, Node, NodeId, Owner, Tree};
+use super::super::tree::{Children, Inode, Node, NodeId, Owner, Tree};
 use super::metadata::{Packer, Table};
 use super::{Stored, WriteError, count};
 
@@ -14,7 +14,10 @@ pub const TOO_MANY_IDS: &str = "more than 65535 different uids and gids, which S
 const DIRECTORY: u16 = 1;
 const FILE: u16 = 2;
 const SYMLINK: u16 = 3;
+const CHARACTER_DEVICE: u16 = 5;
 const FIFO: u16 = 6;
+/// Device number of overlayfs's whiteouts (Linux, Documentation/filesystems/overlayfs.rst).
+const WHITEOUT_DEVICE: u32 = 0;
 /// A basic type plus this is its extended form.
 const EXTENDED: u16 = 7;
 const NONE: u32 = u32::MAX;
@@ -130,7 +133,7 @@ impl Encoder<'_> {
     fn directory(
         &mut self,
         id: NodeId,
-        children: &BTreeMap<Box<[u8]>, Dentry>,
+        children: &Children,
         owner: Owner,
         parent_number: u32,
     ) -> Result<Place, WriteError> {
@@ -177,7 +180,7 @@ impl Encoder<'_> {
     }
 
     /// Writes the listing, in runs that share a metadata block of inodes and a base number; returns its bytes.
-    fn listing(&mut self, children: &BTreeMap<Box<[u8]>, Dentry>) -> Result<usize, WriteError> {
+    fn listing(&mut self, children: &Children) -> Result<usize, WriteError> {
         let rows: Vec<(&[u8], Place, u32, u16)> = children
             .iter()
             .filter_map(|(name, dentry)| {
@@ -229,6 +232,12 @@ impl Encoder<'_> {
                 body.extend(inode.names.to_le_bytes());
                 body.extend(count(target.len())?.to_le_bytes());
                 body.extend_from_slice(target);
+                body
+            }
+            Node::Whiteout => {
+                let mut body = self.header(CHARACTER_DEVICE, inode.owner, number)?;
+                body.extend(inode.names.to_le_bytes());
+                body.extend(WHITEOUT_DEVICE.to_le_bytes());
                 body
             }
             Node::Fifo | Node::Directory(_) => {
@@ -318,5 +327,6 @@ fn kind_of(node: &Node) -> u16 {
         Node::File(_) => FILE,
         Node::Symlink(_) => SYMLINK,
         Node::Fifo => FIFO,
+        Node::Whiteout => CHARACTER_DEVICE,
     }
 }

@@ -106,9 +106,8 @@ impl<W: Write + Seek> Writer<W> {
         Ok(())
     }
 
-    /// Writes the tables, and `label` after the file system's end, where only readers of the file itself find it. Contents of
-    /// every file of the tree must have been stored.
-    pub fn finish(mut self, tree: &Tree, label: &[u8]) -> Result<W, WriteError> {
+    /// Writes the tables. Contents of every file of the tree must have been stored.
+    pub fn finish(mut self, tree: &Tree) -> Result<W, WriteError> {
         self.flush_fragment()?;
         let tables = inodes::encode(tree, &self.stored, &mut self.packer)?;
         let inode_table = self.position;
@@ -134,7 +133,6 @@ impl<W: Write + Seek> Writer<W> {
         let ids = self.packer.table(tables.ids.iter().flat_map(|id| id.to_le_bytes()))?;
         let id_table = self.indexed_table(&ids)?;
         let bytes_used = self.position;
-        self.write(label)?;
         let padding = self.position.next_multiple_of(PAD_BYTES) - self.position;
         self.write(&vec![0; usize::try_from(padding).unwrap_or(0)])?;
 
