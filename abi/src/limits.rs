@@ -93,7 +93,13 @@ pub const COPY_PATH_BYTES_MAX: usize = 4095;
 /// Entries of one copy. More: it ends with an error.
 pub const COPY_ENTRIES_MAX: u64 = 1_000_000;
 /// Snapshots a node holds. One more: refused.
-pub const SNAPSHOTS_MAX: usize = 256;
+pub const SNAPSHOTS_MAX: usize = 128;
+/// Volumes a node holds. One more: its agent does not start.
+pub const VOLUMES_MAX: usize = 256;
+/// What a copy of a disk leaves free on the node's disk, in MiB: receipts and memory are written there. Less: refused.
+pub const DISK_RESERVE_MIB: u64 = 128;
+/// Copies of disks made at one time. One more waits its turn.
+pub const DISK_COPIES_MAX: usize = 1;
 /// Agents' events kept in memory for `agent.events`; the oldest go first (the ledger keeps all).
 pub const AGENT_EVENTS_KEPT_MAX: usize = 1024;
 

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::agent::{Agent, Facts};
+use crate::disks::Depot;
 use crate::events::Events;
 use crate::imports::Imports;
 use crate::jail::cgroup::Delegated;
@@ -56,6 +57,7 @@ pub struct Cage {
     pub slots: Slots,
     pub turns: Turns,
     pub events: Events,
+    pub disks: Depot,
     /// Scratch disks live in memory, so they count as their VM's.
     pub disks_in_memory: bool,
     /// The node is going down: what is stopped now should run again.
@@ -68,9 +70,7 @@ pub struct Cage {
 impl Cage {
     /// Opens the state. What an earlier life of cage left is returned: what should run.
     pub fn open(places: Places, cgroups: Delegated) -> io::Result<(Cage, Wanted)> {
-        for dir in ["scratch", "logs"] {
-            fs::create_dir_all(places.state.join(dir))?;
-        }
+        fs::create_dir_all(places.state.join("logs"))?;
         fs::create_dir_all(places.run.join("jails"))?;
         let generation = match fs::read_to_string(places.state.join("generation")) {
             Ok(text) => text.trim().parse().map_err(io::Error::other)?,
@@ -90,6 +90,7 @@ impl Cage {
             slots: Slots::default(),
             turns: Turns::of_machine(),
             events: Events::default(),
+            disks: Depot::open(&places).map_err(io::Error::other)?,
             disks_in_memory: vmm::in_memory(&places.state)?,
             leaving: AtomicBool::new(false),
             generation: Mutex::new(generation),
@@ -165,6 +166,7 @@ impl Cage {
                 return Err(RpcError::new(Code::CONFLICT, "the node is going down"));
             }
             state::next(facts.state.now(), Happening::StartAsked)?;
+            self.disks.custody.may_run(name)?;
             let generation = self.next_generation().map_err(|error| {
                 RpcError::new(Code::FAILED, format!("no generation for {name}: {error}"))
                     .explained("a life has a generation that never repeats", "look at /state: is it full?")

@@ -40,8 +40,28 @@ impl Places {
         self.run.join("jails").join(instance.to_string())
     }
 
-    /// One VM's scratch disk.
+    /// Ephemeral workspaces.
+    pub fn scratch_dir(&self) -> PathBuf {
+        self.state.join("scratch")
+    }
+
+    /// The ephemeral workspace of one life.
     pub fn scratch(&self, instance: &Instance) -> PathBuf {
-        self.state.join("scratch").join(format!("{instance}.ext4"))
+        self.scratch_dir().join(format!("{instance}.ext4"))
+    }
+
+    /// Kept workspaces, `NAME.ext4` and `NAME.json`.
+    pub fn workspaces(&self) -> PathBuf {
+        self.state.join("workspaces")
+    }
+
+    /// A directory of volumes for each agent, like [`Places::workspaces`].
+    pub fn volumes(&self) -> PathBuf {
+        self.state.join("volumes")
+    }
+
+    /// Copies of workspaces, like [`Places::workspaces`].
+    pub fn snapshots(&self) -> PathBuf {
+        self.state.join("snapshots")
     }
 }

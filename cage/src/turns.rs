@@ -42,7 +42,8 @@ impl Turns {
         Turns::new(cpus.min(limits::GUESTS_BOOTING_MAX))
     }
 
-    fn new(places: usize) -> Turns {
+    /// As many as that.
+    pub fn new(places: usize) -> Turns {
         Turns { inner: Arc::new(Inner { places, line: Mutex::default(), changed: Condvar::new() }) }
     }
 

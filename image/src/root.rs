@@ -77,21 +77,23 @@ fn guest_initramfs(verifier: &[u8]) -> Vec<u8> {
     archive.finish()
 }
 
-/// An empty ext4 that a guest can grow while mounted: no journal (its loss is the loss of a scratch disk), room reserved
-/// for the block group descriptors of the largest disk.
+/// An empty ext4 that a guest can grow while mounted: a small journal, since a disk may have to outlive a kill and a power cut; room
+/// reserved for the block group descriptors of the largest disk.
 fn scratch_template(tree: &Tree, path: &Path) -> Result<()> {
     fs::File::create(path)?.set_len(SCRATCH_MIB << 20)?;
     let blocks_max = SCRATCH_MIB_MAX * 256;
     let extended = format!(
-        "resize={blocks_max},hash_seed={SCRATCH_UUID},root_owner=0:0,lazy_itable_init=1,nodiscard,packed_meta_blocks=1"
+        "resize={blocks_max},hash_seed={SCRATCH_UUID},root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1,nodiscard,packed_meta_blocks=1"
     );
     let mut mke2fs = tool(tree, "/usr/sbin/mke2fs");
     // The file system's own time stamps; mke2fs of Debian 12 does not read SOURCE_DATE_EPOCH.
     mke2fs.env("E2FSPROGS_FAKE_TIME", tree.epoch_s.to_string());
     mke2fs.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-L", "scratch"]);
     mke2fs.args([
+        "-J",
+        "size=8",
         "-O",
-        "^has_journal,resize_inode,^metadata_csum_seed,^orphan_file",
+        "resize_inode,^metadata_csum_seed,^orphan_file",
         "-U",
         SCRATCH_UUID,
         "-E",
