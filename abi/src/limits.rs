@@ -84,7 +84,9 @@ pub const PAUSE_SYNC_MS_MAX: u64 = 5_000;
 pub const EXEC_WINDOW_BYTES: u32 = 256 * 1024;
 /// Input of one exec that the host may send before the program took it. At the bound the caller's input waits.
 pub const EXEC_INPUT_WINDOW_BYTES: u32 = 128 * 1024;
-/// Longest time limit of an exec.
+/// How long the caller of an exec, a copy or an attach may take nothing. Then his call ends; an exec's program is killed.
+pub const CALLER_STALL_MS_MAX: u64 = 120_000;
+/// Longest time limit of an exec. Longer: refused.
 pub const EXEC_TIMEOUT_MS_MAX: u64 = 24 * 3600 * 1000;
 /// Rows and columns of a terminal. More: refused.
 pub const TERMINAL_SIZE_MAX: u16 = 1_000;

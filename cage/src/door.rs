@@ -6,14 +6,13 @@ use abi::ids::Instance;
 use abi::limits;
 use abi::rpc::{Code, RpcError};
 use abi::wire::WireError;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::agent::Agent;
 use crate::agents::Cage;
+use crate::caller::hung_up;
 use crate::output::Chunk;
 use crate::{attach, disks, exec, files, images, state, steer, watch};
 
@@ -179,14 +178,4 @@ fn not_started(instance: &Instance, state: AgentState, detail: &str) -> RpcError
 
 fn over(agent: &Agent) -> bool {
     !state::alive(agent.facts().state.now())
-}
-
-/// Whether the caller has closed its end.
-fn hung_up(stream: &UnixStream) -> bool {
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut fd = [PollFd::new(stream, PollFlags::RDHUP)];
-    match poll(&mut fd, Some(&now)) {
-        Ok(_) => fd[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR),
-        Err(_) => false,
-    }
 }

@@ -1,196 +1,119 @@
 //! `agent.exec`: a program in an agent's sandbox, its streams on the caller's connection.
 //!
 //! Must hold: the manifest lets it be executed and the receipt is durable before the guest hears of it; a caller that goes away
-//! or does not read takes its exec with it.
+//! takes its exec with it.
 
-use abi::control::{AgentExec, AgentState, Output, StdinData, Stream};
+use abi::control::{AgentExec, AgentState};
 use abi::door::{Call, Outcome};
-use abi::guest::{Exit, Signal};
+use abi::ids::{AgentName, Instance};
 use abi::ledger::Event;
-use abi::log;
-use abi::rpc::{Code, Request, Response, RpcError};
-use abi::wire::{LineWriter, WireError};
-use serde_json::{Value, json};
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
+use abi::rpc::{Code, RpcError};
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
+use crate::agent::Agent;
 use crate::agents::Cage;
-use crate::guest::{ExecSaid, Session, SessionError};
-use crate::{order, output, state};
+use crate::guest::Session;
+use crate::joint::{self, Terms};
+use crate::manifests::Loaded;
+use crate::state::Happening;
+use crate::{order, state};
 
-/// How long a caller may leave output unread. Then its exec is killed.
-const CALLER_MS_MAX: u64 = 10_000;
-const SIGKILL: i32 = 9;
+/// Characters of a command that the ledger keeps, all parts together, and of one part.
+const RECORDED_CHARS_MAX: usize = 1500;
+const RECORDED_PART_CHARS_MAX: usize = 128;
 
-impl From<SessionError> for RpcError {
-    fn from(error: SessionError) -> RpcError {
-        let code = if matches!(error, SessionError::TooManyExecs) { Code::LIMIT } else { Code::FAILED };
-        RpcError::new(code, error.to_string())
+/// An agent that runs now.
+#[derive(Debug)]
+pub struct Living {
+    pub agent: Arc<Agent>,
+    pub instance: Instance,
+    pub loaded: Loaded,
+    pub session: Arc<Session>,
+}
+
+impl Living {
+    /// The agent of a name, if its command runs; `frozen`: or stands still.
+    pub fn find(cage: &Cage, name: &AgentName, frozen: bool) -> Result<Living, RpcError> {
+        let agent = cage.with_log(name)?;
+        let living = {
+            let facts = agent.facts();
+            let now = facts.state.now();
+            let may = match now {
+                AgentState::Running => Ok(()),
+                AgentState::Paused | AgentState::Quarantined if frozen => Ok(()),
+                _ => Err(not_running(now)),
+            };
+            may?;
+            let both = facts.session.clone().zip(facts.loaded.clone()).zip(facts.instance.clone());
+            both.ok_or(state::Illegal::NotAlive)?
+        };
+        let ((session, loaded), instance) = living;
+        Ok(Living { agent, instance, loaded, session })
     }
+}
+
+/// Why an agent in this state takes no exec, no copy and nobody who attaches: what keeps it from a start, or that it needs one.
+fn not_running(now: AgentState) -> state::Illegal {
+    state::next(now, Happening::StartAsked).err().unwrap_or(state::Illegal::NotAlive)
 }
 
 /// Runs it to its end.
 pub fn run(cage: &Cage, call: Call<'_>) -> Result<Outcome, RpcError> {
     let want: AgentExec = call.request.params()?;
-    let agent = cage.with_log(&want.name)?;
-    let (state, running) = {
-        let facts = agent.facts();
-        (facts.state.now(), facts.session.clone().zip(facts.loaded.clone()).zip(facts.instance.clone()))
+    let living = Living::find(cage, &want.name, false)?;
+    let order = order::exec(&living.loaded.manifest, &want)?;
+    let by = call.caller.to_string();
+    let command = recorded(&want.command);
+    let shown = command.join(" ");
+    receipt(cage, Event::ExecStarted { instance: living.instance, command, by }, "exec")?;
+    let channel = living.session.exec(&order)?;
+    cage.events.push(&want.name, "exec", &shown);
+    let terms = Terms {
+        input: true,
+        signals: true,
+        resize: want.terminal.is_some(),
+        time_limit: want.timeout_ms.map(Duration::from_millis),
     };
-    let Some(((session, loaded), instance)) = running else { return Err(not_running(state).into()) };
-    let order = order::exec(&loaded.manifest, &want)?;
-    let event =
-        Event::ExecStarted { instance, command: recorded(&want.command), by: call.caller.to_string() };
-    cage.ledger
-        .append(event)
-        .map_err(|error| RpcError::new(Code::FAILED, format!("no receipt, so no exec: {error}")))?;
-    let (channel, said) = session.exec(&order)?;
-    let caller = Caller::new(&call).map_err(|error| RpcError::new(Code::FAILED, error.to_string()))?;
-    let outcome = std::thread::Builder::new().name("exec".into()).stack_size(128 * 1024).spawn({
-        let session = session.clone();
-        move || caller.pass_on(&said, &session, channel)
-    });
-    if let Err(error) = outcome {
-        kill(&session, channel);
-        return Err(RpcError::new(Code::FAILED, format!("no thread for the exec: {error}")));
-    }
-    listen(call, &session, channel);
-    Ok(Outcome::Answered)
+    joint::join(call, &living.session, channel, terms)
 }
 
-/// Why an agent in this state takes no exec.
-fn not_running(state: AgentState) -> state::Illegal {
-    match state {
-        AgentState::Starting => state::Illegal::AlreadyStarting,
-        AgentState::Stopping => state::Illegal::StillStopping,
-        AgentState::Paused | AgentState::Quarantined => state::Illegal::Frozen,
-        AgentState::Running | AgentState::Stopped | AgentState::Exited | AgentState::Failed => {
-            state::Illegal::NotAlive
-        }
-    }
+/// Waits until an effect has its receipt: without it there is no effect.
+pub fn receipt(cage: &Cage, event: Event, effect: &str) -> Result<(), RpcError> {
+    let stored = cage.ledger.append(event);
+    stored.map(drop).map_err(|error| {
+        RpcError::new(Code::FAILED, format!("no receipt, so no {effect}: {error}"))
+            .explained("every effect leaves a receipt first", "see nullctl system logs ctxgraph")
+    })
 }
 
 /// A command as the ledger keeps it: bounded.
 fn recorded(command: &[String]) -> Vec<String> {
-    command.iter().map(|part| part.chars().take(128).collect()).collect()
+    let mut left = RECORDED_CHARS_MAX;
+    let mut short = |part: &String| {
+        let part: String = part.chars().take(left.min(RECORDED_PART_CHARS_MAX)).collect();
+        left -= part.chars().count();
+        part
+    };
+    command.iter().map(&mut short).collect()
 }
 
-fn kill(session: &Session, channel: u32) {
-    if let Err(error) = session.signal(channel, SIGKILL) {
-        log::info("exec_not_killed", &[("error", &error)]); // its VM is gone
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Reads what the caller sends until the connection ends: its own end, or ours after the answer.
-fn listen(call: Call<'_>, session: &Arc<Session>, channel: u32) {
-    loop {
-        let line = match call.connection.read_line() {
-            Ok(Some(line)) => line,
-            Ok(None) => break,
-            Err(WireError::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
-            Err(_) => break,
+    #[test]
+    fn the_longest_command_fits_its_receipt() {
+        let command = vec!["\u{1}".repeat(4096); 64];
+        let kept = recorded(&command);
+        assert_eq!(kept.len(), 64);
+        let event = Event::ExecStarted {
+            instance: "a.1".parse().unwrap(),
+            command: kept,
+            by: "operator ".to_owned() + &"x".repeat(64),
         };
-        let heard = Request::parse(&line).and_then(|request| hear(&request, session, channel));
-        if let Err(error) = heard {
-            log::info("exec_input_refused", &[("caller", call.caller), ("error", &error)]);
-            break;
-        }
+        let bytes = serde_json::to_vec(&event).unwrap().len();
+        assert!(bytes < abi::limits::LEDGER_EVENT_BYTES_MAX, "{bytes}");
+        assert_eq!(recorded(&["/bin/x".to_owned(), "y".into()]), ["/bin/x", "y"]);
     }
-    kill(session, channel); // ignored by the guest when the exec has ended
-}
-
-fn hear(request: &Request, session: &Session, channel: u32) -> Result<(), RpcError> {
-    match request.method.as_str() {
-        "stdin" => {
-            let stdin: StdinData = request.params()?;
-            let data = output::decode(&stdin.data)
-                .map_err(|error| RpcError::new(Code::INVALID_PARAMS, format!("stdin: {error}")))?;
-            Ok(session.stdin(channel, &data)?)
-        }
-        "signal" => {
-            let Signal { signal } = request.params()?;
-            if !(1..=31).contains(&signal) {
-                return Err(RpcError::new(
-                    Code::INVALID_PARAMS,
-                    format!("signal {signal} is not one of 1 to 31"),
-                ));
-            }
-            Ok(session.signal(channel, signal)?)
-        }
-        other => Err(RpcError::new(Code::INVALID_REQUEST, format!("`{other}` is not legal during an exec"))),
-    }
-}
-
-/// The caller's end, on the thread that speaks.
-struct Caller {
-    writer: LineWriter,
-    stream: UnixStream,
-    id: Option<u64>,
-}
-
-impl Caller {
-    fn new(call: &Call<'_>) -> std::io::Result<Caller> {
-        let stream = call.connection.stream().try_clone()?;
-        stream.set_write_timeout(Some(Duration::from_millis(CALLER_MS_MAX)))?;
-        Ok(Caller { writer: call.connection.writer()?, stream, id: call.request.id })
-    }
-
-    /// Passes output on, then the answer; ends the connection's reading side, which ends `listen`.
-    fn pass_on(mut self, said: &Receiver<ExecSaid>, session: &Session, channel: u32) {
-        let outcome = self.until_the_end(said, session, channel);
-        if let Some(outcome) = outcome {
-            let answered = self.writer.write_line(&Response::of(self.id, outcome));
-            if let Err(error) = answered {
-                log::info("exec_not_answered", &[("error", &error)]);
-            }
-        }
-        let _ = self.stream.shutdown(Shutdown::Read); // it may have ended by itself
-    }
-
-    fn until_the_end(
-        &mut self,
-        said: &Receiver<ExecSaid>,
-        session: &Session,
-        channel: u32,
-    ) -> Option<Result<Value, RpcError>> {
-        let mut seq = 0;
-        for said in said {
-            match said {
-                ExecSaid::Output(stream, data) => {
-                    if let Err(error) = self.output(stream, &data, &mut seq) {
-                        log::info("exec_caller_lost", &[("error", &error)]);
-                        kill(session, channel);
-                        return None;
-                    }
-                }
-                ExecSaid::Exited(exit) => return Some(Ok(exit_value(&exit))),
-                ExecSaid::Failed(failed) => {
-                    let short: String = failed.error.chars().filter(|c| !c.is_control()).take(500).collect();
-                    let error = RpcError::new(Code::FAILED, format!("{}: {short}", failed.stage));
-                    return Some(Err(error.explained(
-                        "the guest could not start the program",
-                        "check its path and the agent's rootfs",
-                    )));
-                }
-            }
-        }
-        Some(Err(RpcError::new(Code::FAILED, "the agent's VM has ended")))
-    }
-
-    fn output(&mut self, stream: Stream, data: &[u8], seq: &mut u64) -> Result<(), WireError> {
-        for part in data.chunks(output::CHUNK_BYTES_MAX) {
-            let chunk = output::Chunk { stream, seq: *seq, unix_ms: output::unix_ms(), data: part.to_vec() };
-            *seq += 1;
-            let output: Output = chunk.to_output();
-            self.writer.write_line(&Request::notification("output", json!(output)))?;
-        }
-        Ok(())
-    }
-}
-
-fn exit_value(exit: &Exit) -> Value {
-    json!(exit)
 }

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod agents;
 pub mod attach;
+pub mod caller;
 pub mod disks;
 pub mod door;
 pub mod ending;
@@ -17,6 +18,7 @@ pub mod guest;
 pub mod images;
 pub mod imports;
 pub mod jail;
+pub mod joint;
 pub mod lease;
 pub mod life;
 pub mod manifests;

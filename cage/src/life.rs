@@ -370,7 +370,10 @@ impl Life<'_> {
     fn go_on(&mut self) -> End {
         loop {
             match self.order.mail.recv() {
-                Ok(Mail::Connected(_) | Mail::Guest(Said::Hello(_) | Said::Ready(_))) => {}
+                Ok(
+                    Mail::Connected(_)
+                    | Mail::Guest(Said::Hello(_) | Said::Ready(_) | Said::Synced | Said::Health(_)),
+                ) => {}
                 Ok(other) => return self.ended_by(other),
                 Err(_) => return End::Broken("nobody is left to tell how it ends".into()),
             }
@@ -391,7 +394,8 @@ impl Life<'_> {
                 End::Broken(format!("the guest could not run the agent: {}: {short}", failed.stage))
             }
             Mail::Guest(Said::Ended(why)) => self.better_reason(why),
-            Mail::Connected(_) | Mail::Guest(Said::Hello(_) | Said::Ready(_)) => {
+            Mail::Connected(_)
+            | Mail::Guest(Said::Hello(_) | Said::Ready(_) | Said::Synced | Said::Health(_)) => {
                 End::Broken("the guest spoke out of turn".into())
             }
         }

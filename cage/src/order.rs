@@ -110,6 +110,10 @@ pub fn exec(manifest: &Manifest, want: &abi::control::AgentExec) -> Result<Exec,
     if want.workdir.as_ref().is_some_and(|dir| !dir.starts_with('/') || dir.len() > limits::PATH_BYTES_MAX) {
         return Err(invalid("the working directory must be an absolute path".into()));
     }
+    let terminal = want.terminal.map(crate::caller::terminal).transpose()?;
+    if want.timeout_ms.is_some_and(|ms| !(1..=limits::EXEC_TIMEOUT_MS_MAX).contains(&ms)) {
+        return Err(invalid(format!("the time limit must be 1 to {} ms", limits::EXEC_TIMEOUT_MS_MAX)));
+    }
     if !manifest.shell && manifest.command.first() != Some(program) && !manifest.exec.contains(program) {
         let shown: String = program.chars().take(200).collect();
         return Err(RpcError::new(Code::DENIED, format!("`{shown}` may not be executed in {}", manifest.name)).explained(
@@ -121,7 +125,7 @@ pub fn exec(manifest: &Manifest, want: &abi::control::AgentExec) -> Result<Exec,
         command: want.command.clone(),
         env: want.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
         workdir: want.workdir.clone().unwrap_or_default(),
-        terminal: want.terminal,
+        terminal,
         window_bytes: limits::EXEC_WINDOW_BYTES,
     })
 }
@@ -209,5 +213,14 @@ mod tests {
         let mut bad = want(&["/bin/x"]);
         bad.workdir = Some("relative".into());
         assert!(exec(&shell, &bad).is_err());
+        for ms in [0, limits::EXEC_TIMEOUT_MS_MAX + 1] {
+            assert!(
+                exec(&shell, &abi::control::AgentExec { timeout_ms: Some(ms), ..want(&["/bin/x"]) }).is_err()
+            );
+        }
+        for (rows, columns) in [(0, 80), (24, 0), (24, limits::TERMINAL_SIZE_MAX + 1)] {
+            let terminal = Some(TerminalSize { rows, columns });
+            assert!(exec(&shell, &abi::control::AgentExec { terminal, ..want(&["/bin/x"]) }).is_err());
+        }
     }
 }

@@ -16,6 +16,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Bytes of one chunk, so that it fits a line of the control protocol in base64.
 pub const CHUNK_BYTES_MAX: usize = 32 * 1024;
+/// Chunks that a follower takes at a time: what he holds while a slow caller reads them.
+const FOLLOW_CHUNKS_MAX: usize = 8;
 /// What a chunk costs beside its data.
 const CHUNK_OVERHEAD: usize = 64;
 
@@ -66,8 +68,8 @@ impl Ring {
         }
     }
 
-    fn from(&self, seq: u64) -> Vec<Chunk> {
-        self.chunks.iter().filter(|chunk| chunk.seq >= seq).cloned().collect()
+    fn from(&self, seq: u64) -> impl Iterator<Item = &Chunk> {
+        self.chunks.iter().filter(move |chunk| chunk.seq >= seq)
     }
 
     /// The newest `lines` lines; the first chunk is cut where they begin.
@@ -156,19 +158,19 @@ impl Log {
         let inner = self.lock();
         let chunks = match lines {
             Some(lines) => inner.ring.tail(lines),
-            None => inner.ring.from(0),
+            None => inner.ring.from(0).cloned().collect(),
         };
         (chunks, inner.ring.next_seq)
     }
 
-    /// Chunks from `seq` on, waiting for the next one if there is none; empty after `patience`.
+    /// The next few chunks from `seq` on, waiting for one if there is none; empty after `patience`, or when woken.
     pub fn follow(&self, seq: u64, patience: Duration) -> Vec<Chunk> {
         let inner = self.lock();
         let (inner, _) = self
             .grown
             .wait_timeout_while(inner, patience, |inner| inner.ring.next_seq <= seq)
             .unwrap_or_else(PoisonError::into_inner);
-        inner.ring.from(seq)
+        inner.ring.from(seq).take(FOLLOW_CHUNKS_MAX).cloned().collect()
     }
 }
 
