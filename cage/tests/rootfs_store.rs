@@ -553,3 +553,210 @@ fn the_deepest_tree_is_imported_on_a_small_stack() {
         assert_eq!(bench.tree(&image).len(), depth + 2);
     }
 }
+
+/// Stages that an import told of.
+fn stages(bench: &Bench, name: &str, archive: &[u8]) -> (Image, Vec<String>) {
+    let mut told: Vec<String> = Vec::new();
+    let mut reader = archive;
+    let source = Source::Stream { reader: &mut reader, bytes: archive.len() as u64 };
+    let mut tell = |stage: cage::store::Stage, _, _| {
+        if told.last() != Some(&stage.to_string()) {
+            told.push(stage.to_string());
+        }
+    };
+    (bench.store.import(source, name, &mut tell).unwrap(), told)
+}
+
+fn layer_of(number: usize) -> Layer {
+    let mut layer = Layer::default();
+    layer.file(&format!("file{number}"), 0o644, &vec![b'0' + number as u8; 10_000 * (number + 1)]);
+    layer.dir(&format!("dir{number}/"), 0o755).file("same", 0o644, format!("{number}").as_bytes());
+    if number > 0 {
+        layer.file(&format!(".wh.dir{}", number - 1), 0o644, b"");
+    }
+    layer
+}
+
+fn layers(range: std::ops::Range<usize>) -> Vec<Layer> {
+    range.map(layer_of).collect()
+}
+
+#[test]
+fn a_layer_that_two_images_have_is_stored_once_and_converted_once() {
+    let bench = Bench::new();
+    let (base, _) = stages(&bench, "base", &Archive::of(layers(0..2), Packing::Gzip).oci());
+    let (app, told) = stages(&bench, "app", &Archive::of(layers(0..3), Packing::Gzip).oci());
+    assert!(told.contains(&"2 of 3 layers known".into()), "{told:?}");
+    assert_eq!((base.layers.len(), app.layers.len()), (2, 3));
+    let digests = |image: &Image| image.layers.iter().map(|l| l.digest).collect::<Vec<_>>();
+    assert_eq!(digests(&base), digests(&app)[..2]);
+    assert_eq!(app.layers.iter().map(|l| l.images).collect::<Vec<_>>(), [2, 2, 1]);
+    let disks = bench.files().iter().filter(|file| file.starts_with("squashfs/")).count();
+    assert_eq!(disks, 3);
+    // The same by a store that knows nothing: digest and all.
+    let fresh = Bench::new();
+    let (again, told) = stages(&fresh, "app", &Archive::of(layers(0..3), Packing::Gzip).oci());
+    assert!(!told.iter().any(|stage| stage.contains("known")), "{told:?}");
+    assert_eq!((again.digest, digests(&again)), (app.digest, digests(&app)));
+    same(&bench.tree(&app), &fresh.tree(&again));
+    // Nobody loses what somebody else still has.
+    assert_eq!(bench.store.remove(&app.digest).unwrap(), app.layers[2].bytes);
+    assert_eq!(bench.tree(&base).len(), 5);
+    assert_eq!(bench.store.remove(&base.digest).unwrap(), base.bytes);
+    assert_eq!(bench.files(), ["names.json"]);
+}
+
+#[test]
+fn known_layers_are_known_in_every_format_and_after_the_store_was_opened_again() {
+    for (format, packing) in [(true, Packing::Plain), (true, Packing::Zstd), (false, Packing::Plain)] {
+        let bytes = |archive: Archive| if format { archive.oci() } else { archive.docker() };
+        let bench = Bench::new();
+        bench.import("base", &bytes(Archive::of(layers(0..4), packing))).unwrap();
+        let bench = Bench { store: Store::open(&bench.path()).unwrap(), dir: bench.dir };
+        let (image, told) = stages(&bench, "app", &bytes(Archive::of(layers(0..6), packing)));
+        assert!(told.contains(&"4 of 6 layers known".into()), "{told:?}");
+        assert_eq!(image.layers.len(), 5);
+        // The same layers with another environment are all known.
+        let mut other = Archive::of(layers(0..6), packing);
+        other.env = vec!["OTHER=1".into()];
+        let (other, told) = stages(&bench, "other", &bytes(other));
+        assert!(told.contains(&"6 of 6 layers known".into()), "{told:?}");
+        assert!(!told.contains(&"write squashfs".into()), "{told:?}");
+        assert_ne!(image.digest, other.digest);
+        assert_eq!(bench.tree(&image), bench.tree(&other));
+    }
+}
+
+/// A chain is known by what its layers unpack to; the archive that says so must hold them.
+#[test]
+fn a_known_layer_that_is_damaged_in_its_archive_is_refused() {
+    let bench = Bench::new();
+    bench.import("base", &Archive::of(layers(0..2), Packing::Gzip).oci()).unwrap();
+    let before = bench.files();
+    let mut members = Archive::of(layers(0..3), Packing::Gzip).oci_members();
+    members.change_blob(b"\x1f\x8b");
+    let error = bench.import("app", &members.tar()).unwrap_err().to_string();
+    assert!(error.contains("not sha256:"), "{error}");
+    assert_eq!(bench.files(), before);
+    // Packed in another way it is unpacked again, and is the same disk.
+    let (image, told) = stages(&bench, "zstd", &Archive::of(layers(0..2), Packing::Zstd).oci());
+    assert!(!told.iter().any(|stage| stage.contains("known")), "{told:?}");
+    assert_eq!(image.names, ["base", "zstd"]);
+}
+
+#[test]
+fn what_a_chain_says_is_lost_without_harm() {
+    let bench = Bench::new();
+    bench.import("base", &Archive::of(layers(0..2), Packing::Gzip).oci()).unwrap();
+    for file in bench.files().iter().filter(|file| file.starts_with("chains/")) {
+        let path = bench.path().join(file);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+    }
+    let (image, told) = stages(&bench, "app", &Archive::of(layers(0..3), Packing::Gzip).oci());
+    assert!(!told.iter().any(|stage| stage.contains("known")), "{told:?}");
+    assert_eq!(image.layers.iter().map(|l| l.images).collect::<Vec<_>>(), [2, 2, 1]);
+    assert_eq!(bench.tree(&image).len(), 1 + 3 + 1 + 1);
+}
+
+/// The first version of the store: one SquashFS for an image, whose digest is the image's.
+#[test]
+fn an_image_of_the_first_version_is_one_layer() {
+    let bench = Bench::new();
+    let archive = Archive::of(layers(0..1), Packing::Plain).oci();
+    let image = bench.import("old", &archive).unwrap();
+    let disk = bench.disks(&image)[0].clone();
+    let (digest, dir) = (image.layers[0].digest, bench.path());
+    let hex = digest.hex();
+    let new = dir.join(format!("meta/{}.json", image.digest.hex()));
+    let meta: serde_json::Value = serde_json::from_slice(&std::fs::read(&new).unwrap()).unwrap();
+    std::fs::remove_file(new).unwrap();
+    let first = serde_json::json!({
+        "version": 1,
+        "bytes": std::fs::metadata(&disk).unwrap().len(),
+        "sources": meta["sources"],
+        "env": ["PATH=/usr/bin"],
+        "workdir": null,
+    });
+    std::fs::write(dir.join(format!("meta/{hex}.json")), first.to_string()).unwrap();
+    let names = serde_json::json!({ "version": 1, "names": { "old": digest } });
+    std::fs::write(dir.join("names.json"), names.to_string()).unwrap();
+    let store = Store::open(&dir).unwrap();
+    let (found, disks, old) = store.resolve(&RootfsRef::Name("old".into())).unwrap();
+    assert_eq!((found, disks, old.layers.len()), (digest, vec![disk], 1));
+    // Its archive is known as it was.
+    let path = bench.dir.path().join("old.tar");
+    std::fs::write(&path, archive).unwrap();
+    let again = store.import(Source::File(&path), "new", &mut |_, _, _| {}).unwrap();
+    assert_eq!((again.digest, again.names), (digest, vec!["new".to_owned(), "old".to_owned()]));
+}
+
+/// Random stacks of layers, through the real archive, our writer, and the kernel's SquashFS and overlay: what is seen is what umoci
+/// would unpack into one directory, here the merge into one disk.
+#[test]
+fn the_kernel_shows_any_stack_of_disks_as_the_merge_of_its_layers() {
+    let seed = archives::seed();
+    let mut random = archives::Random(seed);
+    let (mut compared, mut disks) = (0, 0);
+    for round in 0..12 {
+        let bench = Bench::new();
+        let stack: Vec<Layer> = (0..2 + random.below(5)).map(|_| random_layer(&mut random)).collect();
+        let archive = Archive::of(stack, Packing::Plain);
+        let Ok(image) = bench.import("stack", &archive.oci()) else { continue };
+        // As one disk: the same layers in the same order on top of so many others that they are merged.
+        let mut padded = layers(0..4);
+        padded.push({
+            let mut clean = Layer::default();
+            clean.file(".wh..wh..opq", 0o644, b"").dir("./", 0o755);
+            clean
+        });
+        let merged = Archive::of(padded, Packing::Plain).followed_by(&archive);
+        let merged = bench.import("merged", &merged.oci()).unwrap();
+        let want = archives::facts_of_disks(&bench.disks(&merged));
+        let got = bench.tree(&image);
+        assert_eq!(got, want, "seed {seed}, round {round}");
+        for image in [&image, &merged] {
+            let Some((seen, links)) = archives::mounted(&bench.disks(image), |root| {
+                (archives::facts_of_directory(root), archives::links(root))
+            }) else {
+                return;
+            };
+            assert_eq!(seen, want, "seed {seed}, round {round}");
+            assert!(links.values().all(|(stated, found)| stated == found), "seed {seed}, round {round}: {links:?}");
+        }
+        compared += 1;
+        disks += image.layers.len();
+    }
+    assert!(compared > 2 && disks > 2 * compared, "{compared} stacks of {disks} disks");
+}
+
+fn random_layer(random: &mut archives::Random) -> Layer {
+    let mut layer = Layer::default();
+    let mut here: Vec<String> = Vec::new();
+    for number in 0..random.below(12) {
+        let names: Vec<&str> = (0..1 + random.below(3)).map(|_| ["a", "b", "c"][random.below(3)]).collect();
+        let path = names.join("/");
+        let top = ["f", "g", "h"][random.below(3)];
+        match random.below(9) {
+            // Names of files and of directories differ, so that few stacks are refused.
+            0 => layer.file(&format!("{path}/.wh.{top}"), 0o644, b""),
+            1 => layer.file(&format!(".wh.{}", ["a", "b", "c"][random.below(3)]), 0o644, b""),
+            2 => layer.file(&format!("{path}/.wh..wh..opq"), 0o644, b""),
+            3 => layer.dir(&format!("{path}/"), 0o700 + random.below(8) as u32),
+            4 => layer.symlink(&format!("{path}/l{top}"), "../a/b"),
+            5 => layer.fifo(&format!("{path}/p{top}"), 0o600),
+            6 if !here.is_empty() => {
+                let target = here[random.below(here.len())].clone();
+                layer.hard_link(&format!("{path}/{top}{number}"), &target)
+            }
+            _ => {
+                let file = format!("{path}/{top}");
+                here.push(file.clone());
+                layer.file(&file, 0o640, &vec![number as u8; random.below(300_000)])
+            }
+        };
+    }
+    layer
+}

@@ -219,9 +219,10 @@ impl Store {
         if self.index().is_full() {
             return Err(ImportError::Full { max: limits::STORE_IMAGES_MAX });
         }
-        let known = self.known(archive, plan, progress)?;
         let dir = temporary(&self.dir);
-        let made = convert::convert(archive, plan, known, &dir, limits::ROOTFS_DISKS_MAX, progress);
+        let made = self.known(archive, plan, progress).and_then(|known| {
+            convert::convert(archive, plan, known, &dir, limits::ROOTFS_DISKS_MAX, progress)
+        });
         let mut index = self.index();
         let named = made.and_then(|made| {
             let digest = index.add(made, archive_digest, plan)?;

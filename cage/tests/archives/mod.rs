@@ -146,6 +146,20 @@ pub fn facts_of_directory(root: &Path) -> BTreeMap<String, Facts> {
     found
 }
 
+/// Of each file of several names: how many it says it has, and how many there are.
+pub fn links(root: &Path) -> BTreeMap<(u64, u64), (u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let mut found = BTreeMap::new();
+    for name in facts_of_directory(root).into_keys() {
+        let kind = root.join(name).symlink_metadata().unwrap();
+        if !kind.is_dir() {
+            let entry = found.entry((kind.dev(), kind.ino())).or_insert((kind.nlink(), 0));
+            entry.1 += 1;
+        }
+    }
+    found
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {
     Plain,
@@ -298,6 +312,13 @@ impl Archive {
             workdir: "/srv".into(),
             packing,
         }
+    }
+
+    /// The layers of both, one upon the other.
+    pub fn followed_by(mut self, above: &Archive) -> Self {
+        self.layers.extend(above.layers.iter().cloned());
+        self.diff_ids.extend(above.diff_ids.iter().cloned());
+        self
     }
 
     fn config(&self) -> Vec<u8> {
