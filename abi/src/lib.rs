@@ -36,6 +36,8 @@ pub mod log;
 #[cfg(feature = "node")]
 pub mod manifest;
 #[cfg(feature = "node")]
+pub mod metrics;
+#[cfg(feature = "node")]
 pub mod node;
 #[cfg(feature = "node")]
 pub mod notice;

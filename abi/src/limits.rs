@@ -56,6 +56,12 @@ pub const PUBLISH_SOURCES_MAX: usize = 16;
 pub const PUBLISH_PORT_MIN: u16 = 30_000;
 /// The last of them.
 pub const PUBLISH_PORT_MAX: u16 = 30_255;
+/// Source ranges of all published ports of a node together: rules of its firewall. More: the network is refused.
+pub const PUBLISH_SOURCES_NODE_MAX: usize = 128;
+/// Open connections to one agent's published ports. One more: reset, and counted as a denial.
+pub const PUBLISH_CONNECTIONS_PER_AGENT_MAX: usize = 128;
+/// New connections to one agent's published ports in a second; twice as many at once. More: reset, and counted as a denial.
+pub const PUBLISH_CONNECTIONS_PER_SECOND_MAX: u32 = 100;
 /// Disk traffic a manifest may allow, in MB (1,000,000 bytes) a second, reads and writes each. Above it the guest waits.
 pub const DISK_MB_PER_SEC_MAX: u32 = 10_000;
 /// Shortest pause between two health checks, in seconds.
@@ -80,6 +86,17 @@ pub const RESTART_RESET_MS: u64 = 600_000;
 pub const LIFETIME_SECS_MAX: u32 = 30 * 24 * 3600;
 /// How long a guest has to write its disks out before it is paused. Later: it is paused all the same.
 pub const PAUSE_SYNC_MS_MAX: u64 = 5_000;
+/// How long the kernel may take to stop all tasks of a VM, or to let them go on. Later: the pause is refused and undone.
+pub const FREEZE_MS_MAX: u64 = 5_000;
+/// Quarantined lives whose evidence a node keeps. One more: the quarantine is refused before anything happens; old evidence is
+/// never deleted but by `agent.remove`.
+pub const EVIDENCE_MAX: usize = 64;
+/// Characters of the reason that an operator gives for a quarantine. More: refused.
+pub const REASON_CHARS_MAX: usize = 500;
+/// Stages of its own that a guest may tell of; the rest is dropped.
+pub const GUEST_STAGES_MAX: usize = 32;
+/// Characters of the name of one of them, and of what a health check says; the rest is cut.
+pub const GUEST_WORDS_CHARS_MAX: usize = 200;
 /// Output of one exec that the guest may send before its caller took it. At the bound the program's write waits.
 pub const EXEC_WINDOW_BYTES: u32 = 256 * 1024;
 /// Input of one exec that the host may send before the program took it. At the bound the caller's input waits.
@@ -104,6 +121,25 @@ pub const DISK_RESERVE_MIB: u64 = 128;
 pub const DISK_COPIES_MAX: usize = 1;
 /// Agents' events kept in memory for `agent.events`; the oldest go first (the ledger keeps all).
 pub const AGENT_EVENTS_KEPT_MAX: usize = 1024;
+/// Events of one kind of one agent kept in a second. More: counted in the metrics and in `dropped`, not kept, so that a flood of
+/// one kind does not push out the rest.
+pub const AGENT_EVENTS_PER_SECOND_MAX: u32 = 20;
+/// Characters of an event's detail; the rest is cut.
+pub const AGENT_EVENT_CHARS_MAX: usize = 400;
+/// How long cage waits for egress's counters when it is asked what agents use. Later: it answers without them.
+pub const NET_USE_MS_MAX: u64 = 2_000;
+/// Text of one part of `agent.metrics`, in bytes; a longer answer comes in several.
+pub const METRICS_PART_BYTES_MAX: usize = 32 * 1024;
+/// Connections to the metrics listener at a time. One more: closed unread.
+pub const METRICS_CONNECTIONS_MAX: usize = 4;
+/// A request's head at the metrics listener, in bytes. Longer: answered 431 and closed.
+pub const METRICS_HEAD_BYTES_MAX: usize = 4096;
+/// How long a request's head may take, and how long its answer may lie unread. Later: closed.
+pub const METRICS_HTTP_MS_MAX: u64 = 5_000;
+/// How long the node's services may take to say their metrics. Later: answered 503.
+pub const METRICS_ANSWER_MS_MAX: u64 = 10_000;
+/// Source ranges that may reach the metrics listener. More: the configuration is rejected.
+pub const METRICS_SOURCES_MAX: usize = 16;
 
 /// One line of the control protocol, newline included. Longer: the connection is answered with an error and closed.
 pub const LINE_BYTES_MAX: usize = 64 * 1024;
@@ -341,5 +377,9 @@ const _: () =
     assert!(GATE_CONNECTIONS_PER_KEY_MAX < GATE_CONNECTIONS_MAX, "one key cannot lock out the others");
 const _: () = assert!(MEMORY_MIB_MIN <= MEMORY_MIB_DEFAULT && MEMORY_MIB_DEFAULT <= MEMORY_MIB_MAX);
 const _: () = assert!(DISK_MIB_MIN <= DISK_MIB_DEFAULT && DISK_MIB_DEFAULT <= DISK_MIB_MAX);
+const _: () =
+    assert!(PUBLISH_PER_AGENT_MAX * PUBLISH_SOURCES_MAX <= PUBLISH_SOURCES_NODE_MAX, "one agent always fits");
+const _: () =
+    assert!(METRICS_PART_BYTES_MAX + METRICS_PART_BYTES_MAX / 2 < LINE_BYTES_MAX, "a part fits a line");
 const _: () = assert!(EXEC_WINDOW_BYTES as usize >= GUEST_FRAME_BYTES_MAX, "a window holds a frame");
 const _: () = assert!(EXEC_INPUT_WINDOW_BYTES as usize >= GUEST_FRAME_BYTES_MAX, "a window holds a frame");

@@ -7,11 +7,11 @@ mod service;
 
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use crate::config_error::{ConfigError, Source};
 use crate::identity::{Role, Service};
-use crate::ids::HostName;
+use crate::ids::{HostName, Source as SourceRange};
 use crate::limits;
 use service::PartialService;
 
@@ -40,6 +40,7 @@ pub struct NodeConfig {
     pub gate: Gate,
     pub clock: Clock,
     pub logs: Logs,
+    pub metrics: Metrics,
     pub services: BTreeMap<String, ServiceConfig>,
 }
 
@@ -116,6 +117,23 @@ pub struct Logs {
     pub forward: String,
 }
 
+/// `[metrics]`: Prometheus's text over plain HTTP, for who may only read it. Off unless said otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// IPv4 address and port, `0.0.0.0` for all of the uplink's addresses; empty: nothing listens.
+    pub listen: String,
+    /// Who may connect; needed where something listens.
+    pub from: Vec<SourceRange>,
+}
+
+impl Metrics {
+    /// Where to listen; none: nowhere.
+    pub fn address(&self) -> Option<SocketAddrV4> {
+        self.listen.parse().ok()
+    }
+}
+
 type Checked<T> = Result<T, Box<ConfigError>>;
 
 /// Parses the files, each laid over the ones before it, and checks the result.
@@ -150,6 +168,7 @@ struct Partial {
     gate: Gate,
     clock: Clock,
     logs: Logs,
+    metrics: Metrics,
     services: BTreeMap<String, PartialService>,
 }
 
@@ -217,6 +236,37 @@ fn check_helpers(config: &NodeConfig, wrong: &dyn Fn(String, &str, &str) -> Chec
     if !forward.is_empty() && parse_forward(forward).is_none() {
         let rule = "must be udp://HOST:PORT or tcp://HOST:PORT";
         return wrong("logs.forward".into(), rule, "write for example forward = \"udp://192.0.2.5:514\"");
+    }
+    check_metrics(config, wrong)
+}
+
+/// `[metrics]`.
+fn check_metrics(config: &NodeConfig, wrong: &dyn Fn(String, &str, &str) -> Checked<()>) -> Checked<()> {
+    let Metrics { listen, from } = &config.metrics;
+    if listen.is_empty() {
+        return match from.is_empty() {
+            true => Ok(()),
+            false => {
+                wrong("metrics.from".into(), "nothing listens", "set metrics.listen, or remove the line")
+            }
+        };
+    }
+    let published = limits::PUBLISH_PORT_MIN..=limits::PUBLISH_PORT_MAX;
+    let free = |address: &SocketAddrV4| {
+        let port = address.port();
+        port != 0 && port != config.gate.port && !published.contains(&port)
+    };
+    if config.metrics.address().filter(free).is_none() {
+        let rule = format!(
+            "must be an IPv4 address and a port that is neither gate.port nor one of {} to {}",
+            published.start(),
+            published.end()
+        );
+        return wrong("metrics.listen".into(), &rule, "write for example listen = \"0.0.0.0:9464\"");
+    }
+    if from.is_empty() || from.len() > limits::METRICS_SOURCES_MAX {
+        let rule = format!("must have 1 to {} ranges: it is read without a key", limits::METRICS_SOURCES_MAX);
+        return wrong("metrics.from".into(), &rule, "write for example from = [\"192.0.2.0/24\"]");
     }
     Ok(())
 }
@@ -372,6 +422,12 @@ mod tests {
             ("[network]\nmode = \"static\"\n", 0, "CIDR"),
             ("[clock]\nservers = [\"not a host\"]\n", 2, "names or addresses"),
             ("[logs]\nforward = \"http://x.test\"\n", 2, "udp://"),
+            ("[metrics]\nlisten = \"9464\"\nfrom = [\"192.0.2.0/24\"]\n", 2, "IPv4 address and a port"),
+            ("[metrics]\nlisten = \"0.0.0.0:4466\"\nfrom = [\"192.0.2.0/24\"]\n", 2, "neither gate.port"),
+            ("[metrics]\nlisten = \"0.0.0.0:30001\"\nfrom = [\"192.0.2.0/24\"]\n", 2, "neither gate.port"),
+            ("[metrics]\nlisten = \"0.0.0.0:9464\"\n", 0, "1 to 16 ranges"),
+            ("[metrics]\nfrom = [\"192.0.2.0/24\"]\n", 2, "nothing listens"),
+            ("[metrics]\nlisten = \"0.0.0.0:9464\"\nfrom = [\"192.0.2.1/24\"]\n", 3, "source range"),
             ("[network.hosts]\n\"m.test\" = [\"169.254.169.254\"]\n", 0, "link-local"),
         ] {
             let error = parse(&[source("image", IMAGE), source("volume", text)]).unwrap_err();

@@ -2,9 +2,11 @@
 
 use abi::control::AgentGrants;
 use abi::ids::{Destination, Instance};
-use abi::limits;
-use std::sync::Arc;
+use abi::ledger::Event;
+use abi::manifest::Published;
+use abi::{limits, log};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::sync::Semaphore;
 
@@ -30,9 +32,12 @@ pub struct Node {
 pub struct Agent {
     pub instance: Instance,
     pub allow: Vec<Destination>,
+    pub publish: Vec<Published>,
     pub names: Names,
     pub counters: Counters,
     pub node: Arc<Node>,
+    /// How fast its published ports may be connected to.
+    knocks: Mutex<Bucket>,
 }
 
 /// Numbers for `net.grants`.
@@ -43,13 +48,21 @@ pub struct Counters {
     pub bytes_out: AtomicU64,
     pub bytes_in: AtomicU64,
     pub denials: AtomicU64,
+    pub published_connections: AtomicU32,
+    pub published_total: AtomicU64,
 }
 
 impl Agent {
     /// An agent with the addresses of its names.
-    pub fn new(instance: Instance, allow: Vec<Destination>, node: Arc<Node>) -> Agent {
+    pub fn new(
+        instance: Instance,
+        allow: Vec<Destination>,
+        publish: Vec<Published>,
+        node: Arc<Node>,
+    ) -> Agent {
         let names = Names::assign(&instance.agent, &allow);
-        Agent { instance, allow, names, counters: Counters::default(), node }
+        let knocks = Mutex::new(Bucket::new(limits::PUBLISH_CONNECTIONS_PER_SECOND_MAX, Instant::now()));
+        Agent { instance, allow, publish, names, counters: Counters::default(), node, knocks }
     }
 
     /// Counts and records a denial.
@@ -60,13 +73,40 @@ impl Agent {
 
     /// One connection more, if there is room; it is given back when the slot is dropped.
     pub fn connection_slot(self: &Arc<Agent>) -> Option<Slot> {
-        let slot = Slot(self.clone());
-        let before = self.counters.connections.fetch_add(1, Ordering::Relaxed);
-        if before as usize >= limits::PROXY_CONNECTIONS_PER_AGENT_MAX {
-            return None; // dropping the slot takes it back
-        }
+        let most = limits::PROXY_CONNECTIONS_PER_AGENT_MAX;
+        let slot = self.slot(|counters| &counters.connections, most)?;
         self.counters.connections_total.fetch_add(1, Ordering::Relaxed);
         Some(slot)
+    }
+
+    /// The same for a connection to a published port, if they do not come too fast.
+    pub fn published_slot(self: &Arc<Agent>) -> Option<Slot> {
+        if !self.knocks.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now()) {
+            return None;
+        }
+        let most = limits::PUBLISH_CONNECTIONS_PER_AGENT_MAX;
+        let slot = self.slot(|counters| &counters.published_connections, most)?;
+        self.counters.published_total.fetch_add(1, Ordering::Relaxed);
+        Some(slot)
+    }
+
+    fn slot(self: &Arc<Agent>, of: fn(&Counters) -> &AtomicU32, most: usize) -> Option<Slot> {
+        let slot = Slot { agent: self.clone(), of };
+        let before = of(&self.counters).fetch_add(1, Ordering::Relaxed);
+        ((before as usize) < most).then_some(slot) // else dropping it takes the count back
+    }
+
+    /// Waits for the receipt without which a connection is not made; the error says that there is none.
+    pub async fn receipt(&self, event: Event) -> Result<(), String> {
+        let _turn = self.node.receipt_turns.acquire().await.map_err(|error| error.to_string())?;
+        let receipts = self.node.receipts.clone();
+        let error = match tokio::task::spawn_blocking(move || receipts.durable(event)).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        log::error("no_receipt", &[("agent", &self.instance), ("error", &error)]);
+        Err(format!("no receipt, so no connection: {error}"))
     }
 
     /// The agent's line in `net.grants`.
@@ -80,6 +120,9 @@ impl Agent {
             bytes_out: count(&self.counters.bytes_out),
             bytes_in: count(&self.counters.bytes_in),
             denials: count(&self.counters.denials),
+            publish: self.publish.clone(),
+            published_connections: self.counters.published_connections.load(Ordering::Relaxed),
+            published_total: count(&self.counters.published_total),
             synthetic: self
                 .names
                 .iter()
@@ -91,11 +134,15 @@ impl Agent {
 
 /// A counted connection.
 #[derive(Debug)]
-pub struct Slot(Arc<Agent>);
+pub struct Slot {
+    agent: Arc<Agent>,
+    /// The counter it stands in.
+    of: fn(&Counters) -> &AtomicU32,
+}
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.counters.connections.fetch_sub(1, Ordering::Relaxed);
+        (self.of)(&self.agent.counters).fetch_sub(1, Ordering::Relaxed);
     }
 }
 

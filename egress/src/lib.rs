@@ -27,6 +27,7 @@ pub mod namespace;
 pub mod nflog;
 pub mod nft;
 pub mod proxy;
+pub mod publish;
 pub mod receipts;
 pub mod resolve;
 pub mod service;

@@ -8,11 +8,12 @@ use abi::node::{NODE_CONFIG_PATH, parse_forward};
 use abi::{limits, log};
 use egress::agent::Node;
 use egress::denials::Denials;
+use egress::publish::Firewall;
 use egress::receipts::Receipts;
 use egress::resolve::Resolver;
 use egress::service::Egress;
 use egress::settings::{Settings, UPLINK_PATH};
-use egress::{nft, wall};
+use egress::wall::{self, Doors, OpenPort};
 use std::error::Error;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -33,8 +34,15 @@ fn run() -> Result<(), Box<dyn Error>> {
     let settings = Settings::read(NODE_CONFIG_PATH, UPLINK_PATH)?;
     let uid = rustix::process::geteuid().as_raw();
     let config = &settings.now().config;
+    let mut gate = vec![OpenPort { port: config.gate.port, from: Vec::new() }];
+    gate.extend(
+        config
+            .metrics
+            .address()
+            .map(|address| OpenPort { port: address.port(), from: config.metrics.from.clone() }),
+    );
     let logs = parse_forward(&config.logs.forward).map(|(transport, _, port)| (transport, port));
-    nft::replace(&wall::of_node(config.gate.port, uid, logs))?;
+    let firewall = Firewall::up(Doors { gate, published: Vec::new(), egress_uid: uid, logs })?;
     log::info("firewall_up", &[("table", &wall::TABLE)]);
     let receipts = Arc::new(Receipts::of_node()?);
     let node = Arc::new(Node {
@@ -51,7 +59,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         .enable_io()
         .enable_time()
         .build()?;
-    let service = Egress::new(node, runtime.handle().clone());
+    let service = Egress::new(node, firewall, runtime.handle().clone());
     door::serve(Service::Egress, inherited, Arc::new(service))?;
     Ok(())
 }

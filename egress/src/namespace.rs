@@ -7,17 +7,19 @@
 use abi::control::Attached;
 use abi::guest::GuestNetwork;
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::LinkNameSpaceType;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::net::{SocketAddrV4, TcpListener, UdpSocket};
+use std::net::{SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use crate::link::{self, Links, Mac};
 use crate::nflog;
 use crate::nft::{self, NftError};
 use crate::sys;
-use crate::wall::{self, DNS_PORT, GATEWAY, GUEST, LINK_PREFIX, PROXY_PORT, TAP};
+use crate::wall::{self, Chain, DNS_PORT, GATEWAY, GUEST, LINK_PREFIX, PROXY_PORT, TAP};
 
 /// Hardware addresses of the link; each VM is alone on its own, so all may use the same.
 const NODE_MAC: Mac = [0x02, 0x6e, 0x62, 0x00, 0x00, 0x01];
@@ -51,19 +53,37 @@ fn at<T, E: Into<io::Error>>(step: &'static str, result: Result<T, E>) -> Result
     result.map_err(|source| NamespaceError::Step { step, source: source.into() })
 }
 
-/// Makes a namespace, or with `adopt` takes an earlier one over, on a thread of its own.
-pub fn open(uid: u32, adopt: Option<OwnedFd>) -> Result<Opened, NamespaceError> {
-    let thread = std::thread::Builder::new().name("namespace".into()).spawn(move || match adopt {
-        None => make(uid),
-        Some(namespace) => take_over(namespace),
+/// Makes a namespace, or with `adopt` takes an earlier one over, on a thread of its own. `ports`: the guest's published ones.
+pub fn open(uid: u32, ports: Vec<u16>, adopt: Option<OwnedFd>) -> Result<Opened, NamespaceError> {
+    let thread = std::thread::Builder::new().name("namespace".into()).spawn(move || {
+        let rules = wall::of_vm(&ports, rustix::process::geteuid().as_raw());
+        match adopt {
+            None => make(uid, &rules),
+            Some(namespace) => take_over(namespace, &rules),
+        }
     });
     at("start a thread", thread)?.join().unwrap_or(Err(NamespaceError::Thread))
 }
 
-fn make(uid: u32) -> Result<Opened, NamespaceError> {
+/// Makes a TCP socket in a namespace, on a thread of its own that ends with it.
+pub async fn socket_in(namespace: Arc<OwnedFd>) -> io::Result<TcpStream> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let make = move || {
+        let kind = Some(LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)
+    };
+    std::thread::Builder::new().name("socket".into()).stack_size(64 * 1024).spawn(move || {
+        let _ = tell.send(make()); // nobody waits for it any more
+    })?;
+    Ok(TcpStream::from(told.await.map_err(io::Error::other)??))
+}
+
+fn make(uid: u32, rules: &[Chain]) -> Result<Opened, NamespaceError> {
     at("make a network namespace", sys::new_network_namespace())?;
     let namespace = at("open the namespace", File::open("/proc/thread-self/ns/net"))?;
-    nft::replace(&wall::of_vm())?;
+    nft::replace(rules)?;
     for (path, value) in SETTINGS {
         at("set the namespace's rules for addresses", link::setting(path, value))?;
     }
@@ -71,13 +91,13 @@ fn make(uid: u32) -> Result<Opened, NamespaceError> {
     sockets(namespace.into())
 }
 
-fn take_over(namespace: OwnedFd) -> Result<Opened, NamespaceError> {
+fn take_over(namespace: OwnedFd, rules: &[Chain]) -> Result<Opened, NamespaceError> {
     let entered =
         rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network));
     at("enter the namespace", entered)?;
     // The TAP kept its owner and its address: a namespace without it was never ours, and its rules are not touched.
     at("find the TAP in the namespace", Links::here().up(TAP))?;
-    nft::replace(&wall::of_vm())?;
+    nft::replace(rules)?;
     sockets(namespace)
 }
 

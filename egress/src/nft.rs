@@ -35,7 +35,8 @@ pub struct NftError(String);
 /// Replaces the table in the calling thread's network namespace.
 pub fn replace(chains: &[Chain]) -> Result<(), NftError> {
     let mut socket = NetlinkSocket::new();
-    let first = socket.reserve_seq(256);
+    let messages: usize = chains.iter().map(|chain| 1 + chain.rules.len()).sum();
+    let first = socket.reserve_seq(u32::try_from(messages).unwrap_or(u32::MAX - 8) + 8);
     let mut batch = Chained::new(first);
     let mut edge = Nfgenmsg::new();
     edge.set_res_id(SUBSYSTEM);
@@ -136,10 +137,12 @@ fn add_load(exprs: Exprs<'_>, load: Load) -> Exprs<'_> {
         Load::SocketUid => meta(exprs, MetaKeys::Skuid),
         Load::FlowState => flow(exprs, CtKeys::State),
         Load::FlowStatus => flow(exprs, CtKeys::Status),
+        Load::FlowDirection => flow(exprs, CtKeys::Direction),
         Load::Ip4Source => payload(exprs, PayloadBase::NetworkHeader, 12, 4),
         Load::Ip4Destination => payload(exprs, PayloadBase::NetworkHeader, 16, 4),
         Load::SourcePort => payload(exprs, PayloadBase::TransportHeader, 0, 2),
         Load::DestinationPort => payload(exprs, PayloadBase::TransportHeader, 2, 2),
+        Load::TcpFlags => payload(exprs, PayloadBase::TransportHeader, 13, 1),
         Load::IcmpType => payload(exprs, PayloadBase::TransportHeader, 0, 1),
     }
 }

@@ -26,7 +26,7 @@ use crate::tls;
 /// How long a refused client may take to read its refusal.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Pause when the process is out of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Where a connection goes, by construction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -169,7 +169,13 @@ async fn connect(agent: &Arc<Agent>, target: &Target, speaks: Speaks) -> Result<
     })?;
     let mut last = String::from("no address");
     for address in addresses {
-        receipt(agent, target, address).await.map_err(failed)?;
+        let event = Event::NetConnected {
+            instance: agent.instance.clone(),
+            name: target.name.clone(),
+            port: target.port,
+            address: address.to_string(),
+        };
+        agent.receipt(event).await.map_err(failed)?;
         let dial = TcpStream::connect(SocketAddr::new(address, target.port));
         match timeout(Duration::from_millis(limits::DIAL_MS_MAX), dial).await {
             Ok(Ok(server)) => return Ok(server),
@@ -178,26 +184,6 @@ async fn connect(agent: &Arc<Agent>, target: &Target, speaks: Speaks) -> Result<
         }
     }
     Err(failed(format!("`{}` cannot be reached: {last}", target.name)))
-}
-
-/// Waits for the receipt without which nothing is dialled.
-async fn receipt(agent: &Arc<Agent>, target: &Target, address: IpAddr) -> Result<(), String> {
-    let _turn = agent.node.receipt_turns.acquire().await.map_err(|error| error.to_string())?;
-    let event = Event::NetConnected {
-        instance: agent.instance.clone(),
-        name: target.name.clone(),
-        port: target.port,
-        address: address.to_string(),
-    };
-    let receipts = agent.node.receipts.clone();
-    match tokio::task::spawn_blocking(move || receipts.durable(event)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => {
-            log::error("no_receipt", &[("agent", &agent.instance), ("to", &target.name), ("error", &error)]);
-            Err(format!("no receipt, so no connection: {error}"))
-        }
-        Err(error) => Err(format!("no receipt, so no connection: {error}")),
-    }
 }
 
 /// Tells the client in its own protocol why it ends, then ends it.
@@ -230,7 +216,7 @@ async fn tell(client: &mut TcpStream, speaks: Speaks, refusal: Option<&Refusal>,
 }
 
 /// Ends a connection with a reset, which a client sees as a refusal at once.
-fn reset(client: &TcpStream) {
+pub(crate) fn reset(client: &TcpStream) {
     // The connection ends either way.
     let _ = rustix::net::sockopt::set_socket_linger(client, Some(Duration::ZERO));
 }

@@ -8,6 +8,7 @@ use abi::door::{Call, Handler, Outcome};
 use abi::identity::{Caller, VM_UID_BASE};
 use abi::ids::Instance;
 use abi::ledger::Event;
+use abi::manifest::Published;
 use abi::rpc::{Code, RpcError};
 use abi::wire::Connection;
 use abi::{limits, log};
@@ -26,6 +27,7 @@ use tokio::sync::oneshot;
 use crate::agent::{Agent, Node};
 use crate::dns_server::DnsServer;
 use crate::namespace::{self, Opened};
+use crate::publish::{self, Door, Firewall};
 use crate::{nflog, proxy};
 
 /// Denials in one answer: what fits a line of the control protocol.
@@ -39,14 +41,15 @@ const TEARDOWN: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Egress {
     node: Arc<Node>,
+    firewall: Firewall,
     runtime: Handle,
     agents: Mutex<BTreeMap<Instance, Arc<Agent>>>,
 }
 
 impl Egress {
     /// With what agents share and the runtime their tasks run on.
-    pub fn new(node: Arc<Node>, runtime: Handle) -> Egress {
-        Egress { node, runtime, agents: Mutex::default() }
+    pub fn new(node: Arc<Node>, firewall: Firewall, runtime: Handle) -> Egress {
+        Egress { node, firewall, runtime, agents: Mutex::default() }
     }
 
     fn agents(&self) -> MutexGuard<'_, BTreeMap<Instance, Arc<Agent>>> {
@@ -63,9 +66,13 @@ impl Egress {
         check(&asked)?;
         let adopt = one_descriptor(call.connection)?;
         let adopted = adopt.is_some();
-        let agent = Arc::new(Agent::new(asked.instance, asked.allow, self.node.clone()));
+        let agent = Arc::new(Agent::new(asked.instance, asked.allow, asked.publish, self.node.clone()));
         let registered = self.register(&agent)?;
-        let opened = namespace::open(asked.uid, adopt).map_err(|error| failed(&error))?;
+        let ports = agent.publish.iter().map(|published| published.guest_port).collect();
+        let opened = namespace::open(asked.uid, ports, adopt).map_err(|error| failed(&error))?;
+        // Dropped after the tasks that serve the ports: closed first, then shut.
+        let published = self.firewall.publish(&agent.instance, &agent.publish)?;
+        let doors = publish::listen(&agent.publish).map_err(|error| failed(&error))?;
         let receipt = Event::NetAttached { instance: agent.instance.clone(), names: agent.allow.len() };
         self.node.receipts.durable(receipt).map_err(|error| {
             RpcError::new(Code::UNAVAILABLE, format!("no receipt, so no network: {error}")).explained(
@@ -74,7 +81,7 @@ impl Egress {
             )
         })?;
         let namespace = opened.namespace.try_clone().map_err(|error| failed(&error))?;
-        let serving = self.start(&agent, opened).map_err(|error| failed(&error))?;
+        let serving = self.start(&agent, opened, doors).map_err(|error| failed(&error))?;
         log::info(
             "attached",
             &[("agent", &agent.instance), ("names", &agent.allow.len()), ("adopted", &adopted)],
@@ -86,6 +93,7 @@ impl Egress {
             hold(call.connection);
         }
         serving.stop(&agent.instance);
+        drop(published);
         drop(registered);
         self.node.receipts.note(Event::NetDetached { instance: agent.instance.clone() });
         log::info("detached", &[("agent", &agent.instance)]);
@@ -109,13 +117,15 @@ impl Egress {
     }
 
     /// Starts an agent's tasks.
-    fn start(&self, agent: &Arc<Agent>, opened: Opened) -> io::Result<Serving> {
+    fn start(&self, agent: &Arc<Agent>, opened: Opened, doors: Vec<Door>) -> io::Result<Serving> {
         let _in_runtime = self.runtime.enter();
         let dns_udp = tokio::net::UdpSocket::from_std(opened.dns_udp)?;
         let dns_tcp = tokio::net::TcpListener::from_std(opened.dns_tcp)?;
         let listener = tokio::net::TcpListener::from_std(opened.proxy)?;
         // The runtime has no type for a netlink socket; for waiting, any socket's will do.
         let refusals = UnixDatagram::from_std(opened.refusals.into())?;
+        let doors = doors.into_iter().map(Door::within_runtime).collect::<io::Result<Vec<_>>>()?;
+        let namespace = Arc::new(opened.namespace);
         let dns = DnsServer::new(agent.clone());
         let agent = agent.clone();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -127,10 +137,10 @@ impl Egress {
                 () = dns.tcp(dns_tcp) => {}
                 () = proxy::serve(agent.clone(), listener) => {}
                 () = watch_refusals(&agent, &refusals) => {}
+                () = publish::serve(agent.clone(), namespace, doors) => {}
             }
             drop(done); // all sockets were dropped with their futures
         });
-        drop(opened.namespace);
         Ok(Serving { stop, ended })
     }
 
@@ -157,13 +167,16 @@ impl Egress {
         let asked: NetDenials = call.request.params()?;
         let denials = &self.node.denials;
         let page = denials.page(0, asked.agent.as_ref());
-        if !asked.follow {
-            let (denials, left_out) = newest_that_fit(page.denials);
-            let page = DenialsPage { denials, dropped: page.dropped + left_out };
-            return Ok(Outcome::Result(to_value(&page)?));
-        }
         let mut next = page.next;
-        let mut pending = page.denials;
+        let (kept, left_out) = newest_that_fit(page.denials);
+        let page = to_value(&DenialsPage { denials: kept, dropped: page.dropped + left_out })?;
+        if !asked.follow {
+            return Ok(Outcome::Result(page));
+        }
+        if call.answer(page, &[]).is_err() {
+            return Ok(Outcome::Answered);
+        }
+        let mut pending = Vec::new();
         while !gone(call.connection) {
             for denial in pending {
                 if call.notify("denial", to_value(&denial)?).is_err() {
@@ -255,6 +268,15 @@ fn check(asked: &NetAttach) -> Result<(), RpcError> {
     // A name without a port stands for two destinations.
     if asked.allow.len() > 2 * limits::NETWORK_ALLOW_MAX {
         return wrong(format!("{} destinations", asked.allow.len()), "twice NETWORK_ALLOW_MAX is the most");
+    }
+    let legal = limits::PUBLISH_PORT_MIN..=limits::PUBLISH_PORT_MAX;
+    let is_legal = |one: &Published| {
+        one.guest_port != 0
+            && legal.contains(&one.node_port)
+            && (1..=limits::PUBLISH_SOURCES_MAX).contains(&one.from.len())
+    };
+    if asked.publish.len() > limits::PUBLISH_PER_AGENT_MAX || !asked.publish.iter().all(is_legal) {
+        return wrong("a port that cannot be published".into(), "the manifest's rules for network.publish");
     }
     Ok(())
 }

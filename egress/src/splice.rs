@@ -102,7 +102,19 @@ pub async fn run(
     let (mut client_read, mut client_write) = client.split();
     let (mut server_read, mut server_write) = server.split();
     let out = outward(&moved, agent, &mut client_read, &mut server_write, guard, first);
-    let inward = inward(&moved, agent, &mut server_read, &mut client_write);
+    let inward = inward(&moved, &agent.counters.bytes_in, &mut server_read, &mut client_write);
+    tokio::try_join!(out, inward).map(|_| ())
+}
+
+/// Runs a connection to a published port until both sides have ended. Nothing in it is looked at: what a guest serves is its own.
+pub async fn through(agent: &Agent, peer: &mut TcpStream, mut guest: TcpStream) -> Result<(), End> {
+    // As above.
+    let _ = (peer.set_nodelay(true), guest.set_nodelay(true));
+    let moved = Moved { start: Instant::now(), millis: AtomicU64::new(0) };
+    let (mut peer_read, mut peer_write) = peer.split();
+    let (mut guest_read, mut guest_write) = guest.split();
+    let out = inward(&moved, &agent.counters.bytes_out, &mut guest_read, &mut peer_write);
+    let inward = inward(&moved, &agent.counters.bytes_in, &mut peer_read, &mut guest_write);
     tokio::try_join!(out, inward).map(|_| ())
 }
 
@@ -139,7 +151,7 @@ async fn outward(
 
 async fn inward(
     moved: &Moved,
-    agent: &Agent,
+    counter: &AtomicU64,
     from: &mut ReadHalf<'_>,
     to: &mut WriteHalf<'_>,
 ) -> Result<(), End> {
@@ -149,6 +161,6 @@ async fn inward(
             return to.shutdown().await.map_err(|_| End::Closed);
         }
         moved.write(to, &chunk).await.map_err(|_| End::Closed)?;
-        agent.counters.bytes_in.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        counter.fetch_add(chunk.len() as u64, Ordering::Relaxed);
     }
 }

@@ -442,6 +442,15 @@ fn the_nodes_firewall_lets_in_the_gate_and_lets_out_egress() {
         "setpriv --reuid=1234 --clear-groups timeout 3 bash -c ': < /dev/tcp/203.0.113.10/80' && echo left || echo kept",
     ));
     assert!(said.contains("kept"), "{said}");
+    // Where others may send, a jail's user may not: not even over the loopback.
+    for (uid, sent) in [(99_999, true), (100_000, false), (100_037, false), (100_063, false), (100_064, true)]
+    {
+        let said = text(&world.on_node(&format!(
+            "python3 -c 'import os, socket\nos.seteuid({uid}); s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); \
+             os.seteuid(0)\ns.sendto(b\"x\", (\"127.0.0.1\", 9)); print(\"sent\")' || true"
+        )));
+        assert_eq!(said.contains("sent"), sent, "uid {uid}: {said}");
+    }
     // The DHCP client's user may ask for a lease; nobody else may, and it may do nothing else.
     for (uid, port, sent) in [(204, 67, true), (204, 53, false), (0, 67, false)] {
         // A socket belongs to who made it: python itself may only be readable for root.
@@ -525,6 +534,8 @@ fn followers_see_denials_as_they_happen_and_strangers_see_nothing() {
     let lease = world.attach("a.1", &["web.test:80"], None);
     let guest = world.guest(&lease);
     let mut follower = world.open("net.denials", json!({"follow": true}));
+    let page = follower.read_line().unwrap().unwrap();
+    assert!(page.contains("\"result\":{\"denials\":[]"), "what is kept comes first: {page}");
     guest.text("dig one.example");
     let line = follower.read_line().unwrap().unwrap();
     assert!(line.contains("\"method\":\"denial\"") && line.contains("one.example"), "{line}");

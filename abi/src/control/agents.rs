@@ -209,6 +209,17 @@ pub struct AgentQuarantine {
     pub reason: String,
 }
 
+/// Result of `agent.remove`: what was deleted. Volumes and snapshots are not its business.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentRemoved {
+    /// A kept workspace.
+    pub workspace: bool,
+    pub log: bool,
+    /// Of these lives.
+    pub evidence: Vec<Instance>,
+}
+
 /// Parameters of `agent.read_files` and `agent.write_files`: records of [`crate::files`] as notifications `output` (read) or
 /// `stdin` (write; an empty one ends it). Result: [`crate::guest::Exit`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -227,7 +238,8 @@ pub struct AgentTop {
     pub agents: Vec<AgentUse>,
 }
 
-/// What one agent's present life has used, as the node measures it. Counters begin with the life.
+/// What one agent's present life has used, as the node measures it. Counters begin with the life, but for the two that say
+/// otherwise. What cannot be had (egress does not answer, the kernel has no such counter) is 0.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentUse {
@@ -245,8 +257,10 @@ pub struct AgentUse {
     pub net_in_bytes: u64,
     pub connections: u32,
     pub net_denials: u64,
+    /// Since cage began, as the guest says.
     pub guest_denials: u64,
     pub execs: u32,
+    /// Since cage began.
     pub execs_total: u64,
     pub restarts: u32,
     pub tasks: u32,
@@ -268,7 +282,7 @@ pub struct AgentEvents {
 #[serde(deny_unknown_fields)]
 pub struct AgentEventList {
     pub events: Vec<AgentEvent>,
-    /// Older ones that are no longer kept.
+    /// Those that are not here any more: older ones, and what the rate limit left out.
     pub dropped: u64,
 }
 
@@ -285,7 +299,8 @@ pub struct AgentEvent {
     pub detail: String,
 }
 
-/// Result of `agent.metrics`: the Prometheus text format, version 0.0.4.
+/// Result of `agent.metrics`: the Prometheus text format, version 0.0.4. A text of more than
+/// [`crate::limits::METRICS_PART_BYTES_MAX`] comes in parts, cut between lines: notifications `metrics`, and this is the last.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metrics {

@@ -63,6 +63,11 @@ pub struct AgentGrants {
     pub bytes_out: u64,
     pub bytes_in: u64,
     pub denials: u64,
+    /// Ports of the node that lead into its guest.
+    pub publish: Vec<crate::manifest::Published>,
+    /// Connections to them: open now, and since the network was made. Their bytes count in `bytes_out` and `bytes_in`.
+    pub published_connections: u32,
+    pub published_total: u64,
     /// Synthetic address of each name.
     pub synthetic: BTreeMap<HostName, String>,
 }
@@ -95,7 +100,7 @@ pub struct Denial {
     /// What was tried: `dns A evil.example`, `tcp 8.8.8.8:443`, `sni other.example on api.exa.ai:443`.
     pub what: String,
     /// Which rule refused it: `name-not-granted`, `raw-address`, `protocol`, `sni-mismatch`, `host-mismatch`, `no-sni`,
-    /// `private-address`, `port-not-granted`, `limit`.
+    /// `private-address`, `port-not-granted`, `source-not-granted` (a peer at a published port), `limit`.
     pub rule: String,
     /// How to grant it, or that it cannot be granted.
     pub remedy: String,

@@ -208,7 +208,10 @@ pub enum Proc {
 
 /// A TCP port, or a word for some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "not a port, expected 1 to 65535, \"any\" or \"gate\"")]
+#[serde(
+    untagged,
+    expecting = "not a port, expected 1 to 65535, \"any\", \"gate\", \"published\" or \"metrics\""
+)]
 pub enum Port {
     Number(u16),
     Named(PortName),
@@ -222,16 +225,27 @@ pub enum PortName {
     Any,
     /// `gate.port`, whatever it is; a number once the configuration is whole.
     Gate,
+    /// All ports that a manifest may publish on; numbers once the configuration is whole.
+    Published,
+    /// The port of `metrics.listen`: a number once the configuration is whole, or nothing where nothing listens.
+    Metrics,
 }
 
 /// Puts numbers in the place of words that the rest of the configuration gives a number, and grants the node's libraries.
 pub(super) fn resolve(config: &mut NodeConfig) {
-    let gate = Port::Number(config.gate.port);
+    let gate = config.gate.port;
+    let metrics = config.metrics.address().map(|address| address.port());
+    let numbers = |port: Port| match port {
+        Port::Named(PortName::Gate) => vec![Port::Number(gate)],
+        Port::Named(PortName::Metrics) => metrics.map(Port::Number).into_iter().collect(),
+        Port::Named(PortName::Published) => {
+            (limits::PUBLISH_PORT_MIN..=limits::PUBLISH_PORT_MAX).map(Port::Number).collect()
+        }
+        Port::Named(PortName::Any) | Port::Number(_) => vec![port],
+    };
     for service in config.services.values_mut() {
-        for port in service.tcp_listen.iter_mut().chain(&mut service.tcp_connect) {
-            if *port == Port::Named(PortName::Gate) {
-                *port = gate;
-            }
+        for ports in [&mut service.tcp_listen, &mut service.tcp_connect] {
+            *ports = ports.iter().copied().flat_map(numbers).collect();
         }
         service.execute.extend(config.node.libraries.iter().cloned());
     }
@@ -445,6 +459,20 @@ mod tests {
         }
         let many = format!("read = {:?}", vec!["/a"; limits::SERVICE_GRANTS_MAX + 1]);
         assert!(with(&many).unwrap_err().rule.contains("at most"));
+    }
+
+    #[test]
+    fn words_for_ports_become_the_ports_they_stand_for() {
+        let config = with("tcp_listen = [\"published\", \"metrics\"]").unwrap();
+        let ports = &config.services["a"].tcp_listen;
+        assert_eq!(ports.len(), 256, "nothing listens for metrics");
+        assert_eq!(
+            (ports.first(), ports.last()),
+            (Some(&Port::Number(limits::PUBLISH_PORT_MIN)), Some(&Port::Number(limits::PUBLISH_PORT_MAX)))
+        );
+        let metrics = "[metrics]\nlisten = \"0.0.0.0:9464\"\nfrom = [\"192.0.2.0/24\"]";
+        let config = with(&format!("tcp_listen = [\"metrics\"]\n{metrics}")).unwrap();
+        assert_eq!(config.services["a"].tcp_listen, [Port::Number(9464)]);
     }
 
     #[test]

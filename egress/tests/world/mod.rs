@@ -8,6 +8,7 @@ use abi::door::{Handoff, hand_over};
 use abi::identity::{Caller, Role};
 use abi::ids::Destination;
 use abi::ledger::{Append, Event, Receipt};
+use abi::manifest::Published;
 use abi::node::NodeConfig;
 use abi::rpc::{Code, Incoming, Request, Response, RpcError};
 use abi::wire::Connection;
@@ -203,6 +204,22 @@ impl World {
         allow: &[&str],
         adopt: Option<&OwnedFd>,
     ) -> Result<Lease, RpcError> {
+        self.try_publish(instance, allow, &[], adopt)
+    }
+
+    /// Attaches with published ports: node port, guest port, source ranges.
+    pub fn try_publish(
+        &self,
+        instance: &str,
+        allow: &[&str],
+        publish: &[(u16, u16, &[&str])],
+        adopt: Option<&OwnedFd>,
+    ) -> Result<Lease, RpcError> {
+        let publish = publish.iter().map(|(node_port, guest_port, from)| Published {
+            node_port: *node_port,
+            guest_port: *guest_port,
+            from: from.iter().map(|range| range.parse().unwrap()).collect(),
+        });
         let allow = allow.iter().map(|text| {
             let (name, port) = text.rsplit_once(':').unwrap();
             Destination { name: name.parse().unwrap(), port: port.parse().unwrap() }
@@ -211,7 +228,7 @@ impl World {
             instance: instance.parse().unwrap(),
             uid: VM_UID,
             allow: allow.collect(),
-            publish: vec![],
+            publish: publish.collect(),
         };
         let mut connection = Connection::connect(self.dir.join("run/egress.sock")).unwrap();
         connection.set_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -275,10 +292,30 @@ impl World {
         result(&mut connection)
     }
 
+    /// The namespace of the node.
+    pub fn node(&self) -> String {
+        format!("{}n", self.name)
+    }
+
+    /// The namespace of the test internet.
+    pub fn internet(&self) -> String {
+        format!("{}i", self.name)
+    }
+
     /// Starts a program on the test internet and waits for its first line. It ends when the answer is dropped.
     pub fn spawn_on_internet(&self, command: &str) -> Running {
+        self.spawn_within(&self.internet(), command)
+    }
+
+    /// The same on the node.
+    pub fn spawn_on_node(&self, command: &str) -> Running {
+        self.spawn_within(&self.node(), command)
+    }
+
+    fn spawn_within(&self, namespace: &str, command: &str) -> Running {
         let mut child = Command::new("ip")
-            .args(["netns", "exec", &format!("{}i", self.name), "bash", "-euc", command])
+            .args(["netns", "exec", namespace, "bash", "-euc", command])
+            .env("GO", self.dir.join("go"))
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -292,11 +329,11 @@ impl World {
 
     /// Runs a program in the node's namespace.
     pub fn on_node(&self, command: &str) -> Output {
-        self.within(&format!("{}n", self.name), command)
+        self.within(&self.node(), command)
     }
 
     pub fn on_internet(&self, command: &str) -> Output {
-        self.within(&format!("{}i", self.name), command)
+        self.within(&self.internet(), command)
     }
 
     fn within(&self, namespace: &str, command: &str) -> Output {
