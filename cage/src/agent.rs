@@ -58,10 +58,28 @@ pub struct Facts {
     pub session: Option<Arc<Session>>,
     pub cgroup: Option<Arc<VmCgroup>>,
     pub mail: Option<SyncSender<Mail>>,
-    /// Who asked for the present life to end.
+    /// Who, or which bound, asked for the present life to end.
     pub stopped_by: String,
+    /// Somebody asked for it, so no restart policy has a say.
+    pub is_unwanted: bool,
+    /// Somebody asked for its end at once.
+    pub is_killed: bool,
+    /// When its restart policy starts it again; taken away by who stops or starts it meanwhile.
+    pub restart: Option<Due>,
+    /// It is being deleted: this record is not to be used again.
+    pub is_removed: bool,
     denials: VecDeque<String>,
     denials_dropped: u64,
+}
+
+/// A restart that is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    pub at: Instant,
+    /// From 1, in a row.
+    pub attempt: u32,
+    /// The most in a row.
+    pub max: u32,
 }
 
 impl Agent {
@@ -113,15 +131,24 @@ impl Agent {
 }
 
 impl Facts {
-    /// A new life begins.
-    pub fn begin(&mut self, instance: Instance, loaded: Loaded, mail: SyncSender<Mail>, asked: Instant) {
+    /// A new life begins, as the `restarts`th that its restart policy began in a row.
+    pub fn begin(
+        &mut self,
+        instance: Instance,
+        loaded: Loaded,
+        mail: SyncSender<Mail>,
+        asked: Instant,
+        restarts: u32,
+    ) {
         self.instance = Some(instance);
         self.loaded = Some(loaded);
         self.mail = Some(mail);
         self.asked = Some(asked);
         (self.rootfs_digest, self.running_since, self.importing, self.exit) = (None, None, None, None);
         (self.stages_ms, self.detail, self.denials, self.denials_dropped) = Default::default();
-        self.console = Vec::new();
+        (self.console, self.guest_stages_us, self.healthy, self.restart) = Default::default();
+        (self.is_unwanted, self.is_killed, self.stopped_by) = Default::default();
+        self.restarts = restarts;
     }
 
     /// The life is over.
@@ -148,10 +175,21 @@ impl Facts {
                 abi::manifest::RootfsRef::Digest(digest) => digest.to_string(),
             },
             uptime_ms: self.running_since.map(|since| since.elapsed().as_millis() as u64),
-            detail: self.detail.clone(),
+            detail: self.explanation(),
             restarts: self.restarts,
             healthy: self.healthy,
         })
+    }
+
+    /// How it ended, and whether it will be started again.
+    fn explanation(&self) -> String {
+        match &self.restart {
+            None => self.detail.clone(),
+            Some(due) => {
+                let seconds = due.at.saturating_duration_since(Instant::now()).as_millis().div_ceil(1000);
+                format!("{}; starts again in {seconds} s, {} of {}", self.detail, due.attempt, due.max)
+            }
+        }
     }
 
     /// What the guest's sandbox refused, newest last.

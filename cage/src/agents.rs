@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use crate::agent::{Agent, Facts};
 use crate::disks::Depot;
 use crate::events::Events;
+use crate::evidence;
 use crate::imports::Imports;
 use crate::jail::cgroup::Delegated;
 use crate::life::{self, Mail, Order};
@@ -44,6 +45,24 @@ pub struct WantedAgent {
     pub instance: Instance,
     /// Its life has ended and has its receipt; it should run again all the same.
     pub ended: bool,
+}
+
+/// Why a life begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cause {
+    /// Who asked for it.
+    pub by: String,
+    /// How often the caller begins another one if this one breaks before the agent runs.
+    pub tries_left: usize,
+    /// Begun by the restart policy, so many times in a row; 0: by somebody.
+    pub restarts: u32,
+}
+
+impl Cause {
+    /// Somebody asked.
+    pub fn asked(by: &str) -> Cause {
+        Cause { by: by.to_owned(), tries_left: 0, restarts: 0 }
+    }
 }
 
 /// All of cage.
@@ -148,13 +167,11 @@ impl Cage {
         self.leaving.load(Ordering::Relaxed)
     }
 
-    /// Begins a life of an agent. Whether it comes up shows in its facts. `tries_left`: how often the caller begins another
-    /// one if this one breaks before the agent runs.
+    /// Begins a life of an agent. Whether it comes up shows in its facts.
     pub fn start(
         self: &Arc<Self>,
         name: &AgentName,
-        by: &str,
-        tries_left: usize,
+        cause: Cause,
     ) -> Result<(Arc<Agent>, Instance), RpcError> {
         let asked = Instant::now();
         let loaded = find(manifests::load(&self.places.config), name)?;
@@ -162,10 +179,7 @@ impl Cage {
         let (mailbox, mail) = std::sync::mpsc::sync_channel(life::MAIL_MAX);
         let order = {
             let mut facts = agent.facts();
-            if self.is_leaving() {
-                return Err(RpcError::new(Code::CONFLICT, "the node is going down"));
-            }
-            state::next(facts.state.now(), Happening::StartAsked)?;
+            self.may_start(&facts, &cause)?;
             self.disks.custody.may_run(name)?;
             let generation = self.next_generation().map_err(|error| {
                 RpcError::new(Code::FAILED, format!("no generation for {name}: {error}"))
@@ -173,10 +187,11 @@ impl Cage {
             })?;
             facts.state.let_happen(Happening::StartAsked)?;
             let instance = Instance { agent: name.clone(), generation };
-            facts.begin(instance.clone(), loaded.clone(), mailbox.clone(), asked);
-            Order { instance, loaded, by: by.to_owned(), tries_left, mailbox, mail }
+            facts.begin(instance.clone(), loaded.clone(), mailbox.clone(), asked, cause.restarts);
+            Order { instance, loaded, cause, mailbox, mail }
         };
         let instance = order.instance.clone();
+        self.events.push(name, "starting", format!("{instance}, asked for by {}", order.cause.by));
         let (cage, alive) = (self.clone(), agent.clone());
         std::thread::Builder::new()
             .name("life".into())
@@ -189,18 +204,44 @@ impl Cage {
         Ok((agent, instance))
     }
 
-    /// Asks for the present life to end; its facts show when it has.
+    fn may_start(&self, facts: &Facts, cause: &Cause) -> Result<(), RpcError> {
+        let conflict = |why: &str| Err(RpcError::new(Code::CONFLICT, why));
+        if self.is_leaving() {
+            return conflict("the node is going down");
+        }
+        if facts.is_removed {
+            return conflict("the agent is being removed");
+        }
+        state::next(facts.state.now(), Happening::StartAsked)?;
+        if cause.restarts > 0 && facts.restart.is_none() {
+            return conflict("the agent was stopped before its restart");
+        }
+        Ok(())
+    }
+
+    /// Asks for the present life to end; its facts show when it has. Ends the wait for a restart too.
     pub fn stop(&self, name: &AgentName, by: &str) -> Result<Arc<Agent>, RpcError> {
-        let agent = match self.known(name) {
-            Some(agent) => agent,
-            None => {
-                find(manifests::load(&self.places.config), name)?; // unknown or wrong: say which
-                self.agent(name)
-            }
-        };
+        self.end(name, by, Happening::StopAsked)
+    }
+
+    /// Ends the present life at once; its facts show when it has.
+    pub fn kill(&self, name: &AgentName, by: &str) -> Result<Arc<Agent>, RpcError> {
+        let agent = self.end(name, by, Happening::KillAsked)?;
+        let cgroup = agent.facts().cgroup.clone();
+        if let Some(Err(error)) = cgroup.map(|cgroup| cgroup.kill()) {
+            // Its life kills it again when it is torn down.
+            log::error("agent_not_killed", &[("agent", name), ("error", &error)]);
+        }
+        Ok(agent)
+    }
+
+    fn end(&self, name: &AgentName, by: &str, how: Happening) -> Result<Arc<Agent>, RpcError> {
+        let agent = self.named(name)?;
         let after = agent.update(|facts| {
-            let after = facts.state.let_happen(Happening::StopAsked)?;
-            facts.stopped_by = by.to_owned();
+            let after = facts.state.let_happen(how)?;
+            facts.restart = None;
+            (facts.stopped_by, facts.is_unwanted) = (by.to_owned(), true);
+            facts.is_killed |= how == Happening::KillAsked;
             if let Some(mail) = &facts.mail {
                 let _ = mail.try_send(Mail::Stop); // full: it has enough reasons to look at its state
             }
@@ -210,6 +251,22 @@ impl Cage {
             self.want(|agents| agents.retain(|a| a.instance.agent != *name)); // it may have waited for its next try
         }
         Ok(agent)
+    }
+
+    /// The record of an agent that is known or configured.
+    pub fn named(&self, name: &AgentName) -> Result<Arc<Agent>, RpcError> {
+        match self.known(name) {
+            Some(agent) => Ok(agent),
+            None => {
+                find(manifests::load(&self.places.config), name)?; // unknown or wrong: say which
+                Ok(self.agent(name))
+            }
+        }
+    }
+
+    /// Forgets the record of an agent that was removed.
+    pub fn forget(&self, name: &AgentName) {
+        self.agents.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
     /// Stops everything, for the node to go down; at most `patience`.
@@ -292,7 +349,7 @@ impl Cage {
             stages_ms: facts.stages_ms.clone(),
             guest_stages_us: facts.guest_stages_us.clone(),
             disks: crate::disks::usage(self, name),
-            evidence: Vec::new(),
+            evidence: evidence::of(&self.places, name).unwrap_or_default(),
             exit: facts.exit.clone(),
             execs_running: facts.session.as_ref().map_or(0, |session| session.execs_running()),
             guest_denials: facts.guest_denials(),

@@ -1,14 +1,12 @@
 //! cage's methods. What each does is elsewhere; here it is parsed, watched and answered.
 
-use abi::control::{AgentLogs, AgentRef, AgentState, Progress, Started};
+use abi::control::{AgentLogs, AgentRef};
 use abi::door::{Call, Handler, Outcome};
-use abi::ids::Instance;
-use abi::limits;
 use abi::rpc::{Code, RpcError};
 use abi::wire::WireError;
 use serde_json::json;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::agent::Agent;
 use crate::agents::Cage;
@@ -18,8 +16,6 @@ use crate::{attach, disks, exec, files, images, state, steer, watch};
 
 /// How long a caller may leave a notification unread. Then its call ends.
 const CALLER_MS_MAX: u64 = 10_000;
-/// Longest stop: the grace, the halt, the kill and the leases' ends.
-const STOP_MS_MAX: u64 = limits::AGENT_STOP_GRACE_MS + 60_000;
 
 /// The handler behind the door.
 #[derive(Debug)]
@@ -43,13 +39,11 @@ impl Handler for Door {
                 let AgentRef { name } = call.request.params()?;
                 Ok(Outcome::Result(json!(self.cage.status(&name)?)))
             }
-            "agent.start" => self.start(call),
-            "agent.stop" => self.stop(call),
             "agent.logs" => self.logs(call),
             "agent.exec" => exec::run(&self.cage, call),
             "agent.attach" => attach::run(&self.cage, call),
-            "agent.create" | "agent.pause" | "agent.resume" | "agent.kill" | "agent.restart"
-            | "agent.quarantine" | "agent.remove" => steer::run(&self.cage, call),
+            "agent.start" | "agent.stop" | "agent.create" | "agent.pause" | "agent.resume" | "agent.kill"
+            | "agent.restart" | "agent.quarantine" | "agent.remove" => steer::run(&self.cage, call),
             "agent.read_files" | "agent.write_files" | "agent.diff" => files::run(&self.cage, call),
             "agent.top" | "agent.events" | "agent.metrics" => watch::run(&self.cage, call),
             "snapshot.list" | "snapshot.create" | "snapshot.remove" | "volume.list" | "volume.remove" => {
@@ -68,79 +62,6 @@ fn gone(error: WireError) -> RpcError {
 }
 
 impl Door {
-    fn start(&self, mut call: Call<'_>) -> Result<Outcome, RpcError> {
-        let AgentRef { name } = call.request.params()?;
-        let (agent, instance) = self.cage.start(&name, &call.caller.to_string(), 0)?;
-        let mut told = 0;
-        let mut importing = None;
-        let mut ready_ms = None;
-        loop {
-            let (state, now, stages, detail) = {
-                let facts = agent.facts();
-                if facts.instance.as_ref() != Some(&instance) {
-                    let why = format!("{instance} has ended and a later life began");
-                    return Err(RpcError::new(Code::CONFLICT, why));
-                }
-                let new: Vec<_> = facts.stages_ms.iter().skip(told).cloned().collect();
-                (facts.state.now(), facts.importing.clone(), new, facts.detail.clone())
-            };
-            if now != importing {
-                importing = now.clone();
-                if let Some(progress) = now {
-                    call.notify("progress", json!(progress)).map_err(gone)?;
-                }
-            }
-            for (stage, ms) in stages {
-                told += 1;
-                if stage == "ready" {
-                    ready_ms = Some(ms);
-                }
-                call.notify("progress", json!(Progress { stage, done: None, total: None })).map_err(gone)?;
-            }
-            match (state, ready_ms) {
-                (AgentState::Starting | AgentState::Stopping, _) => {}
-                // Even one that has ended since: it did start.
-                (
-                    AgentState::Running
-                    | AgentState::Paused
-                    | AgentState::Quarantined
-                    | AgentState::Exited
-                    | AgentState::Failed
-                    | AgentState::Stopped,
-                    Some(took_ms),
-                ) => {
-                    return Ok(Outcome::Result(json!(Started { instance, took_ms })));
-                }
-                (AgentState::Running | AgentState::Paused | AgentState::Quarantined, None) => continue, // the stage is told in the next round
-                (AgentState::Stopped | AgentState::Exited | AgentState::Failed, None) => {
-                    return Err(not_started(&instance, state, &detail));
-                }
-            }
-            let facts = agent.facts();
-            if facts.stages_ms.len() == told && facts.importing == importing && facts.state.now() == state {
-                drop(agent.wait(facts, Duration::from_millis(500)));
-            }
-        }
-    }
-
-    fn stop(&self, call: Call<'_>) -> Result<Outcome, RpcError> {
-        let AgentRef { name } = call.request.params()?;
-        let agent = self.cage.stop(&name, &call.caller.to_string())?;
-        let deadline = Instant::now() + Duration::from_millis(STOP_MS_MAX);
-        let mut facts = agent.facts();
-        let instance = facts.instance.clone();
-        while facts.instance == instance && state::alive(facts.state.now()) {
-            if Instant::now() > deadline {
-                return Err(RpcError::new(Code::TIMEOUT, format!("{name} is still stopping")).explained(
-                    format!("a stop takes at most {} s", STOP_MS_MAX / 1000),
-                    "see agent status and the log of cage",
-                ));
-            }
-            facts = agent.wait(facts, Duration::from_millis(500));
-        }
-        Ok(Outcome::Result(json!({})))
-    }
-
     fn logs(&self, mut call: Call<'_>) -> Result<Outcome, RpcError> {
         let want: AgentLogs = call.request.params()?;
         let agent = self.cage.with_log(&want.name)?;
@@ -162,18 +83,6 @@ impl Door {
         }
         Ok(Outcome::Result(json!({})))
     }
-}
-
-fn not_started(instance: &Instance, state: AgentState, detail: &str) -> RpcError {
-    let why = match (state, detail.is_empty()) {
-        (AgentState::Stopped, _) => "it was stopped while it started",
-        (_, true) => "no reason is known",
-        (_, false) => detail,
-    };
-    RpcError::new(Code::FAILED, format!("{instance} did not start: {why}")).explained(
-        "a start ends with the agent's command running",
-        "see agent status, agent logs and system logs cage",
-    )
 }
 
 fn over(agent: &Agent) -> bool {

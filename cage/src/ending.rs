@@ -1,18 +1,19 @@
 //! What an end means, for people. Pure.
 
 use abi::guest::Exit;
+use abi::limits;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 /// How an agent's command ended, for people.
-pub fn of_command(exit: &Exit) -> String {
+pub fn of_command(exit: &Exit, memory_mib: u32) -> String {
     let mut text = match (exit.code, exit.signal) {
         (Some(code), _) => format!("exited with code {code}"),
         (None, Some(signal)) => format!("was killed by signal {signal}"),
         (None, None) => "ended".into(),
     };
     if exit.oom_killed {
-        text.push_str(" (out of memory in the guest)");
+        text = format!("ran out of memory inside the guest: max_memory_mb = {memory_mib} ({text})");
     }
     if exit.dropped_bytes > 0 {
         text.push_str(&format!(", {} bytes of output dropped", exit.dropped_bytes));
@@ -20,18 +21,34 @@ pub fn of_command(exit: &Exit) -> String {
     text
 }
 
-/// What an ended process's status means, for people.
-pub fn of_vmm(status: ExitStatus, out_of_memory: bool) -> String {
+/// What an ended VMM's status means, for people, with what its console said last. `memory_mib`: of the manifest.
+pub fn of_vmm(status: ExitStatus, out_of_memory: bool, memory_mib: u32, console: &[String]) -> String {
+    let bound_mib = memory_mib + limits::VMM_OVERHEAD_MIB;
     match (status.code(), status.signal()) {
-        (_, Some(libc::SIGKILL)) if out_of_memory => "the VMM used more memory than its bound and was killed".into(),
+        (_, Some(libc::SIGKILL)) if out_of_memory => {
+            format!("the VMM used more memory than its bound of {bound_mib} MiB (guest and VMM) and was killed")
+        }
+        (_, Some(libc::SIGKILL)) => "the VMM was killed by signal 9, not for its memory".into(),
         (_, Some(libc::SIGSYS)) => {
             "the VMM made a system call that its filter refuses and was killed (the kernel's log has its number)".into()
         }
-        (_, Some(signal)) => format!("the VMM was killed by signal {signal}"),
-        (Some(0), None) => "the guest halted".into(),
+        (_, Some(signal)) => format!("the VMM was killed by signal {signal}: it crashed"),
+        (Some(0), None) => match panic_of(console) {
+            Some(panic) if panic.contains("emory") => {
+                format!("the guest's kernel ran out of memory: max_memory_mb = {memory_mib} (`{panic}`)")
+            }
+            Some(panic) => format!("the guest's kernel panicked: `{panic}`"),
+            None => "the guest halted without a word (a reset, a halt or a triple fault)".into(),
+        },
         (Some(code), None) => format!("the VMM ended with code {code}"),
         (None, None) => "the VMM ended".into(),
     }
+}
+
+/// Why the guest's kernel panicked, as it says on its console (kernel/panic.c, vpanic).
+fn panic_of(console: &[String]) -> Option<&str> {
+    const WORDS: &str = "Kernel panic - not syncing: ";
+    console.iter().rev().find_map(|line| line.split_once(WORDS)).map(|(_, why)| why.trim())
 }
 
 /// Why a VM did not come up, with what its console said last.
@@ -48,11 +65,26 @@ mod tests {
 
     #[test]
     fn every_end_of_a_vmm_has_its_words() {
-        assert!(of_vmm(ExitStatus::from_raw(9), false).contains("signal 9"));
-        assert!(of_vmm(ExitStatus::from_raw(9), true).contains("memory"));
-        assert!(of_vmm(ExitStatus::from_raw(31), false).contains("filter"));
-        assert!(of_vmm(ExitStatus::from_raw(0), false).contains("halted"));
-        assert!(of_vmm(ExitStatus::from_raw(256), false).contains("code 1"));
+        let words = |raw, oom| of_vmm(ExitStatus::from_raw(raw), oom, 100, &[]);
+        assert!(words(9, false).contains("signal 9, not for its memory"));
+        assert!(words(9, true).contains("164 MiB"));
+        assert!(words(31, false).contains("filter"));
+        assert!(words(11, true).contains("signal 11: it crashed"));
+        assert!(words(0, false).contains("triple fault"));
+        assert!(words(256, false).contains("code 1"));
+    }
+
+    #[test]
+    fn a_panic_is_told_from_an_empty_memory_and_from_a_reset() {
+        let words = |line: &str| {
+            let console = ["early".to_owned(), line.to_owned(), "Rebooting in 1 seconds..".to_owned()];
+            of_vmm(ExitStatus::from_raw(0), false, 64, &console)
+        };
+        let panic = words("[    1.2] Kernel panic - not syncing: VFS: Unable to mount root fs");
+        assert_eq!(panic, "the guest's kernel panicked: `VFS: Unable to mount root fs`");
+        let hungry = words("[    9.1] Kernel panic - not syncing: System is deadlocked on memory");
+        assert!(hungry.contains("ran out of memory: max_memory_mb = 64"), "{hungry}");
+        assert!(words("nothing of the kind").contains("without a word"));
     }
 
     #[test]
@@ -68,9 +100,14 @@ mod tests {
     #[test]
     fn every_end_of_a_command_has_its_words() {
         let exit = |code, signal| Exit { code, signal, oom_killed: false, dropped_bytes: 0 };
-        assert_eq!(of_command(&exit(Some(3), None)), "exited with code 3");
-        assert_eq!(of_command(&exit(None, Some(15))), "was killed by signal 15");
+        assert_eq!(of_command(&exit(Some(3), None), 64), "exited with code 3");
+        assert_eq!(of_command(&exit(None, Some(15)), 64), "was killed by signal 15");
         let worst = Exit { oom_killed: true, dropped_bytes: 7, ..exit(None, Some(9)) };
-        assert!(of_command(&worst).contains("out of memory") && of_command(&worst).contains("7 bytes"));
+        let words = of_command(&worst, 64);
+        assert!(
+            words.starts_with("ran out of memory inside the guest: max_memory_mb = 64 (was killed"),
+            "{words}"
+        );
+        assert!(words.ends_with("7 bytes of output dropped"));
     }
 }

@@ -3,11 +3,11 @@
 //! Must hold: while the VM runs, a lease that ended is made again, with the same namespace and the same listening socket, after a
 //! growing pause; when the VM ends, so do they. Must never: give one VM's namespace or socket to another's lease.
 
-use abi::control::{Attached, MemoryAttach, NetAttach};
+use abi::control::{Attached, Grants, MemoryAttach, NetAttach, Nothing};
 use abi::ids::Instance;
-use abi::log;
 use abi::rpc::{Incoming, Request, RpcError};
 use abi::wire::{Connection, WireError};
+use abi::{limits, log};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -44,12 +44,23 @@ fn attach<T: DeserializeOwned>(
     params: &impl Serialize,
     fds: &[BorrowedFd<'_>],
 ) -> Result<(Connection, T), LeaseError> {
+    ask(service, path, method, params, fds, ATTACH_MS_MAX)
+}
+
+fn ask<T: DeserializeOwned>(
+    service: &'static str,
+    path: &str,
+    method: &str,
+    params: &impl Serialize,
+    fds: &[BorrowedFd<'_>],
+    ms_max: u64,
+) -> Result<(Connection, T), LeaseError> {
     let unreachable = |error| LeaseError::Unreachable { service, error };
     let wire = |error| LeaseError::Wire { service, error };
     let protocol = |what: String| LeaseError::Protocol { service, what };
     let params = serde_json::to_value(params).map_err(|error| protocol(error.to_string()))?;
     let mut connection = Connection::connect(path).map_err(unreachable)?;
-    connection.set_timeout(Some(Duration::from_millis(ATTACH_MS_MAX))).map_err(unreachable)?;
+    connection.set_timeout(Some(Duration::from_millis(ms_max))).map_err(unreachable)?;
     connection.write_line_with_fds(&Request::call(1, method, params), fds).map_err(wire)?;
     let line = connection.read_line().map_err(wire)?.ok_or_else(|| wire(WireError::CutLine))?;
     let response = match serde_json::from_str(&line) {
@@ -105,6 +116,16 @@ pub fn attach_memory(
     let (connection, _): (_, serde_json::Value) =
         attach("ctxgraph", ctxgraph, "memory.attach", &want, &[listener])?;
     Ok(connection)
+}
+
+/// Bytes that went over a VM's network so far, in both directions; none if egress does not know it or does not answer soon.
+pub fn network_bytes(egress: &str, instance: &Instance) -> Option<u64> {
+    let asked = ask("egress", egress, "net.grants", &Nothing {}, &[], limits::NET_USE_MS_MAX);
+    let (_, grants): (_, Grants) = asked
+        .inspect_err(|error| log::info("network_use_unknown", &[("instance", instance), ("error", error)]))
+        .ok()?;
+    let own = grants.agents.iter().find(|grants| grants.instance == *instance)?;
+    Some(own.bytes_out.saturating_add(own.bytes_in))
 }
 
 /// What a keeper needs to make a VM's leases again.

@@ -3,24 +3,28 @@
 //! Must hold: every step has a bound in time; whatever happened, the life ends with nothing of the VM left; no VM starts
 //! without its receipt. Must never: leave the agent in a state that is not true.
 
+mod again;
 mod parting;
+mod steering;
+mod vigil;
 
 use abi::control::NetAttach;
-use abi::guest::{Exit, PROTOCOL};
+use abi::guest::{Exit, Health, PROTOCOL};
 use abi::ids::Instance;
 use abi::ledger::Event;
 use abi::manifest::RootfsRef;
 use abi::{limits, log};
+use std::collections::VecDeque;
 use std::io::{self, PipeWriter};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
 use crate::agent::Agent;
-use crate::agents::{Cage, WantedAgent};
+use crate::agents::{Cage, Cause, WantedAgent};
 use crate::disks::Disks;
 use crate::guest::{Said, Session};
 use crate::jail::cgroup::{Bounds, VmCgroup};
@@ -31,6 +35,9 @@ use crate::state::Happening;
 use crate::turns::Turn;
 use crate::vmm::{self, Console, JailDir, Slot};
 use crate::{ending, meet, order};
+use vigil::{Change, Verdict, Vigil};
+
+pub use steering::{Ask, Change as Asked};
 
 /// Mail that may wait for a life.
 pub const MAIL_MAX: usize = 32;
@@ -44,6 +51,7 @@ pub enum Mail {
     Guest(Said),
     VmmEnded(ExitStatus),
     Stop,
+    Ask(Ask),
 }
 
 /// A life to be lived.
@@ -51,10 +59,7 @@ pub enum Mail {
 pub struct Order {
     pub instance: Instance,
     pub loaded: Loaded,
-    /// Who asked for it.
-    pub by: String,
-    /// How often it is begun again if it breaks before the agent runs.
-    pub tries_left: usize,
+    pub cause: Cause,
     pub mailbox: SyncSender<Mail>,
     pub mail: Receiver<Mail>,
 }
@@ -64,6 +69,9 @@ pub struct Order {
 enum End {
     /// Somebody asked.
     Stopped,
+    /// It reached a bound of its manifest, its lifetime or its idle time.
+    Expired(again::Outcome, String),
+    Unhealthy(String),
     ByItself(Exit),
     Broken(String),
 }
@@ -81,6 +89,10 @@ struct Held {
     listening: Option<PipeWriter>,
     session: Option<Arc<Session>>,
     launched: bool,
+    /// Since when its tasks stand still.
+    frozen: Option<Instant>,
+    /// It never goes on, and what it wrote is evidence.
+    is_quarantined: bool,
     vmm_ended: Option<ExitStatus>,
 }
 
@@ -90,20 +102,32 @@ struct Life<'a> {
     order: Order,
     console: Arc<Console>,
     held: Held,
+    /// Mail that came while something else was waited for.
+    waiting: VecDeque<Mail>,
+    /// When the agent's command began to run.
+    ran_since: Option<Instant>,
 }
 
 /// Lives one life, to its end.
 pub fn run(cage: &Arc<Cage>, agent: &Arc<Agent>, order: Order) {
-    let mut life = Life { cage, agent, order, console: Arc::default(), held: Held::default() };
-    let came_up = life.come_up();
-    let ran = came_up.is_ok();
-    let end = match came_up {
+    let mut life = Life {
+        cage,
+        agent,
+        order,
+        console: Arc::default(),
+        held: Held::default(),
+        waiting: VecDeque::new(),
+        ran_since: None,
+    };
+    let end = match life.come_up() {
         Ok(()) => life.go_on(),
         Err(end) => end,
     };
     life.wind_down(&end);
     let problems = life.tear_down();
-    life.conclude(end, ran, &problems);
+    if let Some(due) = life.conclude(end, &problems) {
+        parting::start_again(cage, agent, life.instance(), due);
+    }
 }
 
 /// Appends a receipt for something that has happened: if it cannot be stored, that is said, not undone.
@@ -112,6 +136,19 @@ pub fn record(cage: &Cage, event: Event) {
     if let Err(error) = cage.ledger.append(event) {
         log::error("receipt_missing", &[("event", &what), ("error", &error)]);
     }
+}
+
+/// Chains a receipt that nothing waits for; it is durable soon.
+fn note(cage: &Cage, event: Event) {
+    let what = format!("{event:?}");
+    if let Err(error) = cage.ledger.note(event) {
+        log::error("receipt_missing", &[("event", &what), ("error", &error)]);
+    }
+}
+
+/// A guest's words, made short and plain.
+fn harmless(words: &str) -> String {
+    words.chars().filter(|c| !c.is_control()).take(limits::GUEST_WORDS_CHARS_MAX).collect()
 }
 
 fn broken(error: impl std::fmt::Display) -> End {
@@ -178,7 +215,7 @@ impl Life<'_> {
             instance: self.instance().clone(),
             manifest: self.order.loaded.digest,
             rootfs,
-            by: self.order.by.clone(),
+            by: self.order.cause.by.clone(),
         };
         self.cage
             .ledger
@@ -334,6 +371,7 @@ impl Life<'_> {
                     self.run_began(&ready)?;
                     return Ok(());
                 }
+                Some(Mail::Ask(ask)) => ask.refuse(self.agent.facts().state.now()),
                 Some(other) => return Err(self.ended_by(other)),
                 None => {
                     let why =
@@ -346,38 +384,123 @@ impl Life<'_> {
 
     fn run_began(&mut self, ready: &abi::guest::Ready) -> Result<(), End> {
         self.agent.reached("ready");
-        let stages = ready.stages_us.iter().take(32).map(|(stage, us)| format!("{stage}={us}us"));
-        log::info(
-            "agent_ready",
-            &[("instance", self.instance()), ("guest", &stages.collect::<Vec<_>>().join(" "))],
-        );
+        let stages = ready.stages_us.iter().take(limits::GUEST_STAGES_MAX);
+        let stages: Vec<_> = stages.map(|(stage, us)| (harmless(stage), *us)).collect();
+        let in_words =
+            stages.iter().map(|(stage, us)| format!("{stage}={us}us")).collect::<Vec<_>>().join(" ");
+        log::info("agent_ready", &[("instance", self.instance()), ("guest", &in_words)]);
+        self.ran_since = Some(Instant::now());
         let boot_ms = self.agent.update(|facts| {
             facts.session = self.held.session.clone();
+            facts.guest_stages_us = stages;
             facts.running_since = Some(Instant::now());
             let boot_ms = facts.asked.map_or(0, |asked| asked.elapsed().as_millis() as u64);
             facts.state.let_happen(Happening::Ready).map(|_| boot_ms)
         });
         let boot_ms =
             boot_ms.map_err(|illegal| End::Broken(format!("ready in the wrong state: {illegal:?}")))?;
-        let event = Event::AgentReady { instance: self.instance().clone(), boot_ms };
-        if let Err(error) = self.cage.ledger.note(event) {
-            log::error("receipt_missing", &[("event", &"agent_ready"), ("error", &error)]);
-        }
+        self.cage.events.push(&self.agent.name, "ready", format!("{} after {boot_ms} ms", self.instance()));
+        note(self.cage, Event::AgentReady { instance: self.instance().clone(), boot_ms });
         if self.asked_to_stop() { Err(End::Stopped) } else { Ok(()) }
     }
 
     /// The agent runs until something ends it.
     fn go_on(&mut self) -> End {
+        let mut vigil = Vigil::new(&self.order.loaded.manifest, Instant::now());
         loop {
-            match self.order.mail.recv() {
-                Ok(
-                    Mail::Connected(_)
-                    | Mail::Guest(Said::Hello(_) | Said::Ready(_) | Said::Synced | Said::Health(_)),
-                ) => {}
+            if let Some(verdict) = self.watch(&mut vigil) {
+                return self.expire(verdict);
+            }
+            let due = if self.held.is_quarantined { None } else { vigil.due(self.held.frozen.is_some()) };
+            let mail = self.next(due);
+            // The mailbox may have been too full to tell of it.
+            if self.asked_to_stop() {
+                return End::Stopped;
+            }
+            match mail {
+                Ok(Mail::Connected(_) | Mail::Guest(Said::Hello(_) | Said::Ready(_) | Said::Synced)) => {}
+                Ok(Mail::Ask(ask)) => self.steered(ask, &mut vigil),
+                Ok(Mail::Guest(_)) if self.held.is_quarantined => {} // said before it was frozen
+                Ok(Mail::Guest(Said::Health(health))) => {
+                    if let Some(verdict) = self.checked(&mut vigil, &health) {
+                        return self.expire(verdict);
+                    }
+                }
                 Ok(other) => return self.ended_by(other),
-                Err(_) => return End::Broken("nobody is left to tell how it ends".into()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return End::Broken("nobody is left to tell how it ends".into());
+                }
             }
         }
+    }
+
+    /// Looks at the bounds that time alone reaches.
+    fn watch(&mut self, vigil: &mut Vigil) -> Option<Verdict> {
+        let now = Instant::now();
+        if self.held.is_quarantined {
+            return None;
+        }
+        if let Some(verdict) = vigil.age(now) {
+            return Some(verdict);
+        }
+        if self.held.frozen.is_some() {
+            return None;
+        }
+        if vigil.is_look_due(now) {
+            let session = self.held.session.as_ref();
+            let used = session.and_then(|session| now.checked_sub(session.idle())).unwrap_or(now);
+            let is_attended = session.is_some_and(|session| session.execs_running() > 0);
+            let bytes = self.network_bytes();
+            if let Some(verdict) = vigil.saw(now, used, is_attended, bytes) {
+                return Some(verdict);
+            }
+        }
+        let detail = vigil.silence(now)?;
+        self.checked(vigil, &Health { healthy: false, detail })
+    }
+
+    /// What went over its network, if it has one and egress says so.
+    fn network_bytes(&self) -> Option<u64> {
+        let manifest = &self.order.loaded.manifest;
+        let is_connected = !manifest.network_allow.is_empty() || !manifest.publish.is_empty();
+        is_connected.then(|| lease::network_bytes(&self.cage.places.egress, self.instance())).flatten()
+    }
+
+    /// Tells of a health check's outcome, where it changed something.
+    fn checked(&mut self, vigil: &mut Vigil, health: &Health) -> Option<Verdict> {
+        let detail = harmless(&health.detail);
+        let (change, verdict) = vigil.checked(Instant::now(), health.healthy, &detail);
+        if change != Change::None {
+            self.agent.update(|facts| facts.healthy = vigil.healthy());
+        }
+        match change {
+            Change::None => {}
+            Change::BecameHealthy => self.cage.events.push(&self.agent.name, "healthy", &detail),
+            Change::BecameUnhealthy => {
+                self.cage.events.push(&self.agent.name, "unhealthy", &detail);
+                note(self.cage, Event::AgentUnhealthy { instance: self.instance().clone(), detail });
+            }
+        }
+        verdict
+    }
+
+    /// The life is to end by a bound of its manifest.
+    fn expire(&mut self, verdict: Verdict) -> End {
+        let (by, end) = match verdict {
+            Verdict::Lifetime(why) => ("lifetime", End::Expired(again::Outcome::Lifetime, why)),
+            Verdict::Idle(why) => ("idle", End::Expired(again::Outcome::Idle, why)),
+            Verdict::Unhealthy(why) => ("health check", End::Unhealthy(why)),
+        };
+        self.agent.update(|facts| {
+            if facts.stopped_by.is_empty() {
+                facts.stopped_by = by.to_owned();
+            }
+            if let Err(illegal) = facts.state.let_happen(Happening::StopAsked) {
+                log::error("state_table_disagrees", &[("illegal", &format!("{illegal:?}"))]);
+            }
+        });
+        end
     }
 
     /// What an ending mail means.
@@ -387,6 +510,10 @@ impl Life<'_> {
             Mail::VmmEnded(status) => {
                 self.held.vmm_ended = Some(status);
                 End::Broken(self.explain(status))
+            }
+            Mail::Ask(ask) => {
+                ask.refuse(self.agent.facts().state.now());
+                End::Broken("asked for what is not legal now".into())
             }
             Mail::Guest(Said::Exited(exit)) => End::ByItself(exit),
             Mail::Guest(Said::Failed(failed)) => {
@@ -403,7 +530,7 @@ impl Life<'_> {
 
     fn explain(&self, status: ExitStatus) -> String {
         let oom = self.held.cgroup.as_ref().is_some_and(|cgroup| cgroup.out_of_memory());
-        ending::of_vmm(status, oom)
+        ending::of_vmm(status, oom, self.order.loaded.manifest.memory_mib, &self.last_words())
     }
 
     /// A closed connection is often the first sign of a VMM's end, and the lesser one.
@@ -425,7 +552,15 @@ impl Life<'_> {
     }
 
     /// The next mail, or none at the deadline.
-    fn mail(&self, deadline: Instant) -> Option<Mail> {
-        self.order.mail.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
+    fn mail(&mut self, deadline: Instant) -> Option<Mail> {
+        self.next(Some(deadline)).ok()
+    }
+
+    fn next(&mut self, due: Option<Instant>) -> Result<Mail, RecvTimeoutError> {
+        match (self.waiting.pop_front(), due) {
+            (Some(mail), _) => Ok(mail),
+            (None, None) => self.order.mail.recv().map_err(RecvTimeoutError::from),
+            (None, Some(due)) => self.order.mail.recv_timeout(due.saturating_duration_since(Instant::now())),
+        }
     }
 }

@@ -7,19 +7,22 @@ use abi::control::AgentState;
 use abi::ids::{AgentName, Instance};
 use abi::ledger::Event;
 use abi::{limits, log};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::agent::Agent;
-use crate::agents::{Cage, Wanted};
+use crate::agents::{Cage, Cause, Wanted, WantedAgent};
 use crate::jail::cgroup::Delegated;
 use crate::places::Places;
-use crate::{life, manifests};
+use crate::{evidence, life, manifests};
 
-/// Removes jails, scratch disks and cgroups of VMs that cannot live any more: nulld has killed all that was in cage's cgroup.
+/// Removes jails, scratch disks and cgroups of VMs that cannot live any more: nulld has killed all that was in cage's cgroup,
+/// frozen or not. What a quarantined agent wrote is evidence, and stays.
 pub fn sweep(places: &Places, cgroups: &Delegated) -> io::Result<()> {
+    evidence::rescue(places)?;
     for cgroup in cgroups.leftovers()? {
         log::warning("leftover_removed", &[("cgroup", &cgroup.dir().display())]);
         cgroup.kill()?;
@@ -54,15 +57,26 @@ pub fn first_since_boot(places: &Places) -> io::Result<bool> {
 /// again a few times: a node that has just come up is a busy one.
 pub fn resume(cage: &Arc<Cage>, before: Wanted, first: bool) {
     let reason = if first { "the node went down" } else { "cage restarted" };
-    for agent in before.agents.iter().filter(|agent| !agent.ended) {
-        let instance = agent.instance.clone();
+    let ran = before.agents.iter().filter(|agent| !agent.ended).map(|agent| agent.instance.clone());
+    let frozen = evidence::close(&cage.places).unwrap_or_else(|error| {
+        log::error("evidence_unreadable", &[("error", &error)]);
+        Vec::new()
+    });
+    for instance in ran.chain(frozen).collect::<BTreeSet<_>>() {
         life::record(cage, Event::AgentExited { instance, reason: reason.into(), code: None, signal: None });
     }
-    cage.want(|agents| agents.iter_mut().for_each(|agent| agent.ended = true));
-    let mut names: Vec<_> = before.agents.into_iter().map(|agent| agent.instance.agent).collect();
+    // Between the mark of a quarantine and the note that nobody wants it any more, cage may die.
+    let is_quarantined = |agent: &WantedAgent| evidence::dir(&cage.places, &agent.instance).exists();
+    cage.want(|agents| {
+        agents.retain(|agent| !is_quarantined(agent));
+        agents.iter_mut().filter(|agent| before.agents.contains(agent)).for_each(|agent| agent.ended = true);
+    });
+    let wanted = before.agents.into_iter().filter(|agent| !is_quarantined(agent));
+    let mut names: Vec<_> = wanted.map(|agent| agent.instance.agent).collect();
     if first {
         let known = manifests::load(&cage.places.config).known;
-        names.extend(known.into_values().filter(|l| l.manifest.autostart).map(|l| l.manifest.name));
+        let autostart = known.into_values().filter(|l| l.manifest.autostart).map(|l| l.manifest.name);
+        names.extend(autostart.filter(|name| !is_suspect(cage, name)));
     }
     names.sort();
     names.dedup();
@@ -71,6 +85,17 @@ pub fn resume(cage: &Arc<Cage>, before: Wanted, first: bool) {
         let begun: Vec<_> = names.into_iter().filter_map(|name| begin(cage, name, tries_left)).collect();
         begun.into_iter().filter_map(|(agent, instance)| broke_early(&agent, &instance)).collect()
     });
+}
+
+/// Whether there is evidence of a quarantined life. Such an agent starts when somebody asks, not by itself.
+fn is_suspect(cage: &Cage, name: &AgentName) -> bool {
+    // What cannot be read may hold anything.
+    let is_suspect = evidence::of(&cage.places, name).map_or(true, |lives| !lives.is_empty());
+    if is_suspect {
+        let remedy = "agent start runs it; agent remove deletes the evidence";
+        log::warning("quarantined_not_started", &[("agent", name), ("remedy", &remedy)]);
+    }
+    is_suspect
 }
 
 /// Tries all names, pauses, tries those that the last round gave back, and so on; each pause is followed by one round.
@@ -102,7 +127,7 @@ fn begin(cage: &Arc<Cage>, pending: Pending, tries_left: usize) -> Option<(Arc<A
             return None;
         }
     }
-    match cage.start(&name, "cage", tries_left) {
+    match cage.start(&name, Cause { by: "cage".into(), tries_left, restarts: 0 }) {
         Ok((agent, instance)) => {
             log::info("agent_resumed", &[("instance", &instance), ("tries_left", &tries_left)]);
             Some((agent, instance))

@@ -6,14 +6,24 @@ use abi::rpc::{Code, RpcError};
 /// What can happen to an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Happening {
-    /// Somebody asked for it to run.
+    /// Somebody, or its restart policy, asked for it to run.
     StartAsked,
     /// The guest runs the agent's command.
     Ready,
-    /// Somebody asked for it to stop.
+    /// Somebody asked for it to be frozen and to go on later.
+    PauseAsked,
+    /// Somebody asked for it to go on.
+    ResumeAsked,
+    /// Somebody asked for it to be frozen for good.
+    QuarantineAsked,
+    /// Somebody, or a bound of its manifest, asked for it to stop.
     StopAsked,
+    /// Somebody asked for its end at once.
+    KillAsked,
     /// The VM is gone and nothing of it is left: the agent's command had ended.
     EndedByItself,
+    /// The VM is gone and nothing of it is left: it was ended because its health checks failed.
+    Unhealthy,
     /// The VM is gone and nothing of it is left: for any other reason.
     Broke,
 }
@@ -24,8 +34,10 @@ pub enum Illegal {
     AlreadyStarting,
     AlreadyRunning,
     StillStopping,
-    /// It is paused or quarantined.
-    Frozen,
+    Paused,
+    Quarantined,
+    /// It runs, so it cannot be let go on.
+    NotPaused,
     /// No life of this agent is under way.
     NotAlive,
 }
@@ -33,25 +45,52 @@ pub enum Illegal {
 /// The state after `happening`, or why it is not legal.
 pub fn next(state: AgentState, happening: Happening) -> Result<AgentState, Illegal> {
     use AgentState::{Exited, Failed, Paused, Quarantined, Running, Starting, Stopped, Stopping};
-    use Happening::{Broke, EndedByItself, Ready, StartAsked, StopAsked};
+    use Happening::{
+        Broke, EndedByItself, KillAsked, PauseAsked, QuarantineAsked, Ready, ResumeAsked, StartAsked,
+        StopAsked, Unhealthy,
+    };
     match (state, happening) {
         (Stopped | Exited | Failed, StartAsked) => Ok(Starting),
-        (Starting, StartAsked) => Err(Illegal::AlreadyStarting),
-        (Running, StartAsked) => Err(Illegal::AlreadyRunning),
-        (Paused | Quarantined, StartAsked | Ready) => Err(Illegal::Frozen),
-        (Stopping, StartAsked) => Err(Illegal::StillStopping),
-        (Starting, Ready) => Ok(Running),
-        // The stop was asked for while the guest came up: it wins.
-        (Stopping, Ready) => Ok(Stopping),
-        (Stopped | Running | Exited | Failed, Ready) => Err(Illegal::NotAlive),
-        (Starting | Running | Paused | Quarantined | Stopping, StopAsked) => Ok(Stopping),
         // Stopping what does not run is done already.
-        (Stopped | Exited | Failed, StopAsked) => Ok(Stopped),
-        (Running | Paused | Quarantined, EndedByItself) => Ok(Exited),
-        (Starting, EndedByItself) => Ok(Failed),
-        (Starting | Running | Paused | Quarantined, Broke) => Ok(Failed),
+        (Stopped | Exited | Failed, StopAsked | KillAsked) => Ok(Stopped),
+        (
+            Stopped | Exited | Failed,
+            Ready | PauseAsked | ResumeAsked | QuarantineAsked | EndedByItself | Unhealthy | Broke,
+        ) => Err(Illegal::NotAlive),
+
+        (Starting, Ready) => Ok(Running),
+        (Starting, StopAsked | KillAsked) => Ok(Stopping),
+        (Starting, EndedByItself | Unhealthy | Broke) => Ok(Failed),
+        // No agent runs yet that could be frozen; what is wanted is a stop.
+        (Starting, StartAsked | PauseAsked | ResumeAsked | QuarantineAsked) => Err(Illegal::AlreadyStarting),
+
+        (Running, PauseAsked) => Ok(Paused),
+        (Running, QuarantineAsked) => Ok(Quarantined),
+        (Running, StopAsked | KillAsked) => Ok(Stopping),
+        (Running, EndedByItself) => Ok(Exited),
+        (Running, Unhealthy | Broke) => Ok(Failed),
+        (Running, StartAsked | Ready) => Err(Illegal::AlreadyRunning),
+        (Running, ResumeAsked) => Err(Illegal::NotPaused),
+
+        (Paused, ResumeAsked) => Ok(Running),
+        (Paused, QuarantineAsked) => Ok(Quarantined),
+        (Paused, StopAsked | KillAsked) => Ok(Stopping),
+        (Paused, EndedByItself) => Ok(Exited),
+        (Paused, Unhealthy | Broke) => Ok(Failed),
+        (Paused, StartAsked | Ready | PauseAsked) => Err(Illegal::Paused),
+
+        (Quarantined, StopAsked | KillAsked) => Ok(Stopping),
+        // Its guest is frozen: whatever it had said before is not its end any more, only its VMM's is.
+        (Quarantined, EndedByItself | Unhealthy | Broke) => Ok(Failed),
+        (Quarantined, StartAsked | Ready | PauseAsked | ResumeAsked | QuarantineAsked) => {
+            Err(Illegal::Quarantined)
+        }
+
+        // The stop was asked for while the guest came up, or after a first one: it wins.
+        (Stopping, Ready | StopAsked | KillAsked) => Ok(Stopping),
         (Stopping, EndedByItself | Broke) => Ok(Stopped),
-        (Stopped | Exited | Failed, EndedByItself | Broke) => Err(Illegal::NotAlive),
+        (Stopping, Unhealthy) => Ok(Failed),
+        (Stopping, StartAsked | PauseAsked | ResumeAsked | QuarantineAsked) => Err(Illegal::StillStopping),
     }
 }
 
@@ -96,9 +135,11 @@ impl From<Illegal> for RpcError {
             Illegal::AlreadyStarting => ("the agent is still starting", "wait until it runs, or stop it"),
             Illegal::AlreadyRunning => ("the agent runs already", "stop it first to start it anew"),
             Illegal::StillStopping => ("the agent is still stopping", "wait until it has stopped"),
-            Illegal::Frozen => {
-                ("the agent is frozen", "resume it if it is paused; stop it if it is quarantined")
+            Illegal::Paused => ("the agent is paused", "resume it, or stop it"),
+            Illegal::Quarantined => {
+                ("the agent is quarantined", "stop it; its evidence stays until agent remove")
             }
+            Illegal::NotPaused => ("the agent runs and is not paused", "there is nothing to resume"),
             Illegal::NotAlive => ("the agent does not run", "start it first"),
         };
         RpcError::new(Code::CONFLICT, message).explained("an agent has one life at a time", remedy)
@@ -106,19 +147,13 @@ impl From<Illegal> for RpcError {
 }
 
 #[cfg(test)]
+mod model_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use AgentState::*;
-
-    const STATES: [AgentState; 8] =
-        [Stopped, Starting, Running, Paused, Quarantined, Stopping, Exited, Failed];
-    const HAPPENINGS: [Happening; 5] = [
-        Happening::StartAsked,
-        Happening::Ready,
-        Happening::StopAsked,
-        Happening::EndedByItself,
-        Happening::Broke,
-    ];
+    use model_tests::{HAPPENINGS, STATES};
 
     #[test]
     fn one_life_at_a_time() {
@@ -130,7 +165,7 @@ mod tests {
     #[test]
     fn every_life_ends_when_its_vm_does() {
         for state in STATES.into_iter().filter(|s| alive(*s)) {
-            for end in [Happening::EndedByItself, Happening::Broke] {
+            for end in [Happening::EndedByItself, Happening::Unhealthy, Happening::Broke] {
                 assert!(!alive(next(state, end).unwrap()), "{state:?} {end:?}");
             }
         }
@@ -138,10 +173,12 @@ mod tests {
 
     #[test]
     fn a_requested_stop_is_never_reported_as_a_failure() {
-        let stopping = next(Running, Happening::StopAsked).unwrap();
-        assert_eq!(next(stopping, Happening::Broke), Ok(Stopped));
-        assert_eq!(next(stopping, Happening::EndedByItself), Ok(Stopped));
-        assert_eq!(next(stopping, Happening::Ready), Ok(Stopping));
+        for asked in [Happening::StopAsked, Happening::KillAsked] {
+            let stopping = next(Running, asked).unwrap();
+            assert_eq!(next(stopping, Happening::Broke), Ok(Stopped));
+            assert_eq!(next(stopping, Happening::EndedByItself), Ok(Stopped));
+            assert_eq!(next(stopping, Happening::Ready), Ok(Stopping));
+        }
     }
 
     #[test]
@@ -152,6 +189,25 @@ mod tests {
                     next(state, happening).map_or(true, |after| !alive(after)),
                     "{state:?} {happening:?}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn a_quarantined_agent_leaves_by_its_end_alone() {
+        for happening in HAPPENINGS {
+            match next(Quarantined, happening) {
+                Ok(after) => assert!(after == Stopping || !alive(after), "{happening:?}: {after:?}"),
+                Err(illegal) => assert_eq!(illegal, Illegal::Quarantined, "{happening:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_lives_can_be_stopped_and_killed() {
+        for state in STATES.into_iter().filter(|s| alive(*s)) {
+            for asked in [Happening::StopAsked, Happening::KillAsked] {
+                assert_eq!(next(state, asked), Ok(Stopping), "{state:?}");
             }
         }
     }

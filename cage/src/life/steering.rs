@@ -1,0 +1,229 @@
+//! What an operator asks of a life under way: to pause, to go on, to be quarantined. Done on the life's own thread, so that
+//! nothing else changes its VM meanwhile.
+//!
+//! Must hold: an agent is said to be frozen when the kernel says so; nobody goes on without a receipt. A quarantine waits for
+//! nothing, not for its receipt either: it only takes authority away.
+
+use abi::control::AgentState;
+use abi::ledger::Event;
+use abi::rpc::{Code, RpcError};
+use abi::{limits, log};
+use std::path::PathBuf;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use super::vigil::Vigil;
+use super::{Life, Mail, note, record};
+use crate::guest::Said;
+use crate::output::unix_ms;
+use crate::state::{self, Happening};
+use crate::{evidence, freezer, order};
+
+/// Something asked of a life.
+#[derive(Debug)]
+pub struct Ask {
+    pub change: Change,
+    /// Who asks.
+    pub by: String,
+    /// Takes the outcome; nobody may be left to take it.
+    pub answer: SyncSender<Result<(), RpcError>>,
+}
+
+/// What is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    Pause,
+    Resume,
+    Quarantine { reason: String },
+}
+
+impl Change {
+    /// As the table of states has it.
+    pub fn happening(&self) -> Happening {
+        match self {
+            Change::Pause => Happening::PauseAsked,
+            Change::Resume => Happening::ResumeAsked,
+            Change::Quarantine { .. } => Happening::QuarantineAsked,
+        }
+    }
+}
+
+impl Ask {
+    /// Says that it is not legal in this state.
+    pub(super) fn refuse(self, state: AgentState) {
+        let why = match state::next(state, self.change.happening()) {
+            Err(illegal) => illegal.into(),
+            Ok(_) => RpcError::new(Code::CONFLICT, "the agent is ending"),
+        };
+        let _ = self.answer.send(Err(why)); // the caller went away
+    }
+}
+
+impl Life<'_> {
+    /// Does what is asked, and answers.
+    pub(super) fn steered(&mut self, ask: Ask, vigil: &mut Vigil) {
+        let state = self.agent.facts().state.now();
+        if state::next(state, ask.change.happening()).is_err() {
+            return ask.refuse(state);
+        }
+        let outcome = match &ask.change {
+            Change::Pause => self.pause(&ask.by),
+            Change::Resume => self.resume(&ask.by, vigil),
+            Change::Quarantine { reason } => self.quarantine(&ask.by, reason),
+        };
+        let _ = ask.answer.send(outcome); // the caller went away
+    }
+
+    fn cgroup(&self) -> Result<PathBuf, RpcError> {
+        let cgroup = self.held.cgroup.as_ref().map(|cgroup| cgroup.dir().to_owned());
+        cgroup.ok_or_else(|| RpcError::new(Code::INTERNAL, "a running VM without a cgroup"))
+    }
+
+    /// The state's next, unless somebody asked for the end meanwhile.
+    fn becomes(&self, happening: Happening) -> Result<(), RpcError> {
+        Ok(self.agent.update(|facts| facts.state.let_happen(happening)).map(|_| ())?)
+    }
+
+    fn pause(&mut self, by: &str) -> Result<(), RpcError> {
+        let cgroup = self.cgroup()?;
+        let session = self.held.session.clone();
+        let synced = match &session {
+            Some(session) => {
+                // Asked before it is held: a guest that reads nothing is found out by the time this write takes.
+                let is_asked = session.sync().is_ok();
+                session.hold();
+                is_asked && self.await_sync()
+            }
+            None => false,
+        };
+        let frozen = match self.is_pressed() {
+            true => Err(RpcError::new(Code::CONFLICT, "the agent is ending")),
+            false => freezer::freeze(&cgroup)
+                .map_err(|error| RpcError::new(Code::FAILED, format!("it could not be frozen: {error}"))),
+        };
+        let paused = frozen.and_then(|()| {
+            self.held.frozen = Some(Instant::now());
+            self.becomes(Happening::PauseAsked)
+        });
+        if let Err(error) = paused {
+            self.go_on_again()?;
+            return Err(error);
+        }
+        let detail =
+            if synced { "disks written out" } else { "the guest did not write its disks out in time" };
+        log::info("agent_paused", &[("instance", self.instance()), ("by", &by), ("synced", &synced)]);
+        self.cage.events.push(&self.agent.name, "paused", detail);
+        note(self.cage, Event::AgentPaused { instance: self.instance().clone(), by: by.to_owned() });
+        Ok(())
+    }
+
+    /// Waits until the guest has written its disks out; no longer than it may take, nor when something more urgent comes.
+    fn await_sync(&mut self) -> bool {
+        let deadline = Instant::now() + Duration::from_millis(limits::PAUSE_SYNC_MS_MAX);
+        while !self.is_pressed() {
+            let patience = deadline.saturating_duration_since(Instant::now());
+            match self.order.mail.recv_timeout(patience) {
+                Ok(Mail::Guest(Said::Synced)) => return true,
+                Ok(other) => self.waiting.push_back(other),
+                Err(_) => return false,
+            }
+        }
+        false
+    }
+
+    /// Something came that does not wait for a pause.
+    fn is_pressed(&self) -> bool {
+        let urgent = |mail: &Mail| match mail {
+            Mail::Stop | Mail::VmmEnded(_) => true,
+            Mail::Guest(said) => matches!(said, Said::Exited(_) | Said::Failed(_) | Said::Ended(_)),
+            Mail::Ask(ask) => matches!(ask.change, Change::Quarantine { .. }),
+            Mail::Connected(_) => false,
+        };
+        self.asked_to_stop() || self.waiting.iter().any(urgent)
+    }
+
+    fn resume(&mut self, by: &str, vigil: &mut Vigil) -> Result<(), RpcError> {
+        let event = Event::AgentResumed { instance: self.instance().clone(), by: by.to_owned() };
+        self.cage.ledger.append(event).map_err(|error| {
+            RpcError::new(Code::FAILED, format!("no receipt, so it does not go on: {error}"))
+                .explained("an agent goes on after its receipt is durable", "see that ctxgraph is running")
+        })?;
+        let since = self.held.frozen;
+        self.go_on_again()?;
+        self.becomes(Happening::ResumeAsked)?;
+        let paused = since.map_or(Duration::ZERO, |since| since.elapsed());
+        vigil.resumed(paused);
+        log::info("agent_resumed", &[("instance", self.instance()), ("by", &by)]);
+        self.cage.events.push(&self.agent.name, "resumed", format!("after {} s", paused.as_secs()));
+        Ok(())
+    }
+
+    /// Lets the VM go on, if it stands still, and tells the guest what time it is.
+    pub(super) fn go_on_again(&mut self) -> Result<(), RpcError> {
+        if self.held.frozen.is_some() {
+            freezer::thaw(&self.cgroup()?).map_err(|error| {
+                RpcError::new(Code::FAILED, format!("it could not be let go on: {error}"))
+                    .explained("the kernel lets a frozen VM go on", "agent kill ends it all the same")
+            })?;
+            self.held.frozen = None;
+        }
+        if let Some(session) = &self.held.session {
+            session.release();
+            if let Err(error) = session.clock(order::clock_unix_ns()) {
+                log::warning("clock_not_told", &[("instance", self.instance()), ("error", &error)]);
+            }
+        }
+        Ok(())
+    }
+
+    fn quarantine(&mut self, by: &str, reason: &str) -> Result<(), RpcError> {
+        let (cage, instance) = (self.cage, self.instance().clone());
+        let failed = |what: String| RpcError::new(Code::FAILED, what);
+        let cgroup = self.cgroup()?;
+        // The mark on disk comes first: an agent that is quarantined must not be forgotten by who comes after.
+        evidence::begin(&cage.places, &instance).map_err(|error| {
+            RpcError::new(Code::LIMIT, format!("there is no place for its evidence: {error}")).explained(
+                "a quarantine keeps everything, and deletes no older evidence for it",
+                "agent remove what is not needed; until then agent pause freezes it, agent kill ends it",
+            )
+        })?;
+        if let Err(ending) = self.becomes(Happening::QuarantineAsked) {
+            let _ = evidence::remove(&cage.places, &instance); // the next quarantine of a life has another name
+            return Err(ending);
+        }
+        self.held.is_quarantined = true;
+        if let Some(session) = self.held.session.as_ref().filter(|_| self.held.frozen.is_none()) {
+            session.hold();
+        }
+        let frozen = freezer::freeze(&cgroup);
+        self.held.frozen = Some(Instant::now());
+        self.held.keeper = None; // its network and its memory end here, frozen or not
+        cage.want(|agents| agents.retain(|agent| agent.instance != instance));
+        let (by, reason) = (by.to_owned(), reason.to_owned());
+        log::warning("agent_quarantined", &[("instance", &instance), ("by", &by), ("reason", &reason)]);
+        cage.events.push(&self.agent.name, "quarantined", &reason);
+        self.agent.update(|facts| facts.detail = format!("quarantined by {by}: {reason}"));
+        record(
+            cage,
+            Event::AgentQuarantined { instance: instance.clone(), by: by.clone(), reason: reason.clone() },
+        );
+        let status = cage.status(&instance.agent)?;
+        let known = evidence::Record {
+            instance: &instance,
+            by: &by,
+            reason: &reason,
+            unix_ms: unix_ms(),
+            status: &status,
+        };
+        let log = cage.places.state.join("logs").join(format!("{}.log", instance.agent));
+        evidence::write(&cage.places, &known, &self.console.tail(usize::MAX).0, &log).map_err(|error| {
+            failed(format!("it is quarantined, but its evidence is not all kept: {error}"))
+        })?;
+        frozen.map_err(|error| {
+            failed(format!("its network is cut, but it could not be frozen: {error}")).explained(
+                "a quarantined VM stands still",
+                "agent kill ends it; its disk is kept all the same",
+            )
+        })
+    }
+}
