@@ -4,6 +4,7 @@
 mod agents;
 mod boot;
 mod degraded;
+mod disks;
 mod faults;
 mod gate;
 mod hardening;
@@ -23,6 +24,7 @@ fn trial(name: &str, test: fn() -> anyhow::Result<()>) -> Trial {
         test().map_err(|error| {
             shared::keep_logs();
             faults::keep_logs();
+            disks::keep_logs();
             Failed::from(format!("{error:#}"))
         })
     })
@@ -55,10 +57,12 @@ fn main() {
     trials.extend(faults::trials());
     trials.extend(degraded::trials());
     trials.extend(time::trials());
+    trials.extend(disks::trials());
     trials.extend(faults::last());
     let conclusion = libtest_mimic::run(&arguments, trials);
     shared::switch_off();
     faults::switch_off();
     degraded::switch_off();
+    disks::switch_off();
     conclusion.exit();
 }

@@ -1,6 +1,7 @@
 //! What each command does: parameters, the call, and the result in words.
 
 pub mod agent;
+pub mod disks;
 pub mod doctor;
 pub mod exec;
 pub mod image;
