@@ -96,6 +96,9 @@ pub fn rules(plan: &Plan) -> Vec<Rule> {
     for path in writable(plan) {
         add(path, WRITE | execute, true);
     }
+    for volume in &plan.volumes {
+        add(&volume.path, if volume.read_only { READ } else { WRITE } | execute, true);
+    }
     rules
 }
 
@@ -149,6 +152,21 @@ mod tests {
         );
         assert_eq!(rights_on(&plan, "/var/log"), 0);
         assert_eq!(rights_on(&plan, "/run/nullbox"), 0);
+    }
+
+    #[test]
+    fn a_volume_is_written_only_where_it_may_be_and_holds_programs_only_with_a_shell() {
+        let mut start = start();
+        for (path, read_only) in [("/v/rw", false), ("/v/ro", true)] {
+            start.volumes.push(abi::guest::Volume { path: path.into(), read_only });
+        }
+        let plan = Plan::new(start.clone()).unwrap();
+        assert_eq!(rights_on(&plan, "/v/rw/x"), WRITE);
+        assert_eq!(rights_on(&plan, "/v/ro/x"), READ);
+        assert_eq!(rights_on(&plan, "/v"), 0);
+        start.shell = true;
+        let plan = Plan::new(start).unwrap();
+        assert_eq!(rights_on(&plan, "/v/ro/x"), READ | EXECUTE);
     }
 
     #[test]

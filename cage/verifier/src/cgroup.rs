@@ -46,7 +46,12 @@ impl Tree {
         write(&agent, "cgroup.subtree_control", "+memory +pids").step("cgroup controllers of the agent")?;
         write(&agent, "pids.max", &pids_max.to_string()).step("pids.max")?;
         write(&agent, "memory.max", &memory_max(total_bytes).to_string()).step("memory.max")?;
-        Ok(Tree { agent: Rc::new(agent) })
+        Ok(Tree::of(agent))
+    }
+
+    /// A tree with the bounds that its directory has.
+    pub fn of(agent: OwnedFd) -> Tree {
+        Tree { agent: Rc::new(agent) }
     }
 
     /// A leaf for a channel.

@@ -41,19 +41,17 @@ impl Control {
         loop {
             let socket = sys::vsock(false)?;
             match sys::vsock_connect(socket.as_fd(), CONTROL_PORT) {
-                Ok(()) => {
-                    rustix::fs::fcntl_setfl(&socket, OFlags::NONBLOCK)?;
-                    return Ok(Control {
-                        socket,
-                        input: FrameBuffer::default(),
-                        output: VecDeque::new(),
-                        closed: false,
-                    });
-                }
+                Ok(()) => return Control::over(socket),
                 Err(error) if Instant::now() > deadline => return Err(error),
                 Err(_) => std::thread::sleep(CONNECT_PAUSE),
             }
         }
+    }
+
+    /// Takes over a connected stream socket.
+    pub fn over(socket: OwnedFd) -> io::Result<Control> {
+        rustix::fs::fcntl_setfl(&socket, OFlags::NONBLOCK)?;
+        Ok(Control { socket, input: FrameBuffer::default(), output: VecDeque::new(), closed: false })
     }
 
     /// The socket, to poll.
@@ -62,9 +60,8 @@ impl Control {
     }
 
     /// What to poll for.
-    pub fn interest(&self, read: bool) -> PollFlags {
-        let mut flags = PollFlags::empty();
-        flags.set(PollFlags::IN, read);
+    pub fn interest(&self) -> PollFlags {
+        let mut flags = PollFlags::IN;
         flags.set(PollFlags::OUT, !self.output.is_empty());
         flags
     }

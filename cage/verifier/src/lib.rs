@@ -22,5 +22,6 @@ pub mod channel;
 pub mod elf;
 pub mod etc;
 pub mod frames;
+pub mod health;
 pub mod plan;
 pub mod seccomp;

@@ -15,16 +15,24 @@
 
 mod beneath;
 mod cgroup;
+mod changes;
+mod clock;
 mod console;
 mod control;
+mod copy;
+mod disks;
 mod mounts;
 mod network;
+mod probe;
 mod process;
 mod relay;
 mod sandbox;
 mod serve;
 mod spawn;
 mod sys;
+mod terminal;
+#[cfg(test)]
+mod world_tests;
 
 use rustix::time::ClockId;
 use std::fmt::Display;
@@ -38,8 +46,9 @@ use abi::limits;
 use verifier::plan::Plan;
 
 use crate::control::Control;
+use crate::disks::{Mounted, Places, View};
 use crate::mounts::{Step, StepError};
-use crate::serve::Server;
+use crate::serve::{Server, World};
 use crate::spawn::SpawnError;
 
 /// How long the host may take to say what to run.
@@ -89,7 +98,7 @@ fn main() -> ExitCode {
 
 /// The guest's whole life.
 fn live() -> Result<(), String> {
-    let nofile = rustix::process::Rlimit { current: Some(OWN_NOFILE), maximum: Some(OWN_NOFILE) };
+    let nofile = rustix::process::Rlimit { current: Some(OWN_NOFILE), maximum: Some(sandbox::NOFILE_MAX) };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, nofile)
         .map_err(|error| format!("limit on open files: {error}"))?;
     let signals = sys::signals().map_err(|error| format!("signals: {error}"))?;
@@ -101,24 +110,43 @@ fn live() -> Result<(), String> {
         Ok(plan) => plan,
         Err(failure) => return Err(report(&mut control, failure)),
     };
-    let disks =
-        stages.done("rootfs", mounts::rootfs()).and_then(|()| stages.done("scratch", mounts::scratch()));
-    let scratch = match disks {
-        Ok(scratch) => scratch,
+    let places = Places::new("", plan.rootfs_disks);
+    let mounted = stages
+        .done("rootfs", disks::rootfs(&places))
+        .and_then(|()| stages.done("scratch", disks::scratch(&places)))
+        .and_then(|scratch| Ok((scratch, stages.done("volumes", disks::volumes(&places, &plan.volumes))?)));
+    let (scratch, volumes) = match mounted {
+        Ok(mounted) => mounted,
         Err(failure) => return Err(report(&mut control, failure)),
     };
-    let served = serve(control, signals, plan, stages);
-    // What the agent wrote reaches the disk before the VM ends; should that fail, the disk goes with the VM anyway.
-    let _ = rustix::fs::syncfs(&scratch);
-    served
+    serve(control, signals, plan, stages, &places, scratch, volumes)
 }
 
-fn serve(mut control: Control, signals: OwnedFd, plan: Plan, mut stages: Stages) -> Result<(), String> {
-    let made = match make_world(&plan, &mut stages) {
-        Ok(made) => made,
+fn serve(
+    mut control: Control,
+    signals: OwnedFd,
+    plan: Plan,
+    mut stages: Stages,
+    places: &Places,
+    scratch: OwnedFd,
+    volumes: Vec<Mounted>,
+) -> Result<(), String> {
+    let world = match make_world(&plan, &mut stages, places, scratch, volumes) {
+        Ok(world) => world,
         Err(failure) => return Err(report(&mut control, failure)),
     };
-    let mut server = Server::new(control, signals, plan, made.sandbox, made.tree, made.relay);
+    let mut server = Server::new(control, signals, plan, world);
+    let served = run(&mut server, stages);
+    // What the agent wrote reaches the disks before the VM ends. One that cannot be left clean was still written out.
+    if let Err(error) = disks::close(&server.world.disks) {
+        console::say(format_args!("disks: {error}"));
+    }
+    // Only now: when the host has heard the last report, it may end the VM.
+    served?;
+    server.control.finish(FINISH_TIME).map_err(|error| format!("last report: {error}"))
+}
+
+fn run(server: &mut Server, mut stages: Stages) -> Result<(), String> {
     let started = server.start_agent().map_err(|error| match error {
         SpawnError::Refused => {
             let path = server.plan.program.path();
@@ -131,9 +159,7 @@ fn serve(mut control: Control, signals: OwnedFd, plan: Plan, mut stages: Stages)
     }
     let ready = Ready { stages_us: stages.reached };
     server.control.send(Kind::Ready, 0, &ready).map_err(|error| error.to_string())?;
-    server.run().map_err(|error| error.to_string())?;
-    // The agent's processes are gone or will be with the guest; the host has waited enough.
-    server.control.finish(FINISH_TIME).map_err(|error| format!("last report: {error}"))
+    server.run().map_err(|error| error.to_string())
 }
 
 fn greet(control: &mut Control) -> Result<Start, FrameError> {
@@ -157,16 +183,16 @@ fn report(control: &mut Control, failure: Failure) -> String {
     }
 }
 
-struct World {
-    sandbox: sandbox::Sandbox,
-    tree: cgroup::Tree,
-    relay: relay::Relay,
-}
-
 /// Root, names, network, sandbox: everything between the disks and the agent.
-fn make_world(plan: &Plan, stages: &mut Stages) -> Result<World, Failure> {
-    let root = stages.done("root", mounts::root())?;
-    stages.done("clock", set_clock(plan.clock_unix_ns))?;
+fn make_world(
+    plan: &Plan,
+    stages: &mut Stages,
+    places: &Places,
+    scratch: OwnedFd,
+    volumes: Vec<Mounted>,
+) -> Result<World, Failure> {
+    let (root, volumes, view) = stages.done("root", enter_root(places, volumes))?;
+    stages.done("clock", clock::set(plan.clock_unix_ns))?;
     stages.done("names", network::names(&root, plan))?;
     stages.done("network", network::interfaces(plan.network.as_ref()))?;
     stages.done("paths", grant_paths(&root, plan))?;
@@ -175,7 +201,16 @@ fn make_world(plan: &Plan, stages: &mut Stages) -> Result<World, Failure> {
     let tree = stages.done("cgroup", cgroup::Tree::new(plan.pids_max, total_bytes()))?;
     let sandbox = stages.done("sandbox", sandbox::Sandbox::new(plan))?;
     sandbox::tell_missing(plan);
-    Ok(World { sandbox, tree, relay })
+    let own = changes::Own::new(plan, sandbox.sealed());
+    let disks = std::iter::once(scratch).chain(volumes).collect();
+    Ok(World { sandbox, tree, relay, disks, view, own })
+}
+
+/// The agent's root with its volumes, and the view for diffs, which can only be made before.
+fn enter_root(places: &Places, volumes: Vec<Mounted>) -> Result<(OwnedFd, Vec<OwnedFd>, View), StepError> {
+    let view = View::new(places)?;
+    let (root, volumes) = mounts::root(places, volumes)?;
+    Ok((root, volumes, view))
 }
 
 fn grant_paths(root: &OwnedFd, plan: &Plan) -> Result<(), StepError> {
@@ -201,14 +236,6 @@ fn harden() -> Result<(), StepError> {
         fs::write(format!("/proc/sys/{name}"), value).step(format_args!("sysctl {name}"))?;
     }
     Ok(())
-}
-
-fn set_clock(unix_ns: u64) -> rustix::io::Result<()> {
-    let time = rustix::time::Timespec {
-        tv_sec: (unix_ns / 1_000_000_000) as i64,
-        tv_nsec: (unix_ns % 1_000_000_000) as _,
-    };
-    rustix::time::clock_settime(ClockId::Realtime, time)
 }
 
 fn total_bytes() -> u64 {

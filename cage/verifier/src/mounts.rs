@@ -1,21 +1,20 @@
-//! The guest's disks and the agent's root: SquashFS below, scratch above, and the few system directories a program needs.
+//! The agent's root: the overlay of its disks, its volumes, and the few system directories a program needs.
 //!
 //! Must hold: the agent's view holds no block device, no sysfs, no cgroup file system and nothing of the initramfs.
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, mount, mount_move, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, mount_move, move_mount,
 };
-use std::ffi::CString;
 use std::fmt::Display;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use abi::guest::GUEST_UID;
 
 use crate::beneath;
-use crate::sys;
+use crate::disks::{self, Mounted, Places};
 
 /// A step of setting up, in words, and what the kernel said.
 #[derive(Debug, thiserror::Error)]
@@ -38,61 +37,19 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     }
 }
 
-const ROOTFS: &str = "/rootfs";
-const SCRATCH: &str = "/scratch";
-const ROOT: &str = "/root.agent";
-
-/// Mounts the rootfs (vda). The first thing done to the file system: also makes the places for the other mounts.
-pub fn rootfs() -> Result<(), StepError> {
-    for directory in ["/dev", ROOTFS, SCRATCH, ROOT] {
-        std::fs::create_dir_all(directory).step(directory)?;
-    }
-    mount("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID, None).step("mount /dev")?;
-    let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::RDONLY;
-    mount("/dev/vda", ROOTFS, "squashfs", flags, None).step("mount the rootfs (vda, squashfs)")
-}
-
-/// Mounts the scratch disk (vdb) and grows its file system to it. The directory is for the sync at the end.
-pub fn scratch() -> Result<OwnedFd, StepError> {
-    let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOATIME;
-    mount("/dev/vdb", SCRATCH, "ext4", flags, None).step("mount the scratch disk (vdb, ext4)")?;
+/// Makes the agent's root and moves into it, with the volumes in it. From here on `/` is what the agent sees. Gives the root,
+/// and the volumes' file systems.
+pub fn root(places: &Places, volumes: Vec<Mounted>) -> Result<(OwnedFd, Vec<OwnedFd>), StepError> {
+    disks::overlay(places)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let scratch = rustix::fs::open(SCRATCH, flags, Mode::empty()).step(SCRATCH)?;
-    grow(&scratch).step("grow the scratch file system to its disk")?;
-    for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
-        match rustix::fs::mkdirat(&scratch, name, Mode::from_raw_mode(mode)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => return Err(error).step(name),
-        }
-    }
-    Ok(scratch)
-}
-
-/// The file system's size comes from a template; the disk's from the manifest.
-fn grow(scratch: &OwnedFd) -> io::Result<()> {
-    let disk = rustix::fs::open("/dev/vdb", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let disk_bytes = rustix::fs::seek(&disk, rustix::fs::SeekFrom::End(0))?;
-    let block_bytes = rustix::fs::fstatfs(scratch)?.f_bsize as u64;
-    match disk_bytes.checked_div(block_bytes) {
-        Some(blocks) if blocks > 0 => sys::ext4_grow(scratch.as_fd(), blocks),
-        _ => Err(io::Error::other("the disk has no size")),
-    }
-}
-
-/// Makes the agent's root and moves into it. From here on `/` is what the agent sees.
-pub fn root() -> Result<OwnedFd, StepError> {
-    let layers = format!("lowerdir={ROOTFS},upperdir={SCRATCH}/upper,workdir={SCRATCH}/work");
-    let layers = CString::new(layers).step("overlay")?;
-    mount("overlay", ROOT, "overlay", MountFlags::NODEV | MountFlags::NOSUID, layers.as_c_str())
-        .step("mount the overlay")?;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(ROOT, flags, Mode::empty()).step(ROOT)?;
+    let root = rustix::fs::open(places.root(), flags, Mode::empty()).step("the overlay")?;
     system_directories(&root)?;
+    let volumes = volumes.into_iter().map(|volume| volume.place(&root)).collect::<Result<_, _>>()?;
     rustix::process::fchdir(&root).step("enter the root")?;
     mount_move(".", "/").step("move the root")?;
     rustix::process::chroot(".").step("change the root")?;
     rustix::process::chdir("/").step("enter the root")?;
-    Ok(root)
+    Ok((root, volumes))
 }
 
 fn system_directories(root: &OwnedFd) -> Result<(), StepError> {
@@ -130,11 +87,14 @@ fn attach(
     Ok(move_mount(&mounted, "", &place, "", how)?)
 }
 
-/// A new mount that stands nowhere in the tree: only its descriptor leads to it.
+/// A new mount that stands nowhere in the tree: only its descriptor leads to it. An option without a value is a flag.
 pub fn detached(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> io::Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in options {
-        fsconfig_set_string(&context, *key, *value)?;
+        match value.is_empty() {
+            true => fsconfig_set_flag(&context, *key)?,
+            false => fsconfig_set_string(&context, *key, *value)?,
+        }
     }
     fsconfig_create(&context)?;
     Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)

@@ -3,7 +3,7 @@
 //! Must hold: every path of a plan is absolute, in one spelling, without `..` and NUL; lists and numbers are within
 //! [`abi::limits`]. The host is trusted and checked all the same: what is wrong is named before anything is mounted.
 
-use abi::guest::{Exec, GuestNetwork, Start};
+use abi::guest::{Exec, FilesJob, GuestNetwork, HealthProbe, Start, TerminalSize, Volume};
 use abi::ids::Instance;
 use abi::limits;
 use std::ffi::CString;
@@ -25,8 +25,16 @@ pub enum PlanError {
     Parts,
     #[error("{field} `{path}`: must be an absolute path without empty, `.` or `..` parts")]
     Path { field: &'static str, path: String },
-    #[error("filesystem.write `{0}`: `/`, /proc, /sys, /dev and /run belong to the guest's system")]
-    System(String),
+    #[error("{field} `{path}`: `/`, /proc, /sys, /dev and /run belong to the guest's system")]
+    System { field: &'static str, path: String },
+    #[error("volumes `{0}`: two volumes lie in one another")]
+    Overlap(String),
+    #[error("rootfs_disks: must be 1 to {}", limits::ROOTFS_DISKS_MAX)]
+    Disks,
+    #[error("terminal: rows and columns must be 1 to {}", limits::TERMINAL_SIZE_MAX)]
+    Terminal,
+    #[error("health: {0}")]
+    Health(&'static str),
     #[error("{field}: at most {most} entries are allowed")]
     TooMany { field: &'static str, most: usize },
     #[error("{0}: a text is too long or holds a NUL")]
@@ -78,6 +86,14 @@ pub struct Plan {
     pub programs: Vec<String>,
     pub pids_max: u32,
     pub clock_unix_ns: u64,
+    /// Layers of the rootfs, bottom to top: vda and on.
+    pub rootfs_disks: u8,
+    /// In the order of their disks, which follow the workspace's.
+    pub volumes: Vec<Volume>,
+    /// Whether the command has an input; with a terminal it always has one.
+    pub stdin: bool,
+    pub terminal: Option<TerminalSize>,
+    pub health: Option<HealthProbe>,
 }
 
 impl Plan {
@@ -93,9 +109,13 @@ impl Plan {
         let program = program(&start.command, start.env, &start.workdir)?;
         let read = paths("filesystem.read", start.read)?;
         let write = paths("filesystem.write", start.write)?;
-        if let Some(path) = write.iter().find(|path| is_system(path)) {
-            return Err(PlanError::System(path.clone()));
+        not_system("filesystem.write", &write)?;
+        if !(1..=limits::ROOTFS_DISKS_MAX).contains(&usize::from(start.rootfs_disks)) {
+            return Err(PlanError::Disks);
         }
+        check_volumes(&start.volumes)?;
+        check_terminal(start.terminal)?;
+        start.health.as_ref().map_or(Ok(()), check_health)?;
         let mut programs: Vec<String> = start.command.into_iter().take(1).collect();
         programs.extend(paths("exec", start.exec)?);
         Ok(Plan {
@@ -108,11 +128,17 @@ impl Plan {
             programs,
             pids_max: start.pids_max,
             clock_unix_ns: start.clock_unix_ns,
+            rootfs_disks: start.rootfs_disks,
+            volumes: start.volumes,
+            stdin: start.stdin,
+            terminal: start.terminal,
+            health: start.health,
         })
     }
 
     /// An exec in this agent's sandbox: its variables replace the agent's of the same name.
     pub fn exec(&self, exec: Exec) -> Result<Program, PlanError> {
+        check_terminal(exec.terminal)?;
         let name_of = |variable: &[u8]| variable.split(|b| *b == b'=').next().map(<[u8]>::to_vec);
         let names: Vec<_> = exec.env.iter().map(|v| name_of(v.as_bytes())).collect();
         let mut env: Vec<String> = Vec::new();
@@ -197,9 +223,70 @@ fn check_path(field: &'static str, path: &str, root_too: bool) -> Result<(), Pla
     Ok(())
 }
 
-fn is_system(path: &str) -> bool {
-    let top = path.split('/').nth(1).unwrap_or_default();
-    top.is_empty() || SYSTEM_TOPS.contains(&top)
+/// Checks the path of a job on files; `/` is one.
+pub fn check_job(job: &FilesJob) -> Result<(), PlanError> {
+    match job {
+        FilesJob::Read { path } | FilesJob::Write { path } => check_path("path", path, true),
+        FilesJob::Changes => Ok(()),
+    }
+}
+
+/// Checks a terminal's size.
+pub fn check_terminal(size: Option<TerminalSize>) -> Result<(), PlanError> {
+    let sizes = 1..=limits::TERMINAL_SIZE_MAX;
+    match size {
+        Some(size) if !sizes.contains(&size.rows) || !sizes.contains(&size.columns) => {
+            Err(PlanError::Terminal)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_volumes(volumes: &[Volume]) -> Result<(), PlanError> {
+    if volumes.len() > limits::VOLUMES_PER_AGENT_MAX {
+        return Err(PlanError::TooMany { field: "volumes", most: limits::VOLUMES_PER_AGENT_MAX });
+    }
+    for (index, Volume { path, .. }) in volumes.iter().enumerate() {
+        check_path("volumes", path, false)?;
+        not_system("volumes", std::slice::from_ref(path))?;
+        let below = |a: &str, b: &str| a.strip_prefix(b).is_some_and(|rest| rest.starts_with('/'));
+        if volumes
+            .iter()
+            .skip(index + 1)
+            .any(|v| v.path == *path || below(path, &v.path) || below(&v.path, path))
+        {
+            return Err(PlanError::Overlap(path.clone()));
+        }
+    }
+    Ok(())
+}
+
+fn check_health(probe: &HealthProbe) -> Result<(), PlanError> {
+    let visible = |byte: u8| (0x21..0x7f).contains(&byte);
+    if probe.port == 0 {
+        return Err(PlanError::Health("port must be 1 to 65535"));
+    }
+    if !probe.path.starts_with('/')
+        || !probe.path.bytes().all(visible)
+        || probe.path.len() > limits::PATH_BYTES_MAX
+    {
+        return Err(PlanError::Health("path must begin with `/` and hold visible ASCII only"));
+    }
+    match probe.interval_secs {
+        limits::HEALTH_INTERVAL_SECS_MIN..=limits::HEALTH_INTERVAL_SECS_MAX => Ok(()),
+        _ => Err(PlanError::Health("interval_secs is out of bounds")),
+    }
+}
+
+fn not_system(field: &'static str, paths: &[String]) -> Result<(), PlanError> {
+    let is_system = |path: &&String| {
+        let top = path.split('/').nth(1).unwrap_or_default();
+        top.is_empty() || SYSTEM_TOPS.contains(&top)
+    };
+    match paths.iter().find(is_system) {
+        Some(path) => Err(PlanError::System { field, path: path.clone() }),
+        None => Ok(()),
+    }
 }
 
 fn network(network: &GuestNetwork) -> Result<Network, PlanError> {
@@ -257,7 +344,13 @@ pub(crate) mod tests {
     #[test]
     fn each_wrong_start_is_refused() {
         type Change = fn(&mut Start);
-        let wrong: [(&str, Change); 15] = [
+        fn volume(s: &mut Start, path: &str) {
+            s.volumes.push(Volume { path: path.into(), read_only: false });
+        }
+        fn health(s: &mut Start, port: u16, path: &str, interval_secs: u32) {
+            s.health = Some(HealthProbe { port, path: path.into(), interval_secs });
+        }
+        let wrong: [(&str, Change); 27] = [
             ("instance", |s| s.instance = "a".into()),
             ("command", |s| s.command.clear()),
             ("command", |s| s.command = vec!["python".into()]),
@@ -273,6 +366,18 @@ pub(crate) mod tests {
             ("pids_max", |s| s.pids_max = 0),
             ("network", |s| s.network.as_mut().unwrap().address = "::1".into()),
             ("network", |s| s.network.as_mut().unwrap().mtu = 1),
+            ("rootfs_disks", |s| s.rootfs_disks = 0),
+            ("rootfs_disks", |s| s.rootfs_disks = limits::ROOTFS_DISKS_MAX as u8 + 1),
+            ("volumes", |s| volume(s, "/run/x")),
+            ("volumes", |s| volume(s, "/a/../b")),
+            ("volumes", |s| ["/v/a", "/v"].into_iter().for_each(|path| volume(s, path))),
+            ("volumes", |s| (0..=limits::VOLUMES_PER_AGENT_MAX).for_each(|n| volume(s, &format!("/v{n}")))),
+            ("terminal", |s| s.terminal = Some(TerminalSize { rows: 0, columns: 80 })),
+            ("terminal", |s| s.terminal = Some(TerminalSize { rows: 24, columns: 1001 })),
+            ("health", |s| health(s, 0, "/", 1)),
+            ("health", |s| health(s, 1, "/a b", 1)),
+            ("health", |s| health(s, 1, "x", 1)),
+            ("health", |s| health(s, 1, "/", 0)),
         ];
         for (word, change) in wrong {
             let mut start = start();

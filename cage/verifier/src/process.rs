@@ -1,7 +1,7 @@
-//! One channel with its process: pipes to and from it, what waits for its input, how it ends.
+//! One channel with its process: what it reads and writes, what waits for its input, how it ends.
 //!
-//! Must hold: what waits for a process's input is at most [`INPUT_BYTES_HIGH`] and what one read of the connection brings; above that the host is not
-//! read, and a process that takes nothing for [`INPUT_STALL`] while the host waits is ended.
+//! Must hold: what waits for a process's input is at most its window; output is read only as far as the host's window reaches, so
+//! that a slow reader holds up its own channel alone.
 
 use rustix::io::Errno;
 use std::collections::VecDeque;
@@ -9,17 +9,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use abi::guest::Kind;
-use verifier::channel::{Act, Ended, Life, Output};
+use abi::guest::{Kind, TerminalSize};
+use verifier::channel::{Act, Ended, Intake, Life, Output, Window};
 
 use crate::cgroup::Group;
 use crate::spawn::Spawned;
 use crate::sys;
+use crate::terminal;
 
-/// Above so many waiting bytes of input the control connection is not read.
-pub const INPUT_BYTES_HIGH: usize = 128 * 1024;
-/// How long a process may hold up the control connection by not reading its input.
-pub const INPUT_STALL: Duration = Duration::from_secs(5);
 /// How long survivors of a SIGKILL may hold an output open.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 /// Bytes of one output frame.
@@ -34,16 +31,21 @@ pub struct Process {
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     pub input: Feed,
+    pub window: Window,
     drain_until: Option<Instant>,
+    held_up: bool,
 }
 
 /// What waits for a process's standard input.
 #[derive(Debug)]
 pub struct Feed {
-    pipe: Option<OwnedFd>,
+    sink: Option<OwnedFd>,
+    terminal: bool,
     waiting: VecDeque<u8>,
     ended: bool,
-    moved: Instant,
+    /// The last byte of input.
+    last: u8,
+    intake: Intake,
 }
 
 /// What reading an output gave.
@@ -56,21 +58,29 @@ pub enum Read {
 
 impl Process {
     /// A channel of what was just started.
-    pub fn new(spawned: Spawned, group: Group) -> Process {
+    pub fn new(spawned: Spawned, group: Group, window: Window) -> Process {
+        let terminal = spawned.stderr.is_none();
         Process {
             group,
             leader: spawned.leader,
-            life: Life::default(),
+            life: Life::new(!terminal),
             stdout: Some(spawned.stdout),
-            stderr: Some(spawned.stderr),
-            input: Feed::new(spawned.stdin),
+            stderr: spawned.stderr,
+            input: Feed::new(spawned.stdin, terminal),
+            window,
             drain_until: None,
+            held_up: false,
         }
     }
 
     /// Whether this pid is its leader, not yet reaped.
     pub fn is_led_by(&self, pid: rustix::process::Pid) -> bool {
         self.life.running() && self.leader == pid
+    }
+
+    /// Whether its leader has not ended.
+    pub fn is_running(&self) -> bool {
+        self.life.running()
     }
 
     /// The frame kind of an output.
@@ -89,13 +99,21 @@ impl Process {
         }
     }
 
-    /// Reads one chunk of an output.
+    /// Whether the host takes output of this channel now.
+    pub fn has_window(&self) -> bool {
+        self.window.of_at_most(1) > 0
+    }
+
+    /// Reads one chunk of an output, as far as the window reaches.
     pub fn read(&mut self, output: Output) -> Read {
         let Some(fd) = self.output(output) else { return Read::Later };
-        let mut chunk = vec![0; OUTPUT_BYTES];
+        let mut chunk = vec![0; self.window.of_at_most(OUTPUT_BYTES)];
+        if chunk.is_empty() {
+            return Read::Later;
+        }
         match rustix::io::read(fd, &mut chunk) {
             Err(Errno::AGAIN | Errno::INTR) => Read::Later,
-            // A pipe gives no other error; should one come, the output is over.
+            // The end of a pipe; or (EIO) nobody has the other end of the terminal any more.
             Ok(0) | Err(_) => {
                 match output {
                     Output::Stdout => self.stdout = None,
@@ -105,8 +123,18 @@ impl Process {
             }
             Ok(count) => {
                 chunk.truncate(count);
+                self.window.sent(count);
+                self.drain_until = self.drain_until.map(|_| Instant::now() + DRAIN_TIME);
                 Read::Bytes(chunk)
             }
+        }
+    }
+
+    /// Changes the size of its terminal; nothing where it has none.
+    pub fn resize(&self, size: TerminalSize) -> io::Result<()> {
+        match self.stdout.as_ref().filter(|_| self.input.terminal) {
+            Some(master) => terminal::resize(master, size),
+            None => Ok(()),
         }
     }
 
@@ -119,7 +147,15 @@ impl Process {
 
     /// When [`Process::drain_expired`] must be called; none while the leader runs.
     pub fn drain_until(&self) -> Option<Instant> {
-        self.drain_until
+        self.drain_until.filter(|_| !self.held_up)
+    }
+
+    /// Whether its output is read now. An output that is not read says nothing about survivors: their time begins anew.
+    pub fn hold_up(&mut self, held_up: bool) {
+        if self.held_up && !held_up {
+            self.drain_until = self.drain_until.map(|_| Instant::now() + DRAIN_TIME);
+        }
+        self.held_up = held_up;
     }
 
     /// Something that SIGKILL did not end holds an output: give it up.
@@ -138,64 +174,75 @@ impl Process {
 }
 
 impl Feed {
-    /// Nothing waits yet.
-    pub fn new(pipe: Option<OwnedFd>) -> Feed {
-        Feed { pipe, waiting: VecDeque::new(), ended: false, moved: Instant::now() }
+    /// Nothing waits yet. `terminal`: the sink is a terminal's master.
+    pub fn new(sink: Option<OwnedFd>, terminal: bool) -> Feed {
+        Feed {
+            sink,
+            terminal,
+            waiting: VecDeque::new(),
+            ended: false,
+            last: b'\n',
+            intake: Intake::default(),
+        }
     }
 
-    /// Queues input; empty is its end. Input after the end, or for a process without input, is dropped.
-    pub fn push(&mut self, bytes: &[u8]) {
-        if self.pipe.is_none() || self.ended {
-            return;
+    /// Queues input; empty is its end. Input after the end, or for a process without input, is dropped. `false`: the host sent
+    /// more than its window.
+    pub fn push(&mut self, bytes: &[u8]) -> bool {
+        if !self.intake.receive(bytes.len()) {
+            return false;
         }
-        if self.waiting.is_empty() {
-            self.moved = Instant::now();
+        if self.sink.is_none() || self.ended {
+            self.intake.take(bytes.len());
+            return true;
         }
-        self.ended = bytes.is_empty();
         self.waiting.extend(bytes);
+        self.last = bytes.last().copied().unwrap_or(self.last);
+        self.ended = bytes.is_empty();
+        if let Some(master) = self.sink.as_ref().filter(|_| self.ended && self.terminal) {
+            self.waiting.extend(terminal::end_of_file(master, self.last != b'\n'));
+        }
         self.write();
+        true
     }
 
-    /// The pipe, while something waits for it.
+    /// What the host may send again.
+    pub fn give_back(&mut self) -> Option<u32> {
+        self.intake.give_back()
+    }
+
+    /// Where input goes, while something waits for it.
     pub fn wants(&self) -> Option<BorrowedFd<'_>> {
-        self.pipe.as_ref().filter(|_| !self.waiting.is_empty()).map(AsFd::as_fd)
+        self.sink.as_ref().filter(|_| !self.waiting.is_empty()).map(AsFd::as_fd)
     }
 
-    /// Whether the host must wait before it may send more.
-    pub fn is_full(&self) -> bool {
-        self.waiting.len() > INPUT_BYTES_HIGH
-    }
-
-    /// When the process will have held up the host for too long.
-    pub fn stalled_at(&self) -> Option<Instant> {
-        self.is_full().then(|| self.moved + INPUT_STALL)
-    }
-
-    /// Writes what the pipe takes; closes it after the last byte. A process that closed its input loses the rest.
+    /// Writes what is taken; closes a pipe after the last byte. A process that closed its input loses the rest.
     pub fn write(&mut self) {
-        while let Some(fd) = &self.pipe {
+        while let Some(fd) = &self.sink {
             let (first, _) = self.waiting.as_slices();
             if first.is_empty() {
                 break;
             }
             match rustix::io::write(fd, first) {
+                Ok(0) | Err(Errno::AGAIN) => return,
                 Ok(count) => {
                     self.waiting.drain(..count);
-                    self.moved = Instant::now();
+                    self.intake.take(count);
                 }
-                Err(Errno::AGAIN) => return,
                 Err(Errno::INTR) => {}
                 Err(_) => return self.close(),
             }
         }
-        if self.ended {
+        // A terminal stays: it was told the end of file, and its master is where its output comes from.
+        if self.ended && !self.terminal {
             self.close();
         }
     }
 
-    /// Closes the pipe and forgets what waited for it.
+    /// Closes the input and forgets what waited for it.
     pub fn close(&mut self) {
-        self.pipe = None;
+        self.sink = None;
+        self.intake.take(self.waiting.len());
         self.waiting.clear();
     }
 }
@@ -208,23 +255,30 @@ mod tests {
     fn feed() -> (Feed, std::fs::File) {
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::NONBLOCK).unwrap();
-        (Feed::new(Some(writer)), reader.into())
+        (Feed::new(Some(writer), false), reader.into())
     }
 
     #[test]
-    fn input_arrives_whole_and_its_end_follows() {
+    fn input_arrives_whole_within_its_window_and_its_end_follows() {
         let (mut feed, mut reader) = feed();
-        let sent: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
+        let sent: Vec<u8> = (0..700_000u32).map(|n| n as u8).collect();
         let reading = std::thread::spawn(move || {
             let mut got = Vec::new();
             reader.read_to_end(&mut got).unwrap();
             got
         });
+        let mut window = abi::limits::EXEC_INPUT_WINDOW_BYTES as usize;
         for chunk in sent.chunks(60_000) {
-            feed.push(chunk);
+            while window < chunk.len() {
+                feed.write();
+                window += feed.give_back().unwrap_or(0) as usize;
+                std::thread::yield_now();
+            }
+            window -= chunk.len();
+            assert!(feed.push(chunk));
         }
-        feed.push(b"");
-        feed.push(b"after the end");
+        assert!(feed.push(b""));
+        assert!(feed.push(b"after the end"));
         while feed.wants().is_some() {
             feed.write();
             std::thread::yield_now();
@@ -233,15 +287,24 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_does_not_read_makes_the_host_wait_and_then_stalls() {
+    fn a_host_that_overruns_its_window_is_found_out() {
         let (mut feed, reader) = feed();
-        while !feed.is_full() {
-            feed.push(&[0; 60_000]);
-        }
-        let stalled = feed.stalled_at().unwrap();
-        assert!(stalled > Instant::now() && stalled <= Instant::now() + INPUT_STALL);
+        let window = abi::limits::EXEC_INPUT_WINDOW_BYTES as usize;
+        // The pipe takes half of it, which is given back; the rest waits.
+        assert!(feed.push(&vec![0; window]));
+        assert_eq!(feed.give_back(), Some(window as u32 / 2));
+        assert!(feed.push(&vec![0; window / 2]));
+        assert!(!feed.push(b"x"));
         drop(reader);
         feed.write();
-        assert!(!feed.is_full() && feed.wants().is_none(), "a closed input holds nobody up");
+        assert!(feed.wants().is_none(), "a closed input keeps nothing");
+        assert_eq!(feed.give_back(), Some(window as u32), "and what waited for it is given back");
+    }
+
+    #[test]
+    fn input_for_nobody_is_given_back() {
+        let mut feed = Feed::new(None, false);
+        assert!(feed.push(&[0; 100_000]));
+        assert_eq!(feed.give_back(), Some(100_000));
     }
 }

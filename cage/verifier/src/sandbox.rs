@@ -23,8 +23,10 @@ use crate::console;
 use crate::mounts::{Step, StepError};
 use crate::sys;
 
-/// Open files: what programs expect, and what they may raise it to.
-const NOFILE: Rlimit = Rlimit { current: Some(4096), maximum: Some(65_536) };
+/// Open files: what programs expect, and what they may raise it to (less where PID 1 itself has less).
+const NOFILE: u64 = 4096;
+/// The most an agent's process may raise it to.
+pub const NOFILE_MAX: u64 = 65_536;
 const NO_CORE: Rlimit = Rlimit { current: Some(0), maximum: Some(0) };
 /// A script's interpreter may be a script; the kernel follows four.
 const INTERPRETERS_MAX: usize = 4;
@@ -41,6 +43,7 @@ pub struct Sandbox {
     /// directory entry is looked up anew; an open descriptor keeps the entry.
     pinned: Vec<OwnedFd>,
     filter: Vec<libc::sock_filter>,
+    sealed: BTreeSet<PathBuf>,
 }
 
 impl Sandbox {
@@ -48,9 +51,8 @@ impl Sandbox {
     pub fn new(plan: &Plan) -> Result<Sandbox, StepError> {
         let mut sandbox = Sandbox::with_rules(&access::rules(plan), plan.shell)?;
         if !plan.shell {
-            let mut sealed = BTreeSet::new();
             for program in &plan.programs {
-                sandbox.allow_program(program, &mut sealed).step("command and exec")?;
+                sandbox.allow_program(program).step("command and exec")?;
             }
         }
         Ok(sandbox)
@@ -66,7 +68,8 @@ impl Sandbox {
             .step("landlock");
         }
         let ruleset = sys::landlock_ruleset(access::HANDLED, access::SCOPED).step("landlock ruleset")?;
-        let mut sandbox = Sandbox { ruleset, pinned: Vec::new(), filter: seccomp::filter(shell) };
+        let mut sandbox =
+            Sandbox { ruleset, pinned: Vec::new(), filter: seccomp::filter(shell), sealed: BTreeSet::new() };
         for rule in rules {
             match sandbox.allow(Path::new(&rule.path), rule.rights) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !rule.required => {}
@@ -89,7 +92,7 @@ impl Sandbox {
     }
 
     /// EXECUTE on one program and on what the kernel needs to execute it.
-    fn allow_program(&mut self, program: &str, sealed: &mut BTreeSet<PathBuf>) -> io::Result<()> {
+    fn allow_program(&mut self, program: &str) -> io::Result<()> {
         let mut path = program.to_owned();
         for _ in 0..=INTERPRETERS_MAX {
             let real = fs::canonicalize(&path).map_err(|error| at(&path, error))?;
@@ -102,10 +105,10 @@ impl Sandbox {
                 Needs::Interpreter(interpreter) => path = interpreter,
                 Needs::Loader(loader) => {
                     let real = fs::canonicalize(&loader).map_err(|error| at(&loader, error))?;
-                    if !sealed.contains(&real) {
+                    if !self.sealed.contains(&real) {
                         seal(&real).map_err(|error| at(&loader, error))?;
                         self.allow(&real, access::RUN)?;
-                        sealed.insert(real);
+                        self.sealed.insert(real);
                     }
                     return Ok(());
                 }
@@ -116,13 +119,33 @@ impl Sandbox {
 
     /// In a child: the bounds of the whole process.
     pub fn bound() -> Result<(), StepError> {
-        rustix::process::setrlimit(Resource::Nofile, NOFILE).step("limit on open files")?;
+        let most = rustix::process::getrlimit(Resource::Nofile).maximum.unwrap_or(NOFILE_MAX).min(NOFILE_MAX);
+        let nofile = Rlimit { current: Some(NOFILE.min(most)), maximum: Some(most) };
+        rustix::process::setrlimit(Resource::Nofile, nofile).step("limit on open files")?;
         rustix::process::setrlimit(Resource::Core, NO_CORE).step("limit on cores")?;
         rustix::process::umask(Mode::from_raw_mode(0o022));
         Ok(())
     }
 
-    /// In a child: gives up everything, in the one order that works. Only exec may follow.
+    /// In a child that compares file systems: root that can read every file and attribute, and do nothing else.
+    pub fn enter_as_reader(&self) -> Result<(), StepError> {
+        // SYS_ADMIN is what the kernel asks for to read trusted attributes; the filter refuses what else it is good for.
+        let reader = CapabilitySet::DAC_READ_SEARCH | CapabilitySet::SYS_ADMIN;
+        rustix::thread::set_no_new_privs(true).step("no_new_privs")?;
+        rustix::thread::set_capabilities(
+            None,
+            CapabilitySets { effective: reader, permitted: reader, inheritable: CapabilitySet::empty() },
+        )
+        .step("capabilities")?;
+        sys::seccomp_enter(&self.filter).step("seccomp")
+    }
+
+    /// Loaders that stand in the overlay in a form of ours.
+    pub fn sealed(&self) -> impl Iterator<Item = &Path> {
+        self.sealed.iter().map(PathBuf::as_path)
+    }
+
+    /// In a child: gives up everything, in the one order that works.
     pub fn enter(&self, workdir: &std::ffi::CStr) -> Result<(), StepError> {
         give_up_root().step("give up root")?;
         rustix::process::chdir(workdir)

@@ -71,6 +71,9 @@ const CLONE_NEW: u32 = (libc::CLONE_NEWNS
 /// memfd_create(2): ask for an executable file without a path.
 const MFD_EXEC: u32 = 0x10;
 
+/// Selections of a virtual console (ioctl_console(2)): the other way to push input.
+const TIOCLINUX: u32 = 0x541c;
+
 // Offsets in struct seccomp_data; arguments are 64 bits, and the low half comes first on little-endian machines.
 const NR: u32 = 0;
 const ARCH: u32 = 4;
@@ -140,6 +143,17 @@ pub fn filter(shell: bool) -> Vec<sock_filter> {
             op(IF_EQUAL, libc::AF_NETLINK as u32, 0, 2),
             op(LOAD, arg(2), 0, 0),
             op(IF_EQUAL, libc::NETLINK_ROUTE as u32, 1, 0),
+            op(RETURN, refused, 0, 0),
+            op(RETURN, ALLOW, 0, 0),
+        ],
+    );
+    // A terminal's input comes from the host; a process that could push into it would type for whoever reads next.
+    only_for(
+        libc::SYS_ioctl,
+        vec![
+            op(LOAD, arg(1), 0, 0),
+            op(IF_EQUAL, libc::TIOCSTI as u32, 1, 0),
+            op(IF_EQUAL, TIOCLINUX, 0, 1),
             op(RETURN, refused, 0, 0),
             op(RETURN, ALLOW, 0, 0),
         ],
@@ -230,6 +244,17 @@ mod tests {
             assert_eq!(clone(flag | libc::SIGCHLD), errno(libc::EPERM), "{flag:x}");
         }
         assert_eq!(here(libc::SYS_clone3, [0; 6]), errno(libc::ENOSYS));
+    }
+
+    #[test]
+    fn nobody_types_into_a_terminal() {
+        // The kernel reads 32 bits of the request: what stands above must not hide it.
+        for request in [libc::TIOCSTI, 1 << 32 | libc::TIOCSTI, u64::from(TIOCLINUX)] {
+            assert_eq!(here(libc::SYS_ioctl, [0, request, 0, 0, 0, 0]), errno(libc::EPERM), "{request:x}");
+        }
+        for request in [libc::TIOCGWINSZ, libc::TCGETS, libc::FIONREAD] {
+            assert_eq!(here(libc::SYS_ioctl, [0, request, 0, 0, 0, 0]), ALLOW, "{request:x}");
+        }
     }
 
     #[test]

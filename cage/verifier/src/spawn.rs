@@ -1,37 +1,54 @@
-//! A program becomes a process of the agent: in its cgroup, behind the sandbox, its outputs in pipes.
+//! A channel gets its process: in its cgroup, behind the sandbox, with pipes or a terminal.
 //!
-//! Must hold: no descriptor of the verifier crosses exec; a child that fails before exec says where, and nothing ran.
+//! Must hold: no descriptor of the verifier reaches what runs there; a child that fails before that says where, and nothing ran.
 
 use rustix::fs::OFlags;
 use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use abi::guest::GUEST_UID;
+use abi::guest::{FilesJob, GUEST_UID, TerminalSize};
 use verifier::plan::Program;
 
 use crate::cgroup::Group;
+use crate::changes::{self, Own};
+use crate::copy;
+use crate::disks::View;
 use crate::mounts::{Step, StepError};
 use crate::sandbox::Sandbox;
 use crate::sys;
+use crate::terminal;
 
-/// A running process and the verifier's ends of its pipes, non-blocking.
+/// A running process and the verifier's ends of its input and outputs, non-blocking.
 #[derive(Debug)]
 pub struct Spawned {
     pub leader: Pid,
     pub stdin: Option<OwnedFd>,
     pub stdout: OwnedFd,
-    pub stderr: OwnedFd,
+    /// None: a terminal, whose output is all standard output.
+    pub stderr: Option<OwnedFd>,
 }
 
-/// Where a process reads from.
+/// What a child does.
+#[derive(Debug, Clone, Copy)]
+pub enum Work<'a> {
+    /// Becomes a program, behind the sandbox.
+    Program(&'a Program),
+    /// Works on files, behind the sandbox; nothing is executed.
+    Files(&'a FilesJob),
+    /// Sends what differs from the rootfs: as root, since a workspace is compared as it is, and able to do no more than read.
+    Changes(&'a View, &'a Own),
+}
+
+/// What a process reads from and writes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stdin {
-    /// End of file at once.
-    Null,
-    Pipe,
+pub enum Stdio {
+    /// Two pipes; the input is at its end at once.
+    Outputs,
+    Pipes,
+    Terminal(TerminalSize),
 }
 
 /// Why a process did not start.
@@ -51,42 +68,53 @@ const REFUSED: u8 = b'r';
 const FAILED: u8 = b'f';
 const LAST_WORDS_BYTES_MAX: u64 = 1024;
 
-/// Starts a program. Returns when its exec has happened or failed.
-pub fn spawn(
-    program: &Program,
-    sandbox: &Sandbox,
-    group: &Group,
-    stdin: Stdin,
-) -> Result<Spawned, SpawnError> {
-    let (stdout, child_stdout) = output_pipe().step("output pipe")?;
-    let (stderr, child_stderr) = output_pipe().step("output pipe")?;
-    let (child_stdin, stdin) = match stdin {
-        Stdin::Null => (OwnedFd::from(File::open("/dev/null").step("/dev/null")?), None),
-        Stdin::Pipe => {
-            let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).step("input pipe")?;
-            (owned_by_agent(read, &write).step("input pipe")?, Some(write))
-        }
-    };
+/// Starts a child. Returns when it is behind its walls, a program when its exec has happened; or when that failed.
+pub fn spawn(work: Work<'_>, sandbox: &Sandbox, group: &Group, stdio: Stdio) -> Result<Spawned, SpawnError> {
+    let (ours, childs) = ends(stdio)?;
     let (last_words, child_words) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).step("status pipe")?;
     let Some(pid) = sys::fork().step("fork")? else {
-        drop(last_words);
-        run_child(program, sandbox, group, [child_stdin, child_stdout, child_stderr], child_words);
+        drop((last_words, ours));
+        let terminal = matches!(stdio, Stdio::Terminal(_));
+        run_child(work, sandbox, group, childs, terminal, child_words);
     };
-    drop((child_words, child_stdin, child_stdout, child_stderr));
+    drop((child_words, childs));
     let mut words = Vec::new();
-    // Ends when the child execs or dies; what stands between takes no input and waits for nobody.
+    // Ends when the child is ready or dies; what stands between takes no input and waits for nobody.
     File::from(last_words).take(LAST_WORDS_BYTES_MAX).read_to_end(&mut words).step("status pipe")?;
     match words.split_first() {
         Some((&REFUSED, _)) => return Err(SpawnError::Refused),
         Some((_, words)) => return Err(SpawnError::Child(String::from_utf8_lossy(words).into_owned())),
         None => {}
     }
-    Ok(Spawned {
-        leader: Pid::from_raw(pid).ok_or_else(|| io::Error::other("no pid")).step("fork")?,
-        stdin,
-        stdout,
-        stderr,
-    })
+    let leader = Pid::from_raw(pid).ok_or_else(|| io::Error::other("no pid")).step("fork")?;
+    let Ends { stdin, stdout, stderr } = ours;
+    Ok(Spawned { leader, stdin, stdout, stderr })
+}
+
+struct Ends {
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: Option<OwnedFd>,
+}
+
+/// Our ends and the child's three.
+fn ends(stdio: Stdio) -> Result<(Ends, [OwnedFd; 3]), StepError> {
+    if let Stdio::Terminal(size) = stdio {
+        let (master, agent) = terminal::open(size).step("terminal")?;
+        let copy = |fd: &OwnedFd| fd.try_clone().step("terminal");
+        let childs = [copy(&agent)?, copy(&agent)?, agent];
+        return Ok((Ends { stdin: Some(copy(&master)?), stdout: master, stderr: None }, childs));
+    }
+    let (stdout, child_stdout) = output_pipe().step("output pipe")?;
+    let (stderr, child_stderr) = output_pipe().step("output pipe")?;
+    let (child_stdin, stdin) = match stdio {
+        Stdio::Pipes => {
+            let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).step("input pipe")?;
+            (owned_by_agent(read, &write).step("input pipe")?, Some(write))
+        }
+        _ => (OwnedFd::from(File::open("/dev/null").step("/dev/null")?), None),
+    };
+    Ok((Ends { stdin, stdout, stderr: Some(stderr) }, [child_stdin, child_stdout, child_stderr]))
 }
 
 /// Both ends of a pipe belong to the agent, so that it may open /dev/stdout again; ours does not block.
@@ -103,37 +131,69 @@ fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((read, write))
 }
 
-fn run_child(program: &Program, sandbox: &Sandbox, group: &Group, stdio: [OwnedFd; 3], words: OwnedFd) -> ! {
-    let error = match become_agent(program, sandbox, group, stdio) {
-        Ok(()) => sys::execve(&program.path(), &program.args, &program.env),
-        Err(error) => {
-            say(words, FAILED, &error.to_string());
-            sys::exit_now(127);
-        }
-    };
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => say(words, REFUSED, ""),
-        _ => say(words, FAILED, &format!("execute `{}`: {error}", program.path().to_string_lossy())),
-    }
-    sys::exit_now(126);
-}
-
-fn become_agent(
-    program: &Program,
+fn run_child(
+    work: Work<'_>,
     sandbox: &Sandbox,
     group: &Group,
     stdio: [OwnedFd; 3],
-) -> Result<(), StepError> {
+    terminal: bool,
+    words: OwnedFd,
+) -> ! {
+    if let Err(error) = become_child(group, &stdio, terminal).and_then(|()| wall_in(work, sandbox)) {
+        say(words, FAILED, &error.to_string());
+        sys::exit_now(127);
+    }
+    match work {
+        Work::Program(program) => {
+            let error = sys::execve(&program.path(), &program.args, &program.env);
+            match error.kind() {
+                io::ErrorKind::PermissionDenied => say(words, REFUSED, ""),
+                _ => say(words, FAILED, &format!("execute `{}`: {error}", program.path().to_string_lossy())),
+            }
+            sys::exit_now(126)
+        }
+        Work::Files(job) => go_on(&[], words, || copy::run(job)),
+        Work::Changes(view, own) => {
+            go_on(&[view.lower.as_fd(), view.upper.as_fd()], words, || changes::run(view, own))
+        }
+    }
+}
+
+/// A child that stays what it is: with no descriptor of the verifier's but its own (one left open would keep another channel's
+/// input from ending), and with the parent no longer waiting.
+fn go_on(keep: &[BorrowedFd<'_>], words: OwnedFd, job: impl FnOnce() -> i32) -> ! {
+    match sys::close_from(3, keep) {
+        Ok(()) => std::mem::forget(words), // closed with the rest
+        Err(error) => {
+            say(words, FAILED, &format!("close descriptors: {error}"));
+            sys::exit_now(127);
+        }
+    }
+    sys::exit_now(job())
+}
+
+/// In a child: a session of its own, in its cgroup, with its input and outputs, and the signals that programs expect.
+fn become_child(group: &Group, stdio: &[OwnedFd; 3], terminal: bool) -> Result<(), StepError> {
     rustix::process::setsid().step("new session")?;
     group.join().step("join the cgroup")?;
-    let [stdin, stdout, stderr] = &stdio;
+    let [stdin, stdout, stderr] = stdio;
+    if terminal {
+        rustix::process::ioctl_tiocsctty(stdin).step("controlling terminal")?;
+    }
     rustix::stdio::dup2_stdin(stdin.as_fd()).step("standard input")?;
     rustix::stdio::dup2_stdout(stdout.as_fd()).step("standard output")?;
     rustix::stdio::dup2_stderr(stderr.as_fd()).step("standard error")?;
     sys::close_on_exec_from(3).step("close descriptors")?;
     sys::default_signals().step("signals")?;
-    Sandbox::bound()?;
-    sandbox.enter(&program.workdir)
+    Sandbox::bound()
+}
+
+fn wall_in(work: Work<'_>, sandbox: &Sandbox) -> Result<(), StepError> {
+    match work {
+        Work::Program(program) => sandbox.enter(&program.workdir),
+        Work::Files(_) => sandbox.enter(c"/"),
+        Work::Changes(..) => sandbox.enter_as_reader(),
+    }
 }
 
 fn say(words: OwnedFd, kind: u8, text: &str) {

@@ -120,6 +120,22 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
         .map(drop)
 }
 
+/// In a child of [`fork`] that will not exec: closes every descriptor from `first` on but those in `keep` (close_range(2)).
+/// Nothing of the parent's may be used afterwards: the child ends with [`exit_now`], so no owner closes a second time.
+pub fn close_from(first: u32, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok()).collect();
+    keep.sort_unstable();
+    let mut from = first;
+    for until in keep.into_iter().chain([u32::MAX]) {
+        if from < until {
+            // SAFETY: close_range(2) takes no pointers; that the descriptors' owners are done is the caller's to hold.
+            check(unsafe { libc::syscall(libc::SYS_close_range, from, until - 1, 0) })?;
+        }
+        from = from.max(until.saturating_add(1));
+    }
+    Ok(())
+}
+
 /// The kernel's Landlock ABI (landlock_create_ruleset(2), LANDLOCK_CREATE_RULESET_VERSION).
 pub fn landlock_abi() -> io::Result<i64> {
     // SAFETY: with this flag the kernel reads no attributes, so null and 0 are what it wants.
@@ -182,6 +198,25 @@ pub fn ext4_grow(mounted: BorrowedFd<'_>, blocks: u64) -> io::Result<()> {
     // SAFETY: the request reads one u64, which lives across the call.
     check(unsafe { libc::ioctl(mounted.as_raw_fd(), EXT4_IOC_RESIZE_FS as _, &raw const blocks) }.into())
         .map(drop)
+}
+
+/// mount_setattr(2): makes a mount read-only. Of a detached one it needs no more than its descriptor.
+pub fn mount_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let size = mem::size_of::<libc::mount_attr>();
+    // SAFETY: the path is an empty text, `attributes` lives across the call and `size` is its size.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size,
+        )
+    })
+    .map(drop)
 }
 
 /// What an interface ioctl sets (netdevice(7)).

@@ -1,35 +1,37 @@
 //! The loop of a running guest: one thread, one poll, everything non-blocking.
 //!
-//! Must hold: every wait has an end; each child is reaped here and nowhere else; a host that breaks the protocol, or is gone,
+//! Must hold: no channel waits for another; every wait has an end; each child is reaped here and nowhere else; a host that breaks the protocol, or is gone,
 //! ends the guest. Must never: believe that an agent's process is what its pid once was (leaders are known until reaped).
 
+mod orders;
+
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{WaitOptions, WaitStatus};
+use rustix::process::{Pid, WaitOptions, WaitStatus};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use abi::guest::{Denied, Exec, Frame, FrameError, Kind, Shutdown, Signal};
-use abi::limits;
-use verifier::channel::{self, Act, Ended, Output};
+use abi::guest::{FrameError, Kind, Window as Widened};
+use verifier::channel::{self, Act, Ended, Output, Window};
 use verifier::plan::Plan;
 
 use crate::cgroup::{Group, Tree};
+use crate::changes::Own;
 use crate::console;
 use crate::control::Control;
+use crate::disks::View;
+use crate::probe::Probe;
 use crate::process::{Process, Read};
 use crate::relay::Relay;
 use crate::sandbox::Sandbox;
-use crate::spawn::{self, SpawnError, Stdin};
+use crate::spawn::{self, SpawnError, Stdio, Work};
 use crate::sys;
 
 /// How long killed processes may take to be gone before the guest ends without them.
 const KILL_TIME: Duration = Duration::from_secs(2);
 /// How often cgroups of ended channels are tried again.
 const LEAVING_PAUSE: Duration = Duration::from_millis(100);
-/// A shutdown's grace is the host's to choose, within reason.
-const GRACE_MAX: Duration = Duration::from_secs(600);
 
 /// Why the loop ended: the guest halts in each case.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +68,19 @@ enum Token {
     Input(u32),
     Listener,
     Link(usize),
+    Health,
+}
+
+/// What was made for the agent before it starts.
+#[derive(Debug)]
+pub struct World {
+    pub sandbox: Sandbox,
+    pub tree: Tree,
+    pub relay: Relay,
+    /// The file systems of the workspace and the volumes.
+    pub disks: Vec<OwnedFd>,
+    pub view: View,
+    pub own: Own,
 }
 
 /// Everything that lives while the agent does.
@@ -74,34 +89,35 @@ pub struct Server {
     pub control: Control,
     pub signals: OwnedFd,
     pub plan: Plan,
-    pub sandbox: Sandbox,
-    pub tree: Tree,
-    pub relay: Relay,
+    pub world: World,
     processes: BTreeMap<u32, Process>,
     leaving: Vec<Group>,
+    probe: Option<Probe>,
+    sync: Sync,
     childless: bool,
     stop: Stop,
 }
 
+/// A child that writes the disks out, so that the loop does not wait for them.
+#[derive(Debug, Default)]
+struct Sync {
+    child: Option<Pid>,
+    /// The host asked again meanwhile.
+    again: bool,
+}
+
 impl Server {
     /// A loop without processes.
-    pub fn new(
-        control: Control,
-        signals: OwnedFd,
-        plan: Plan,
-        sandbox: Sandbox,
-        tree: Tree,
-        relay: Relay,
-    ) -> Server {
+    pub fn new(control: Control, signals: OwnedFd, plan: Plan, world: World) -> Server {
         Server {
             control,
             signals,
             plan,
-            sandbox,
-            tree,
-            relay,
+            world,
             processes: BTreeMap::new(),
             leaving: Vec::new(),
+            probe: None,
+            sync: Sync::default(),
             childless: false,
             stop: Stop::No,
         }
@@ -110,7 +126,14 @@ impl Server {
     /// Starts the agent's command on channel 0.
     pub fn start_agent(&mut self) -> Result<(), SpawnError> {
         let program = self.plan.program.clone();
-        self.start(0, &program, Stdin::Null)
+        let stdio = match (self.plan.terminal, self.plan.stdin) {
+            (Some(size), _) => Stdio::Terminal(size),
+            (None, true) => Stdio::Pipes,
+            (None, false) => Stdio::Outputs,
+        };
+        spawn_on(self, 0, Work::Program(&program), stdio, Window::OPEN)?;
+        self.probe = self.plan.health.clone().map(Probe::new);
+        Ok(())
     }
 
     /// Runs until a shutdown is complete or the host is lost.
@@ -126,30 +149,27 @@ impl Server {
                     Token::Signals => self.reap()?,
                     Token::Control => self.hear()?,
                     Token::Output(channel, output) => self.pass_output(channel, output)?,
-                    Token::Input(channel) => {
-                        if let Some(process) = self.processes.get_mut(&channel) {
-                            process.input.write();
-                        }
-                    }
-                    Token::Listener => self.relay.accept(),
-                    Token::Link(index) => self.relay.serve(index),
+                    Token::Input(channel) => self.pass_input(channel)?,
+                    Token::Listener => self.world.relay.accept(),
+                    Token::Link(index) => self.world.relay.serve(index),
+                    Token::Health => {} // looked after below, as when only its time has come
                 }
             }
-            self.relay.sweep();
+            self.check_health()?;
+            self.world.relay.sweep();
             self.leaving.retain(|group| group.remove().is_err());
         }
     }
 
     /// Waits for events, at most until the next deadline.
     fn poll(&self) -> Result<Vec<Token>, ServeError> {
-        let read_host = !self.processes.values().any(|process| process.input.is_full());
         let mut tokens = vec![Token::Signals, Token::Control];
         let mut fds = vec![
             PollFd::new(&self.signals, PollFlags::IN),
-            PollFd::from_borrowed_fd(self.control.fd(), self.control.interest(read_host)),
+            PollFd::from_borrowed_fd(self.control.fd(), self.control.interest()),
         ];
         for (channel, process) in &self.processes {
-            if self.control.has_room() {
+            if self.control.has_room() && process.has_window() {
                 for output in [Output::Stdout, Output::Stderr] {
                     if let Some(fd) = process.output(output) {
                         tokens.push(Token::Output(*channel, output));
@@ -162,23 +182,22 @@ impl Server {
                 fds.push(PollFd::from_borrowed_fd(fd, PollFlags::OUT));
             }
         }
-        if let Some(fd) = self.relay.listening() {
+        if let Some(fd) = self.world.relay.listening() {
             tokens.push(Token::Listener);
             fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
         }
-        for (index, fd, flags) in self.relay.interests() {
+        for (index, fd, flags) in self.world.relay.interests() {
             tokens.push(Token::Link(index));
+            fds.push(PollFd::from_borrowed_fd(fd, flags));
+        }
+        if let Some((fd, flags)) = self.probe.as_ref().and_then(Probe::interest) {
+            tokens.push(Token::Health);
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         }
         let timeout = self.timeout();
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(ServeError::Poll(error.into())),
-        }
-        // Unread while an input is full, the connection still says when it is gone.
-        let gone = PollFlags::HUP | PollFlags::ERR;
-        if !read_host && fds.get(1).is_some_and(|control| control.revents().intersects(gone)) {
-            return Err(ServeError::Closed);
         }
         let ready = fds.iter().zip(tokens).filter(|(fd, _)| !fd.revents().is_empty());
         Ok(ready.map(|(_, token)| token).collect())
@@ -190,27 +209,19 @@ impl Server {
             Stop::Asked(until) | Stop::Killed(until) => Some(until),
         };
         let leaving = (!self.leaving.is_empty()).then(|| Instant::now() + LEAVING_PAUSE);
-        let processes = self.processes.values();
-        let room = self.control.has_room();
-        let deadlines = processes.flat_map(|p| [p.drain_until().filter(|_| room), p.input.stalled_at()]);
-        let next = deadlines.chain([stop, leaving]).flatten().min()?;
+        let health = self.probe.as_ref().filter(|_| self.control.has_room()).map(Probe::deadline);
+        let deadlines = self.processes.values().map(Process::drain_until);
+        let next = deadlines.chain([stop, leaving, health]).flatten().min()?;
         Timespec::try_from(next.saturating_duration_since(Instant::now())).ok()
     }
 
     /// Deadlines of channels that passed.
     fn expire(&mut self) -> Result<(), ServeError> {
-        let now = Instant::now();
+        let (now, room) = (Instant::now(), self.control.has_room());
         let mut finished = Vec::new();
         for (channel, process) in &mut self.processes {
-            if process.input.stalled_at().is_some_and(|at| at <= now) {
-                console::say_of_agent(format_args!(
-                    "channel {channel}: ended, it did not read its input while the host waited"
-                ));
-                process.input.close();
-                kill(&process.group);
-            }
-            // While the host takes nothing, outputs are not read, so an open one says nothing about survivors.
-            if self.control.has_room() && process.drain_until().is_some_and(|until| until <= now) {
+            process.hold_up(!room || !process.has_window());
+            if process.drain_until().is_some_and(|until| until <= now) {
                 finished.push((*channel, process.drain_expired()));
             }
         }
@@ -238,6 +249,9 @@ impl Server {
             (None, Some(signal)) => Ended::Signal(signal),
             (None, None) => return Ok(()), // stopped or continued; not asked for
         };
+        if self.sync.child == Some(pid) {
+            return self.synced(ended);
+        }
         let led = self.processes.iter_mut().find(|(_, process)| process.is_led_by(pid));
         let Some((channel, act)) = led.map(|(channel, process)| (*channel, process.leader_ended(ended)))
         else {
@@ -277,11 +291,37 @@ impl Server {
         }
     }
 
+    fn pass_input(&mut self, channel: u32) -> Result<(), ServeError> {
+        let Some(process) = self.processes.get_mut(&channel) else { return Ok(()) };
+        process.input.write();
+        self.give_back(channel)
+    }
+
+    /// Tells the host how much more input of a channel it may send.
+    fn give_back(&mut self, channel: u32) -> Result<(), ServeError> {
+        let taken = self.processes.get_mut(&channel).and_then(|process| process.input.give_back());
+        match taken {
+            Some(bytes) => Ok(self.control.send(Kind::Window, channel, &Widened { bytes })?),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the health check a step further, while the agent's command runs and the host listens.
+    fn check_health(&mut self) -> Result<(), ServeError> {
+        if self.stop != Stop::No || !self.processes.get(&0).is_some_and(Process::is_running) {
+            self.probe = None;
+        }
+        if !self.control.has_room() {
+            return Ok(());
+        }
+        match self.probe.as_mut().and_then(Probe::advance) {
+            Some(health) => Ok(self.control.send(Kind::Health, 0, &health)?),
+            None => Ok(()),
+        }
+    }
+
     /// Reads the host's frames.
     fn hear(&mut self) -> Result<(), ServeError> {
-        if self.processes.values().any(|process| process.input.is_full()) {
-            return Ok(()); // it was polled for writing
-        }
         if !self.control.receive()? {
             return Err(ServeError::Closed);
         }
@@ -289,100 +329,6 @@ impl Server {
             self.obey(frame)?;
         }
         Ok(())
-    }
-
-    fn obey(&mut self, frame: Frame) -> Result<(), ServeError> {
-        let known = self.processes.get_mut(&frame.channel);
-        match frame.kind {
-            Kind::Exec => {
-                // A channel in use, or the agent's own: the host has lost count, and nothing it says can be trusted to fit.
-                if known.is_some() || frame.channel == 0 {
-                    return Err(FrameError::Unexpected { got: Kind::Exec }.into());
-                }
-                let exec = frame.parse()?;
-                self.exec(frame.channel, exec)
-            }
-            // For a channel that has just ended the two cross each other on the way: no error.
-            Kind::Stdin => {
-                if let Some(process) = known {
-                    process.input.push(&frame.payload);
-                }
-                Ok(())
-            }
-            Kind::Signal => {
-                let Signal { signal } = frame.parse()?;
-                if !(1..=31).contains(&signal) {
-                    return Err(FrameError::Unexpected { got: Kind::Signal }.into());
-                }
-                if let Some(Err(error)) = known.map(|process| process.signal(signal)) {
-                    console::say_of_agent(format_args!("signal {signal}: {error}"));
-                }
-                Ok(())
-            }
-            Kind::Shutdown => {
-                let Shutdown { grace_ms } = frame.parse()?;
-                self.shut_down(Duration::from_millis(grace_ms).min(GRACE_MAX));
-                Ok(())
-            }
-            got => Err(FrameError::Unexpected { got }.into()),
-        }
-    }
-
-    fn exec(&mut self, channel: u32, exec: Exec) -> Result<(), ServeError> {
-        let refused = if self.stop != Stop::No {
-            Some(String::from("the agent is being stopped"))
-        } else if self.processes.range(1..).count() >= limits::EXECS_PER_AGENT_MAX {
-            Some(format!("{} execs are running: at most that many are allowed", limits::EXECS_PER_AGENT_MAX))
-        } else {
-            None
-        };
-        if let Some(error) = refused {
-            return Ok(self.control.send_failed(channel, "exec", error)?);
-        }
-        let program = match self.plan.exec(exec) {
-            Ok(program) => program,
-            Err(error) => return Ok(self.control.send_failed(channel, "exec", error.to_string())?),
-        };
-        match self.start(channel, &program, Stdin::Pipe) {
-            Ok(()) => Ok(()),
-            Err(SpawnError::Refused) => {
-                let what = program.path().to_string_lossy().into_owned();
-                let rule = self.plan.refusal(&what);
-                self.control.send(Kind::Denied, channel, &Denied { what, rule: rule.clone() })?;
-                Ok(self.control.send_failed(channel, "exec", rule)?)
-            }
-            Err(error) => Ok(self.control.send_failed(channel, "exec", error.to_string())?),
-        }
-    }
-
-    fn start(
-        &mut self,
-        channel: u32,
-        program: &verifier::plan::Program,
-        stdin: Stdin,
-    ) -> Result<(), SpawnError> {
-        let group = self
-            .tree
-            .group(channel)
-            .map_err(|error| SpawnError::Child(format!("cgroup of channel {channel}: {error}")))?;
-        match spawn::spawn(program, &self.sandbox, &group, stdin) {
-            Ok(spawned) => {
-                self.childless = false;
-                self.processes.insert(channel, Process::new(spawned, group));
-                Ok(())
-            }
-            Err(error) => {
-                self.leaving.push(group);
-                Err(error)
-            }
-        }
-    }
-
-    fn shut_down(&mut self, grace: Duration) {
-        if self.stop == Stop::No {
-            sys::signal_all(libc::SIGTERM);
-            self.stop = Stop::Asked(Instant::now() + grace);
-        }
     }
 
     /// Takes a shutdown one step further. `true`: the guest may end.
@@ -393,7 +339,7 @@ impl Server {
             Stop::No => false,
             Stop::Asked(_) | Stop::Killed(_) if quiet => true,
             Stop::Asked(until) if until <= now => {
-                if let Err(error) = self.tree.kill() {
+                if let Err(error) = self.world.tree.kill() {
                     console::say(format_args!("cgroup.kill: {error}"));
                     sys::signal_all(libc::SIGKILL);
                 }
@@ -402,6 +348,32 @@ impl Server {
             }
             Stop::Asked(_) => false,
             Stop::Killed(until) => until <= now,
+        }
+    }
+}
+
+/// Starts a child on a new channel.
+fn spawn_on(
+    server: &mut Server,
+    channel: u32,
+    work: Work<'_>,
+    stdio: Stdio,
+    window: Window,
+) -> Result<(), SpawnError> {
+    let group = server
+        .world
+        .tree
+        .group(channel)
+        .map_err(|error| SpawnError::Child(format!("cgroup of channel {channel}: {error}")))?;
+    match spawn::spawn(work, &server.world.sandbox, &group, stdio) {
+        Ok(spawned) => {
+            server.childless = false;
+            server.processes.insert(channel, Process::new(spawned, group, window));
+            Ok(())
+        }
+        Err(error) => {
+            server.leaving.push(group);
+            Err(error)
         }
     }
 }
