@@ -13,6 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::agents::write_whole;
+use crate::disks;
 use crate::places::Places;
 
 /// Why, by whom and when, and all that was known of the agent then.
@@ -86,12 +87,11 @@ pub fn write(places: &Places, record: &Record<'_>, console: &[String], log: &Pat
     Ok(())
 }
 
-/// After a cage or a node that died: takes disks of quarantined lives out of the way of the sweep.
+/// After a cage or a node that died: takes disks of quarantined lives out of the way of the sweep, and of the agent's next life.
 pub fn rescue(places: &Places) -> io::Result<()> {
     for instance in all(places)? {
-        let disk = places.scratch(&instance);
-        if disk.exists() {
-            fs::rename(&disk, dir(places, &instance).join("workspace.ext4"))?;
+        let dir = dir(places, &instance);
+        if !dir.join(ENDED).exists() && disks::rescue(places, &instance, &dir)? {
             abi::log::warning("evidence_rescued", &[("instance", &instance)]);
         }
     }

@@ -157,14 +157,27 @@ fn take(cage: &Cage, mut call: Call<'_>) -> Result<Snapshot, RpcError> {
 /// What must not change while a disk is copied.
 #[derive(Debug, PartialEq, Eq)]
 struct Still {
-    state: AgentState,
+    stands: Stands,
     generation: Option<u64>,
+}
+
+/// Why nothing writes to a disk, if so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stands {
+    Frozen,
+    Ended,
+    /// It may be written to.
+    No,
 }
 
 impl Still {
     fn of(facts: &Facts) -> Still {
-        let generation = facts.instance.as_ref().map(|instance| instance.generation);
-        Still { state: facts.state.now(), generation }
+        let stands = match facts.state.now() {
+            AgentState::Paused | AgentState::Quarantined => Stands::Frozen,
+            AgentState::Stopped | AgentState::Exited | AgentState::Failed => Stands::Ended,
+            AgentState::Starting | AgentState::Running | AgentState::Stopping => Stands::No,
+        };
+        Still { stands, generation: facts.instance.as_ref().map(|instance| instance.generation) }
     }
 }
 
@@ -180,11 +193,11 @@ fn origin(cage: &Cage, name: &AgentName) -> Result<(Arc<Agent>, Origin, Still, W
     let facts = agent.facts();
     let still = Still::of(&facts);
     let agent_name = name.clone();
-    let origin = match (still.state, lived, recorded) {
-        (AgentState::Paused | AgentState::Quarantined, Some(Lived { disk, size_mib, rootfs, .. }), _) => {
+    let origin = match (still.stands, lived, recorded) {
+        (Stands::Frozen, Some(Lived { disk, size_mib, rootfs, .. }), _) => {
             Origin { agent: agent_name, disk, size_mib, rootfs }
         }
-        (AgentState::Stopped | AgentState::Exited | AgentState::Failed, None, Some(record)) => {
+        (Stands::Ended, None, Some(record)) => {
             let (size_mib, rootfs) = (record.size_mib, record.rootfs);
             Origin { agent: agent_name, disk: kept.disk(), size_mib, rootfs }
         }

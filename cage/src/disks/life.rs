@@ -17,6 +17,10 @@ use super::kept::{self, Kept};
 use super::{Depot, Receipt, WorkspaceRecord, calls, grows};
 use crate::agents::Cage;
 use crate::jail::JailVolume;
+use crate::places::Places;
+
+/// What a workspace is called as evidence.
+const EVIDENCE: &str = "workspace.ext4";
 
 /// The disks of one life; what is ephemeral is removed when dropped.
 #[derive(Debug)]
@@ -83,11 +87,8 @@ impl Disks {
     /// Moves the workspace into a directory of the same file system, as `workspace.ext4`: it is evidence, and no life goes on
     /// with it. A kept one's agent begins anew; its volumes stay.
     pub fn keep_as_evidence(mut self, dir: &Path) -> io::Result<()> {
-        let to = dir.join("workspace.ext4");
-        kept::take_back(&self.workspace.path).map_err(io::Error::other)?;
-        fs::rename(&self.workspace.path, &to)?;
+        move_to(&self.workspace.path, dir)?;
         let then = std::mem::replace(&mut self.workspace.then, Then::Nothing);
-        File::open(dir)?.sync_all()?;
         match then {
             // The record goes after the disk: a power cut between the two leaves no disk without a record, which is a leftover.
             Then::TakeBack { kept, .. } => kept.remove().map_err(io::Error::other),
@@ -164,6 +165,26 @@ impl Depot {
         }
         Ok(Lent::kept(kept, manifest.disk_mib))
     }
+}
+
+/// After a cage that died with a quarantined life: moves the disk of that life into its evidence, if that is not done. True if
+/// there was one.
+pub fn rescue(places: &Places, life: &Instance, dir: &Path) -> io::Result<bool> {
+    let kept = Kept::of(&places.workspaces(), life.agent.as_str());
+    let found = [places.scratch(life), kept.disk()].into_iter().find(|disk| disk.symlink_metadata().is_ok());
+    let Some(disk) = found.filter(|_| !dir.join(EVIDENCE).exists()) else { return Ok(false) };
+    move_to(&disk, dir)?;
+    if disk == kept.disk() {
+        kept.remove().map_err(io::Error::other)?;
+    }
+    Ok(true)
+}
+
+/// Moves a disk into a directory of evidence, durably.
+fn move_to(disk: &Path, dir: &Path) -> io::Result<()> {
+    kept::take_back(disk).map_err(io::Error::other)?;
+    fs::rename(disk, dir.join(EVIDENCE))?;
+    File::open(dir)?.sync_all()
 }
 
 impl Lent {

@@ -16,7 +16,7 @@ mod volumes;
 pub use calls::{Watch, above, create, progress, remove_workspace, run, usage};
 pub use custody::Custody;
 pub use error::DiskError;
-pub use life::Disks;
+pub use life::{Disks, rescue};
 
 use abi::control::DiskUse;
 use abi::ids::{AgentName, Digest, Name};

@@ -253,7 +253,10 @@ fn a_snapshot_is_forked_into_other_agents_and_outlives_its_own() {
     let name = "s".parse().unwrap();
     for agent in ["a", "b"] {
         let mut told = Vec::new();
-        let mut watch = |done, total| Ok(told.push((done, total)));
+        let mut watch = |done, total| {
+            told.push((done, total));
+            Ok(())
+        };
         bench.depot.create(&kept(agent, 80), Digest([3; 32]), Some(&name), &mut watch).unwrap();
         assert_eq!(told.last(), Some(&(64 << 20, 64 << 20)));
         let disks = bench.start(&kept(agent, 80), 9, 3).unwrap();
@@ -363,6 +366,34 @@ fn a_quarantined_workspace_becomes_evidence_and_never_runs_again() {
         drop(disks);
         bench.depot.kept_workspace(&"a".parse().unwrap()).remove().unwrap();
     }
+}
+
+#[test]
+fn a_cage_that_died_with_a_quarantined_life_leaves_its_disk_as_evidence() {
+    let mut bench = Bench::new();
+    let places = places(bench.dir.path());
+    for (generation, manifest) in
+        [(1, manifest("a", "[capabilities]\nmax_disk_mb = 64\n")), (2, kept("a", 64))]
+    {
+        let life = Instance { agent: "a".parse().unwrap(), generation };
+        let evidence = crate::evidence::begin(&places, &life).unwrap();
+        let disks = bench.start(&manifest, generation, 0).unwrap();
+        write(disks.workspace(), 7 << 20, b"evil");
+        disks.abandon();
+        crate::evidence::rescue(&places).unwrap();
+        crate::evidence::rescue(&places).unwrap();
+        bench.reopen();
+        let kept = evidence.join("workspace.ext4");
+        assert_eq!((read(&kept, 7 << 20), owner(&kept)), (*b"evil", (0, 0, 0o600)));
+        assert!(bench.files().iter().all(|file| file.starts_with("evidence")), "{:?}", bench.files());
+    }
+    // Of a life that ended in order nothing more is taken.
+    let life = Instance { agent: "a".parse().unwrap(), generation: 3 };
+    crate::evidence::begin(&places, &life).unwrap();
+    crate::evidence::end(&places, &life).unwrap();
+    drop(bench.start(&kept("a", 64), 4, 0).unwrap());
+    crate::evidence::rescue(&places).unwrap();
+    assert!(bench.depot.kept_workspace(&life.agent).disk().exists());
 }
 
 #[test]

@@ -143,6 +143,8 @@ impl Life<'_> {
     }
 
     fn resume(&mut self, by: &str, vigil: &mut Vigil) -> Result<(), RpcError> {
+        // No copy of its disks is under way, and none begins before the state says that it runs.
+        let _still = self.cage.disks.custody.begin_work(&self.agent.name, "it is being resumed")?;
         let event = Event::AgentResumed { instance: self.instance().clone(), by: by.to_owned() };
         self.cage.ledger.append(event).map_err(|error| {
             RpcError::new(Code::FAILED, format!("no receipt, so it does not go on: {error}"))
@@ -192,6 +194,8 @@ impl Life<'_> {
             return Err(ending);
         }
         self.held.is_quarantined = true;
+        // No copy of its disks begins before it stands still; one that is under way is of a paused VM.
+        let _still = cage.disks.custody.begin_work(&self.agent.name, "it is being quarantined").ok();
         if let Some(session) = self.held.session.as_ref().filter(|_| self.held.frozen.is_none()) {
             session.hold();
         }
