@@ -144,6 +144,11 @@ impl<R: BufRead> Reader<R> {
         Ok(Some(record))
     }
 
+    /// The stream, wherever it stands.
+    pub fn into_input(self) -> R {
+        self.input
+    }
+
     /// The bytes of the last record's file.
     pub fn content(&mut self) -> impl Read + '_ {
         Bytes { reader: self }

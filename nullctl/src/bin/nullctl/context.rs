@@ -29,6 +29,8 @@ pub enum Silence {
     Ordinary,
     AtMost(Duration),
     Unbounded,
+    /// Unbounded, and the command's own `--timeout` means something else.
+    Never,
 }
 
 impl Context {
@@ -70,6 +72,7 @@ impl Context {
         };
         let target = nodes.target(&self.asked, &default_key, local.exists().then_some(local))?;
         let silence = match (self.timeout, silence) {
+            (_, Silence::Never) => None,
             (Some(timeout), _) => Some(timeout),
             (None, Silence::Ordinary) => Some(SILENCE),
             (None, Silence::AtMost(limit)) => Some(limit),

@@ -11,6 +11,8 @@ pub mod status {
     pub const DENIED: u8 = 4;
     pub const NOT_FOUND: u8 = 5;
     pub const TIMEOUT: u8 = 6;
+    /// `agent exec` when the program ran longer than `--timeout`, as timeout(1) says it.
+    pub const EXEC_TIMEOUT: u8 = 124;
     /// `agent exec` when the program could not be run.
     pub const EXEC: u8 = 125;
 }

@@ -11,6 +11,8 @@ mod link;
 mod nodes;
 mod print;
 mod run;
+mod screen;
+mod tree;
 
 use std::process::ExitCode;
 

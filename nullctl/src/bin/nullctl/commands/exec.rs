@@ -24,8 +24,14 @@ pub const COMMANDS: &[Command] = &[
         arguments: &["NAME"],
         rest: "PROGRAM [ARGUMENT...]",
         about: "run a program in an agent's sandbox, with its user, limits and grants",
-        details: "Standard input is passed on; the exit status is the program's own (128 + n after signal n, 125 when it could not run).\nThe manifest decides which programs may run.",
+        details: "Standard input is passed on; the exit status is the program's own (128 + n after signal n, 124 when its time was up, 125\nwhen it could not run). The manifest decides which programs may run. With --tty what it writes reaches the terminal as it is.",
         options: &[
+            switch(
+                "tty",
+                Some('t'),
+                "a terminal of this one's size, which follows it; keys go through as they are",
+            ),
+            valued("timeout", "SECONDS", "kill it then"),
             valued("env", "NAME=VALUE", "a further variable; may be given again"),
             valued("workdir", "DIR", "instead of the agent's"),
             switch("no-stdin", Some('n'), "do not read standard input"),
@@ -34,7 +40,30 @@ pub const COMMANDS: &[Command] = &[
         examples: &[
             ("nullctl agent exec researcher -- /usr/bin/python3 -V", ""),
             ("nullctl agent exec a -- /usr/bin/wc -l < notes", "with input"),
+            ("nullctl agent exec -t a -- /bin/sh", "by hand"),
         ],
         run: exec::exec,
+    },
+    Command {
+        path: "agent attach",
+        arguments: &["NAME"],
+        rest: "",
+        about: "an agent's own command: what it writes, and its input",
+        details: "Ends with the agent's life, with its command's exit status. Leaving ends nothing: ctrl-p ctrl-q where the agent has a\nterminal, ctrl-c elsewhere. Input needs stdin = true in the manifest; one caller at a time writes, any number watch.",
+        options: &[
+            switch("no-stdin", Some('n'), "only watch"),
+            switch("replay", None, "begin with what the log still has"),
+            switch(
+                "close-stdin",
+                None,
+                "pass the end of standard input on; the command can be told nothing after it",
+            ),
+            RAW,
+        ],
+        examples: &[
+            ("nullctl agent attach researcher", ""),
+            ("nullctl agent attach -n researcher", "only watch"),
+        ],
+        run: exec::attach,
     },
 ];

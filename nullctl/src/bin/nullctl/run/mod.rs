@@ -4,6 +4,7 @@ pub mod agent;
 pub mod disks;
 pub mod doctor;
 pub mod exec;
+pub mod files;
 pub mod image;
 pub mod ledger;
 pub mod local;
