@@ -14,7 +14,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo -E)
 ROOTED := nulld egress cage verifier
 ROOTED_RUNNER := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(AS_ROOT)"
 
-.PHONY: help deps iso test-iso run test check unit system soak licences sizes bench bench-boot clean
+.PHONY: help deps iso test-iso run test check unit system soak licences sizes bench bench-boot bench-cage clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -50,9 +50,10 @@ system: test-iso ## tests that boot the image in QEMU
 	cargo build --quiet --package system-tests --bins
 	cargo test --package system-tests --test system
 
-soak: bench-boot test-iso ## the long versions: 50 boots, RESTARTS=100000 restarts of services, the faults ROUNDS=5 times
+soak: bench-boot test-iso ## the long versions: 50 boots, RESTARTS=100000 of services, CYCLES=1000 of agents, the faults ROUNDS=5 times
 	$(ROOTED_RUNNER) RESTARTS=$(or $(RESTARTS),100000) cargo test --package nulld --test soak -- --nocapture
 	cargo build --quiet --package system-tests --bins
+	CYCLES=$(or $(CYCLES),1000) cargo test --package system-tests --test system -- many::starts
 	for round in $$(seq $(or $(ROUNDS),5)); do for group in faults degraded time; do \
 		cargo test --package system-tests --test system -- $$group::; done; done
 
@@ -61,12 +62,17 @@ sizes: ## sizes of the image, each binary, and the memory of an idle node
 	@cargo build --quiet --package system-tests --bins
 	@cargo run --quiet --package system-tests --bin idle
 
-bench: bench-boot ## every benchmark
+bench: bench-boot bench-cage ## every benchmark
 
 bench-boot: iso ## 50 boots in a row, and a Debian with systemd in between (ARGS="--boots N --peers N --json")
 	@cargo build --quiet --package system-tests --bins
 	@disk=$$($(AS_ROOT) scripts/debian-peer.sh); cargo run --quiet --package system-tests --bin bench_boot -- \
 		--iso $(ISO) --peer-disk "$$disk" $(ARGS)
+
+bench-cage: test-iso ## what a jail costs: agent start, plain libkrun and QEMU's microvm in turn (ARGS="--rounds N --crowd N --json")
+	@cargo build --quiet --package system-tests --bins
+	@disk=$$(scripts/microvm-disk.sh); cargo run --quiet --package system-tests --bin bench_cage -- \
+		--iso $(TEST_ISO) --qemu-disk "$$disk" $(ARGS)
 
 licences: ## licences and sources of every dependency
 	@scripts/deny.sh

@@ -8,9 +8,12 @@ mod disks;
 mod faults;
 mod gate;
 mod hardening;
+mod hostile;
 mod ledger;
+mod many;
 mod memory;
 mod network;
+mod ports;
 mod power;
 mod shared;
 mod sound;
@@ -19,12 +22,15 @@ mod time;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// A test, named `group::outcome`. When it fails the shared node's console log is kept.
-fn trial(name: &str, test: fn() -> anyhow::Result<()>) -> Trial {
+fn trial(name: &str, test: impl FnOnce() -> anyhow::Result<()> + Send + 'static) -> Trial {
     Trial::test(name, move || {
         test().map_err(|error| {
             shared::keep_logs();
             faults::keep_logs();
             disks::keep_logs();
+            hostile::keep_logs();
+            many::keep_logs();
+            ports::keep_logs();
             Failed::from(format!("{error:#}"))
         })
     })
@@ -58,11 +64,17 @@ fn main() {
     trials.extend(degraded::trials());
     trials.extend(time::trials());
     trials.extend(disks::trials());
+    trials.extend(hostile::trials());
+    trials.extend(many::trials());
+    trials.extend(ports::trials());
     trials.extend(faults::last());
     let conclusion = libtest_mimic::run(&arguments, trials);
     shared::switch_off();
     faults::switch_off();
     degraded::switch_off();
     disks::switch_off();
+    hostile::switch_off();
+    many::switch_off();
+    ports::switch_off();
     conclusion.exit();
 }

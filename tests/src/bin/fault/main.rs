@@ -26,20 +26,29 @@
 //! ended PID                   how a child of the saboteur ended, or `running`
 //! now                         the Unix time
 //! clock SECONDS               set the wall clock so far forward or back; answers the new Unix time
+//! census                      what there is of processes, descriptors, mounts, cgroups, files, sockets, interfaces; a line each
+//! guest attacks               names of what a hostile guest kernel can do (see `hostile`)
+//! guest ATTACK SEED SECONDS   starts cage-vmm with that guest in a jail; how it ended, as JSON
+//! bench WHAT ...              measures something on the node (see `bench`)
 //! dm create DISK | suspend | resume   a device-mapper device over a disk, which can be made to never answer; its path
 //! ```
 //!
 //! With arguments it is something else: `--victim` a service to be broken (see `victim`), `--bomb`, `--orphans`, `--eat` what the
 //! orders of these names start.
 
+mod bench;
+mod census;
 #[cfg_attr(not(test), expect(dead_code, reason = "the tables of the initramfs, of which one is used here"))]
 #[path = "../../../../initramfs/src/dm.rs"]
 mod dm;
 mod door;
+mod guest;
+mod hostile;
 mod hunger;
 mod stall;
 #[path = "../../../../initramfs/src/sys.rs"]
 mod sys;
+mod tap;
 mod victim;
 
 use std::fmt::Write as _;
@@ -58,11 +67,13 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
+        _ if std::process::id() == 1 => bench::init(),
         [] => Saboteur::default().serve(),
         ["--victim", name, rest @ ..] => victim::main(name, rest),
         ["--bomb", seconds] => hunger::bomb(Duration::from_secs(seconds.parse()?)),
         ["--orphans", count] => hunger::orphans(count.parse()?),
         ["--eat", whose] => hunger::eat(whose),
+        ["--plain", rest @ ..] => bench::plain(rest),
         _ => bail!("unknown arguments {arguments:?}"),
     }
 }
@@ -138,6 +149,9 @@ impl Saboteur {
             "now" => Ok(unix_s()?.to_string()),
             "clock" => set_clock(rest.parse()?),
             "dm" => stall::obey(rest),
+            "census" => census::take(),
+            "guest" => guest::obey(rest),
+            "bench" => bench::obey(rest),
             _ => bail!("unknown order `{order}`"),
         }
     }

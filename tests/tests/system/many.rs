@@ -1,0 +1,185 @@
+//! Many agents on one node: two dozen at once, and lives one after the other. What they leave behind is nothing: censuses of the whole
+//! node (src/bin/fault/census.rs) before and after are the same.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use system_tests::fixture::{self, Config};
+use system_tests::node::{Machine, Node};
+
+use crate::shared::eventually;
+use crate::trial;
+
+const AGENTS: usize = 24;
+/// Under emulation two guests boot at a time, and each takes its seconds.
+const ALL_READY_MAX: Duration = Duration::from_secs(420);
+/// Lives in a row; CYCLES in the environment asks for more (1,000 in the long run).
+const CYCLES_DEFAULT: u32 = 6;
+/// How long the last threads and descriptors of what has ended may take to be gone.
+const GONE_MAX: Duration = Duration::from_secs(60);
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("many::starts_and_stops_leave_nothing_behind", starts_and_stops_leave_nothing_behind),
+        trial("many::two_dozen_agents_run_at_once_and_leave_nothing", two_dozen_agents_at_once),
+    ]
+}
+
+/// What there is on a node: lines with their counts.
+#[derive(Debug)]
+pub struct Census(BTreeMap<String, u64>);
+
+impl Census {
+    /// Takes one.
+    pub fn of(node: &Node) -> Result<Census> {
+        let text = node.fault("census")?;
+        let line = |line: &str| {
+            let (what, count) = line.rsplit_once(" = ")?;
+            Some((what.to_owned(), count.parse().ok()?))
+        };
+        let found: BTreeMap<String, u64> = text.lines().filter_map(line).collect();
+        ensure!(found.len() > 100, "this is no census: {text}");
+        Ok(Census(found))
+    }
+
+    /// What is other now than in `self`, a line each.
+    fn changes(&self, now: &Census) -> Vec<String> {
+        let all = self.0.keys().chain(now.0.keys().filter(|key| !self.0.contains_key(*key)));
+        let of = |census: &Census, key: &String| census.0.get(key).copied().unwrap_or(0);
+        all.filter(|key| of(self, key) != of(now, key))
+            .map(|key| format!("{key}: {} before, {} now", of(self, key), of(now, key)))
+            .collect()
+    }
+
+    /// Waits until all is as it was.
+    pub fn is_as_before(&self, node: &Node) -> Result<()> {
+        let mut changes = Vec::new();
+        let same = eventually(GONE_MAX, "the node is as before", || {
+            changes = self.changes(&Census::of(node)?);
+            Ok(changes.is_empty())
+        });
+        same.with_context(|| changes.join("\n"))
+    }
+}
+
+static NODE: Mutex<Option<(Node, Config)>> = Mutex::new(None);
+
+/// The node of these tests, booted when first asked for.
+fn node() -> Result<Guard> {
+    let mut slot = NODE.lock().unwrap_or_else(PoisonError::into_inner);
+    if slot.is_none() {
+        *slot = Some(start()?);
+    }
+    Ok(Guard(slot))
+}
+
+/// The node, held by one test.
+struct Guard(MutexGuard<'static, Option<(Node, Config)>>);
+
+impl std::ops::Deref for Guard {
+    type Target = Node;
+    fn deref(&self) -> &Node {
+        &self.0.as_ref().expect("filled by node()").0
+    }
+}
+
+/// Keeps what the node told, if there is one.
+pub fn keep_logs() {
+    if let Some((node, _)) = NODE.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+        node.keep_logs();
+    }
+}
+
+/// Ends the node, if there is one.
+pub fn switch_off() {
+    NODE.lock().unwrap_or_else(PoisonError::into_inner).take();
+}
+
+fn name(number: usize) -> String {
+    format!("crowd-{number}")
+}
+
+fn start() -> Result<(Node, Config)> {
+    let config = Config::new("many")?;
+    config.file("nulld.toml", crate::faults::SABOTEUR)?;
+    for number in 0..AGENTS {
+        // Every other one has a network, and so a TAP and a namespace.
+        let allow = if number % 2 == 0 { "network.allow = [\"web.test:80\"]\n" } else { "" };
+        let manifest = format!(
+            "[agent]\nname = \"{}\"\nversion = \"1.0.0\"\nrootfs = \"python\"\n\
+             command = [\"/usr/bin/python3\", \"/app/idle.py\"]\n[capabilities]\nmax_memory_mb = 64\nmax_disk_mb = 64\n{allow}",
+            name(number)
+        );
+        config.file(&format!("agents/{}.toml", name(number)), &manifest)?;
+    }
+    config.rootfs("python", &fixture::python_archive(&system_tests::tree().join("tests/app"))?)?;
+    let machine = Machine {
+        config: Some(config.volume()?),
+        state: Some(config.state("2G")?),
+        memory_mib: 4096,
+        ..Machine::bare("many", system_tests::test_iso()?, &config)
+    };
+    Ok((Node::boot(machine)?, config))
+}
+
+/// Agents in a state.
+fn count(node: &Node, state: &str) -> Result<usize> {
+    let list = node.json(&["agent", "list"])?;
+    let agents = list["agents"].as_array().context("no agents")?;
+    Ok(agents.iter().filter(|agent| agent["state"] == state).count())
+}
+
+fn starts_and_stops_leave_nothing_behind() -> Result<()> {
+    let cycles = match std::env::var("CYCLES") {
+        Ok(cycles) => cycles.parse().context("CYCLES")?,
+        Err(_) => CYCLES_DEFAULT,
+    };
+    let node = node()?;
+    let life = |number: usize| -> Result<()> {
+        node.json(&["agent", "start", &name(number)])?;
+        node.json(&["agent", "stop", &name(number)]).map(drop)
+    };
+    // What the first lives make and later ones use again (folders, the import's image) is no leftover.
+    (0..2).try_for_each(life)?;
+    let census = Census::of(&node)?;
+    for cycle in 0..cycles {
+        life(cycle as usize % 2).with_context(|| format!("cycle {cycle} of {cycles}"))?;
+    }
+    census.is_as_before(&node).with_context(|| format!("after {cycles} cycles"))
+}
+
+fn two_dozen_agents_at_once() -> Result<()> {
+    let node = node()?;
+    node.json(&["agent", "start", &name(0)])?;
+    node.json(&["agent", "stop", &name(0)])?;
+    let census = Census::of(&node)?;
+    let sound = crate::sound::before(&node)?;
+    std::thread::scope(|scope| {
+        for number in 0..AGENTS {
+            // A caller that gives up leaves its start going on: how all of them are is asked below.
+            let node = &node;
+            scope.spawn(move || node.ctl(&["agent", "start", &name(number)]).map(drop));
+        }
+    });
+    eventually(ALL_READY_MAX, "all agents run", || Ok(count(&node, "running")? == AGENTS))?;
+    for number in [0, AGENTS / 2, AGENTS - 1] {
+        let name = name(number);
+        let code = "print(open('/proc/sys/kernel/hostname').read().strip() or 'here')";
+        node.ctl(&["agent", "exec", &name, "--", "/usr/bin/python3", "-c", code])?.ok().context(name)?;
+    }
+    std::thread::scope(|scope| {
+        let node = &node;
+        let all: Vec<_> = (0..AGENTS)
+            .map(|number| scope.spawn(move || node.json(&["agent", "stop", &name(number)])))
+            .collect();
+        all.into_iter().try_for_each(|one| match one.join() {
+            Ok(outcome) => outcome.map(drop),
+            Err(_) => anyhow::bail!("a caller panicked"),
+        })
+    })?;
+    census.is_as_before(&node)?;
+    sound.still_sound(&node, &[], 0)
+}
