@@ -373,6 +373,29 @@ const HOSTILE_LAYERS: &[Hostile<Layer>] = &[
     ("broken pax", |l| { l.raw(b'x', b"x", b"", b"99 path=a\n").file("y", 0o644, b""); }, "malformed"),
     ("cut content", |l| { l.file("x", 0o644, &[7; 2000]).cut(1000); }, "cut"),
     ("not a tar", |l| l.garbage(), "not a tar header"),
+    ("negative size, base 256", |l| { l.raw(b'0', b"x", b"", b"").field(124, &[0xff; 12]); }, "size is not a number"),
+    ("huge size, base 256", |l| { l.raw(b'0', b"x", b"", b"").field(124, &[0x80, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]); }, "above every limit"),
+    ("size beyond the layer", |l| { l.raw(b'0', b"x", b"", b"").field(124, b"00000777777\0"); }, "cut"),
+    ("size of pax beyond the layer", |l| { l.pax("x", &[("size", b"100000")]); }, "cut"),
+    ("wide gid, base 256", |l| { l.raw(b'0', b"x", b"", b"").field(116, &[0x80, 0, 0, 1, 0, 0, 0, 0]); }, "32 bits"),
+    ("mode not a number", |l| { l.raw(b'0', b"x", b"", b"").field(100, b"zzzzzzz\0"); }, "mode is not a number"),
+    ("checksum", |l| { l.raw(b'0', b"x", b"", b"").garbage_checksum(); }, "checksum is wrong"),
+    ("pax path leads out", |l| { l.pax("plain", &[("path", b"../../etc/passwd")]); }, "`..` leads out"),
+    ("pax link leads out", |l| { l.pax("x", &[("linkpath", b"/../../etc/shadow")]).kind(b'1'); }, "`..` leads out"),
+    ("pax time not a number", |l| { l.pax("x", &[("mtime", b"now")]); }, "mtime is not a number"),
+    ("hard link to a later entry", |l| { l.raw(b'1', b"x", b"later", b"").file("later", 0o644, b""); }, "not there"),
+    ("hard link to a whiteout", |l| { l.file(".wh.a", 0o644, b"").raw(b'1', b"x", b".wh.a", b""); }, "not there"),
+    ("hard link to a symbolic link that leads nowhere", |l| { l.raw(b'1', b"x", b"l/a", b"").symlink("l", "gone"); }, "not there"),
+    ("hard link to itself", |l| { l.raw(b'1', b"x", b"x", b""); }, "not there"),
+    ("hard link below a file", |l| { l.file("f", 0o644, b"").raw(b'1', b"f/x", b"f", b""); }, "not a directory"),
+    ("whiteout of the root", |l| { l.file(".wh..", 0o644, b""); }, "whiteout of no name"),
+    ("device over a directory", |l| { l.dir("etc/", 0o755).raw(b'3', b"etc", b"", b""); }, "device node outside /dev"),
+    ("link circle of many", |l| {
+        for n in 0..50 { l.symlink(&format!("l{n}"), &format!("l{}", n + 1)); }
+        l.file("l0/x", 0o644, b"");
+    }, "circle"),
+    ("old GNU sparse map", |l| { l.raw(b'0', b"x", b"", b"").kind(b'S'); }, "sparse"),
+    ("GNU multi-volume", |l| { l.raw(b'M', b"x", b"", b""); }, "unknown type"),
     ("many owners", |l| { for id in 0..70_000 { l.uid_gid(&format!("{id}"), id, 0); } }, "different uids"),
 ];
 
@@ -421,6 +444,11 @@ const HOSTILE_LAYOUTS: &[Hostile<Members>] = &[
     ("wrong size", |m| m.edit("index.json", "\"size\":", "\"size\":1"), "of its descriptor"),
     ("encrypted layer", |m| m.rewrite_manifest("layer.v1.tar", "layer.v1.tar+encrypted"), "a layer of media type"),
     ("large index", |m| m.replace("index.json", &[b' '; 5 << 20]), "more than the limit"),
+    ("a field twice", |m| m.edit("index.json", "{\"manifests\":", "{\"manifests\":[],\"manifests\":"), "duplicate field"),
+    ("deep JSON", |m| m.replace("index.json", &[b"{\"manifests\":".as_slice(), &b"[".repeat(2 << 20)].concat()), "index.json"),
+    ("deep JSON aside", |m| m.replace("index.json", &[b"{\"x\":".as_slice(), &b"[".repeat(2 << 20)].concat()), "index.json"),
+    ("huge numbers", |m| m.replace("index.json", &[b"{\"manifests\":".as_slice(), &b"9".repeat(2 << 20)].concat()), "index.json"),
+    ("negative size", |m| m.edit("index.json", "\"size\":", "\"size\":-"), "index.json"),
     ("many members", |m| (0..5000).for_each(|n| m.add(&format!("x{n}"), b"")), "more than 4096 members"),
 ];
 
@@ -444,6 +472,77 @@ fn hostile_archives_are_refused_with_a_reason_and_leave_nothing() {
         change(&mut members);
         bench.refused(what, &members.tar(), fragment);
     }
+}
+
+#[test]
+fn a_saved_archive_of_two_images_is_refused() {
+    let bench = Bench::new();
+    let one = Archive::of(two_layers(), Packing::Plain);
+    bench.refused("two images", &one.docker_twice(), "holds 2 images");
+}
+
+#[test]
+fn more_entries_than_a_rootfs_may_have_are_refused() {
+    let bench = Bench::new();
+    let mut header = Layer::default();
+    header.raw(b'0', b"x", b"", b"");
+    let count = usize::try_from(abi::limits::ROOTFS_ENTRIES_MAX).unwrap() + 1;
+    let archive = Archive::of(vec![Layer::of(header.bytes().repeat(count))], Packing::Gzip);
+    assert!(archive.layers[0].len() < 64 << 20, "a bomb: half a gigabyte in a few megabytes");
+    bench.refused("entries", &archive.oci(), "more entries");
+}
+
+/// What a layer's packing says of its end is checked; how many parts it has does not matter.
+#[test]
+fn members_of_gzip_without_end_are_refused_and_empty_ones_add_nothing() {
+    let bench = Bench::new();
+    let whole = Archive::of(two_layers(), Packing::Gzip);
+    for cut in [1, 4, 8, 9] {
+        let mut archive = Archive::of(two_layers(), Packing::Gzip);
+        let length = archive.layers[1].len() - cut;
+        archive.layers[1].truncate(length);
+        bench.refused("gzip cut", &archive.oci(), "does not unpack");
+    }
+    let mut padded = Archive::of(two_layers(), Packing::Gzip);
+    padded.layers[1].extend(gzip(b"").repeat(50_000));
+    let want = bench.import("whole", &whole.oci()).unwrap();
+    assert_eq!(bench.import("padded", &padded.oci()).unwrap().digest, want.digest);
+    padded.layers[1].extend(b"rubbish");
+    assert!(bench.import("rubbish", &padded.oci()).is_err());
+}
+
+/// They would steer the guest's overlay, or grant capabilities.
+#[test]
+fn extended_attributes_are_left_out() {
+    let bench = Bench::new();
+    let attributes: [(&str, &[u8]); 4] = [
+        ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+        ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
+        ("SCHILY.xattr.security.capability", &[1; 20]),
+        ("LIBARCHIVE.xattr.user.x", b"eA=="),
+    ];
+    let (mut with, mut without) = (Layer::default(), Layer::default());
+    with.pax("x", &attributes);
+    without.raw(b'0', b"x", b"", b"");
+    let with = bench.import("with", &Archive::of(vec![with], Packing::Plain).oci()).unwrap();
+    let without = bench.import("without", &Archive::of(vec![without], Packing::Plain).oci()).unwrap();
+    assert_eq!(with.digest, without.digest);
+}
+
+/// Whatever links say, what comes through them stays below the root.
+#[test]
+fn links_that_lead_out_lead_back_to_the_root() {
+    let bench = Bench::new();
+    let mut lower = Layer::default();
+    lower.symlink("up", "../../../..").symlink("down", "/deep/er").symlink("both", "up/../up/deep");
+    let mut upper = Layer::default();
+    upper.file("up/etc/passwd", 0o644, b"ours").file("down/x", 0o644, b"x").file("both/y", 0o644, b"y");
+    let image = bench.import("links", &Archive::of(vec![lower, upper], Packing::Plain).oci()).unwrap();
+    let tree = bench.tree(&image);
+    for (path, content) in [("etc/passwd", &b"ours"[..]), ("deep/er/x", b"x"), ("deep/y", b"y")] {
+        assert_eq!(tree[path], Facts::File { mode: 0o644, content: content.to_vec() }, "{path}");
+    }
+    assert_eq!(tree["up"], Facts::Symlink("../../../..".into()));
 }
 
 #[test]
@@ -724,7 +823,10 @@ fn the_kernel_shows_any_stack_of_disks_as_the_merge_of_its_layers() {
                 return;
             };
             assert_eq!(seen, want, "seed {seed}, round {round}");
-            assert!(links.values().all(|(stated, found)| stated == found), "seed {seed}, round {round}: {links:?}");
+            assert!(
+                links.values().all(|(stated, found)| stated == found),
+                "seed {seed}, round {round}: {links:?}"
+            );
         }
         compared += 1;
         disks += image.layers.len();

@@ -262,8 +262,13 @@ impl Layer {
 
     /// Changes the last entry's type.
     pub fn kind(&mut self, flag: u8) -> &mut Self {
+        self.field(156, &[flag])
+    }
+
+    /// Changes bytes of the last entry's header.
+    pub fn field(&mut self, at: usize, bytes: &[u8]) -> &mut Self {
         let header = &mut self.bytes[self.last..self.last + 512];
-        header[156] = flag;
+        header[at..at + bytes.len()].copy_from_slice(bytes);
         let mut fixed = tar::Header::new_ustar();
         fixed.as_mut_bytes().copy_from_slice(header);
         fixed.set_cksum();
@@ -271,9 +276,22 @@ impl Layer {
         self
     }
 
+    /// A layer of any bytes, as they are.
+    pub fn of(bytes: Vec<u8>) -> Layer {
+        Layer { bytes, last: 0, unfinished: true }
+    }
+
     pub fn cut(&mut self, bytes: usize) {
         self.bytes.truncate(self.bytes.len() - bytes);
         self.unfinished = true;
+    }
+
+    pub fn garbage_checksum(&mut self) {
+        self.bytes[self.last + 148] ^= 1;
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     pub fn garbage(&mut self) {
@@ -351,6 +369,15 @@ impl Archive {
     }
 
     pub fn docker(&self) -> Vec<u8> {
+        self.saved(1)
+    }
+
+    /// An archive that says it holds the image twice.
+    pub fn docker_twice(&self) -> Vec<u8> {
+        self.saved(2)
+    }
+
+    fn saved(&self, times: usize) -> Vec<u8> {
         let mut members = Members::default();
         let config = self.config();
         let config_name = format!("{}.json", &digest(&config)[7..]);
@@ -361,8 +388,8 @@ impl Archive {
             members.add(&name, layer);
             names.push(name);
         }
-        let manifest =
-            serde_json::json!([{ "Config": config_name, "RepoTags": ["x:latest"], "Layers": names }]);
+        let image = serde_json::json!({ "Config": config_name, "RepoTags": ["x:latest"], "Layers": names });
+        let manifest = vec![image; times];
         members.add("manifest.json", &serde_json::to_vec(&manifest).unwrap());
         members.tar()
     }
