@@ -10,6 +10,7 @@ mod gate;
 mod hardening;
 mod hostile;
 mod ledger;
+mod lives;
 mod many;
 mod memory;
 mod network;
@@ -28,6 +29,7 @@ fn trial(name: &str, test: impl FnOnce() -> anyhow::Result<()> + Send + 'static)
             shared::keep_logs();
             faults::keep_logs();
             disks::keep_logs();
+            lives::keep_logs();
             hostile::keep_logs();
             many::keep_logs();
             ports::keep_logs();
@@ -64,6 +66,7 @@ fn main() {
     trials.extend(degraded::trials());
     trials.extend(time::trials());
     trials.extend(disks::trials());
+    trials.extend(lives::trials());
     trials.extend(hostile::trials());
     trials.extend(many::trials());
     trials.extend(ports::trials());
@@ -73,6 +76,7 @@ fn main() {
     faults::switch_off();
     degraded::switch_off();
     disks::switch_off();
+    lives::switch_off();
     hostile::switch_off();
     many::switch_off();
     ports::switch_off();
