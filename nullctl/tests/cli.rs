@@ -239,6 +239,43 @@ fn following_shows_what_comes_later() {
 }
 
 #[test]
+fn what_agents_use_is_compared_between_two_samples() {
+    let gate = Gate::start();
+    let ran = run(&mut with(&gate, "rita", &["agent", "top"]));
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    let row: Vec<&str> =
+        ran.out.lines().find(|line| line.starts_with("researcher")).unwrap().split("  ").collect();
+    assert!(
+        row.iter().any(|cell| cell.trim() == "50.0 %") && row.iter().any(|cell| cell.trim() == "64.0 MiB"),
+        "{row:?}"
+    );
+    let json = objects(&run(&mut with(&gate, "rita", &["agent", "top", "--json"])).out);
+    assert!(json.len() == 1 && json[0]["agents"][0]["memory_kib"] == 65_536, "{json:?}");
+}
+
+#[test]
+fn events_come_as_a_list_and_then_as_they_happen() {
+    let gate = Gate::start();
+    let ran = run(&mut with(&gate, "rita", &["agent", "events", "researcher"]));
+    assert!(ran.out.starts_with("4 earlier ones are not kept"), "{}", ran.out);
+    assert!(ran.out.contains("1970-01-01 00:00:01 researcher: ready by \\u{1b}[1m olga\n"), "{}", ran.out);
+    let ran = run(&mut with(&gate, "rita", &["agent", "events", "-f"]));
+    assert!(ran.out.contains(": starting ") && ran.out.contains(": ended "), "{}", ran.out);
+    assert_eq!(ran.status, 1, "the fixture closes the connection");
+    let json = objects(&run(&mut with(&gate, "rita", &["agent", "events", "-f", "--json"])).out);
+    assert!(json[0]["events"].is_array() && json[1]["event"]["seq"] == 6, "{json:?}");
+}
+
+#[test]
+fn metrics_of_several_parts_are_one_text() {
+    let gate = Gate::start();
+    let ran = run(&mut with(&gate, "rita", &["agent", "metrics"]));
+    assert_eq!(ran.out, "# TYPE x gauge\nx 1\nx 2\n", "{}", ran.err);
+    let json = objects(&run(&mut with(&gate, "rita", &["agent", "metrics", "--json"])).out);
+    assert!(json.len() == 1 && json[0]["text"].as_str().unwrap().ends_with("x 2\n"), "{json:?}");
+}
+
+#[test]
 fn a_unix_socket_does_without_keys() {
     let scratch = Scratch::new();
     let socket = scratch.path("nulld.sock");

@@ -232,6 +232,74 @@ fn garbage_is_refused_and_floods_are_counted() {
     assert!(try_session(&gate, &gate.key("rita")).is_some());
 }
 
+/// What the metrics listener answers a client on this loopback address.
+fn scrape(gate: &Gate, from: &str, request: &[u8]) -> String {
+    let socket =
+        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
+    let from: std::net::SocketAddr = format!("{from}:0").parse().unwrap();
+    rustix::net::bind(&socket, &from).unwrap();
+    let to: std::net::SocketAddr = ([127, 0, 0, 1], gate.metrics).into();
+    eventually("the metrics listener is there", || rustix::net::connect(&socket, &to).ok());
+    let mut tcp = std::net::TcpStream::from(socket);
+    tcp.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let _ = tcp.write_all(request); // it may be closed already
+    let mut answer = String::new();
+    let _ = tcp.read_to_string(&mut answer); // a reset is an answer too
+    answer
+}
+
+#[test]
+fn metrics_are_read_by_their_sources_as_a_reader_would() {
+    let gate = Gate::start();
+    let answer = scrape(&gate, "127.0.0.1", b"GET /metrics HTTP/1.1\r\nHost: n\r\n\r\n");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK") && head.contains("text/plain; version=0.0.4"), "{head}");
+    assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
+    for line in [
+        "nullbox_node_info{node=\"n1\",version=\"0.1.0\",root_hash=\"ab\"} 1",
+        "nullbox_service_up{service=\"cage\"} 1",
+        "nullbox_node_boot_seconds 2.5",
+        "nullbox_scrape_up{part=\"agents\"} 1",
+        "x 1",
+        "x 2",
+    ] {
+        assert!(body.lines().any(|found| found == line), "{line} is not in\n{body}");
+    }
+    let reader = Caller::Operator { name: "metrics".into(), key: "metrics".into(), role: Role::Reader };
+    assert_eq!(*gate.upstream.callers.lock().unwrap(), [reader.clone(), reader]);
+}
+
+#[test]
+fn strangers_and_other_requests_get_no_metrics_and_ask_the_node_nothing() {
+    let gate = Gate::start();
+    for (request, status) in [
+        ("POST /metrics HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", "405"),
+        ("GET /state HTTP/1.1\r\n\r\n", "404"),
+        ("hello\r\n\r\n", "400"),
+        (&format!("GET /metrics HTTP/1.1\r\nX: {}\r\n\r\n", "y".repeat(8000)), "431"),
+    ] {
+        let answer = scrape(&gate, "127.0.0.1", request.as_bytes());
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{status}: {answer}");
+    }
+    assert_eq!(scrape(&gate, "127.0.0.2", b"GET /metrics HTTP/1.1\r\n\r\n"), "", "a stranger got an answer");
+    assert!(gate.upstream.callers.lock().unwrap().is_empty());
+}
+
+#[test]
+fn connections_that_say_nothing_take_the_metrics_places_for_a_while_and_no_longer() {
+    let gate = Gate::start();
+    let request = b"GET /metrics HTTP/1.1\r\n\r\n";
+    assert!(scrape(&gate, "127.0.0.1", request).contains("200 OK"));
+    let held: Vec<_> = (0..abi::limits::METRICS_CONNECTIONS_MAX)
+        .map(|_| std::net::TcpStream::connect(("127.0.0.1", gate.metrics)).unwrap())
+        .collect();
+    eventually("all places are taken", || scrape(&gate, "127.0.0.1", request).is_empty().then_some(()));
+    eventually("they are given back", || {
+        scrape(&gate, "127.0.0.1", request).contains("200 OK").then_some(())
+    });
+    drop(held);
+}
+
 #[test]
 fn the_node_key_outlives_a_restart() {
     let gate = Gate::start();

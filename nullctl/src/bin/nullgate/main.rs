@@ -14,6 +14,8 @@
     )
 )]
 
+mod metrics;
+mod node_metrics;
 mod operators;
 mod places;
 mod refusals;
@@ -21,12 +23,13 @@ mod session;
 
 use abi::door::{self, Call, Handler, Inherited, Outcome};
 use abi::identity::Service;
+use abi::ids::Source;
 use abi::node::{CONFIG_DIR, CONTROL_SOCKET, NODE_CONFIG_PATH, NodeConfig, STATE_DIR};
 use abi::rpc::{Code, RpcError};
 use abi::{ledger, log};
 use nullctl::keys::{KeyError, PrivateKey};
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -36,6 +39,9 @@ use operators::Keyring;
 use places::Places;
 use refusals::Refusals;
 use session::Gate;
+
+/// Pause before the metrics listener's address is tried again.
+const METRICS_BIND_PAUSE: Duration = Duration::from_secs(10);
 
 /// Why nullgate cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +115,9 @@ fn run() -> Result<(), StartError> {
     let port = node.gate.port;
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
         .map_err(|error| StartError::Listen { port, error })?;
+    if let Some(address) = node.metrics.address() {
+        serve_metrics(address, node.metrics.from, paths.nulld.clone()).map_err(StartError::Door)?;
+    }
     let gate = Arc::new(Gate {
         key,
         keyring: Arc::new(keyring),
@@ -130,6 +139,26 @@ fn run() -> Result<(), StartError> {
         .spawn(move || accept(&listener, &gate))
         .map_err(StartError::Door)?;
     door::serve(Service::Nullgate, inherited, Arc::new(NoMethods { status })).map_err(StartError::Door)
+}
+
+/// Starts the metrics listener, on a thread of its own. An address that is not there yet, or never, does not keep operators out: it
+/// is tried again and again.
+fn serve_metrics(address: SocketAddrV4, from: Vec<Source>, nulld: PathBuf) -> io::Result<()> {
+    let listener = Arc::new(metrics::Listener::new(from, nulld));
+    let serve = move || {
+        let tcp = loop {
+            match TcpListener::bind(address) {
+                Ok(tcp) => break tcp,
+                Err(error) => {
+                    log::error("metrics_not_listening", &[("address", &address), ("error", &error)])
+                }
+            }
+            std::thread::sleep(METRICS_BIND_PAUSE);
+        };
+        log::info("metrics_listening", &[("address", &address), ("sources", &listener.from.len())]);
+        metrics::serve(&listener, &tcp);
+    };
+    std::thread::Builder::new().name("metrics".into()).stack_size(64 * 1024).spawn(serve).map(|_| ())
 }
 
 /// The node's identity. It is made once; a broken file is an error, since a new key would look like an attack.

@@ -12,6 +12,7 @@ pub mod logs;
 pub mod memory;
 pub mod net;
 pub mod system;
+pub mod watch;
 
 use abi::rpc::Request;
 use serde::de::DeserializeOwned;

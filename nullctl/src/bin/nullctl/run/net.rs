@@ -17,6 +17,9 @@ pub fn grants(context: &Context, _: &Arguments) -> Result<u8, Failure> {
     let mut table = Table::new(&["AGENT", "MAY REACH", "STANDS FOR", "OPEN", "TOTAL", "OUT", "IN", "DENIED"]);
     for agent in &grants.agents {
         let mut first = true;
+        if agent.allow.is_empty() {
+            table.row(&[&agent.instance.to_string(), "-"]);
+        }
         for destination in &agent.allow {
             let synthetic = agent.synthetic.get(&destination.name).map_or("-", String::as_str);
             let (name, to) = (agent.instance.to_string(), destination.to_string());
@@ -37,7 +40,19 @@ pub fn grants(context: &Context, _: &Arguments) -> Result<u8, Failure> {
             first = false;
         }
     }
-    say(&table.render())?;
+    let mut text = table.render();
+    for agent in &grants.agents {
+        for port in &agent.publish {
+            let from: Vec<String> = port.from.iter().map(ToString::to_string).collect();
+            let (node_port, guest_port) = (port.node_port, port.guest_port);
+            text.push_str(&format!(
+                "{}: port {node_port} of the node leads to its port {guest_port}, for {}\n",
+                agent.instance,
+                from.join(" ")
+            ));
+        }
+    }
+    say(&text)?;
     Ok(0)
 }
 
