@@ -90,13 +90,19 @@ pub fn rootfs(places: &Places) -> Result<(), StepError> {
 
 /// Mounts the workspace and grows its file system to its disk.
 pub fn scratch(places: &Places) -> Result<OwnedFd, StepError> {
+    let scratch = workspace(places)?;
+    grow(&scratch, &device(usize::from(places.layers)))
+        .step("grow the workspace's file system to its disk")?;
+    Ok(scratch)
+}
+
+/// Mounts the workspace.
+pub fn workspace(places: &Places) -> Result<OwnedFd, StepError> {
     let device = device(usize::from(places.layers));
     let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOATIME;
     mount(device.as_str(), places.scratch(), "ext4", flags, None)
         .step(format_args!("mount the workspace ({device}, ext4)"))?;
-    let scratch = upper(places)?;
-    grow(&scratch, &device).step("grow the workspace's file system to its disk")?;
-    Ok(scratch)
+    upper(places)
 }
 
 /// The directories that an overlay needs on a mounted workspace; gives the workspace itself, for the sync at the end.
@@ -164,12 +170,30 @@ pub struct Mounted {
     /// Its root, for the sync.
     root: OwnedFd,
     path: String,
+    read_only: bool,
 }
 
-/// Mounts the volumes, grows those that may be written, and gives their roots to the agent.
+/// Mounts the volumes, and grows those that may be written.
 pub fn volumes(places: &Places, volumes: &[Volume]) -> Result<Vec<Mounted>, StepError> {
-    let first = usize::from(places.layers) + 1;
-    volumes.iter().enumerate().map(|(index, volume)| volume_at(&device(first + index), volume)).collect()
+    let mounted = volumes_as_they_are(places, volumes)?;
+    for (index, volume) in mounted.iter().enumerate().filter(|(_, volume)| !volume.read_only) {
+        grow(&volume.root, &volume_device(places, index))
+            .step(format_args!("grow the volume of `{}` to its disk", volume.path))?;
+    }
+    Ok(mounted)
+}
+
+/// Mounts the volumes and gives the roots of those that may be written to the agent.
+pub fn volumes_as_they_are(places: &Places, volumes: &[Volume]) -> Result<Vec<Mounted>, StepError> {
+    volumes
+        .iter()
+        .enumerate()
+        .map(|(index, volume)| volume_at(&volume_device(places, index), volume))
+        .collect()
+}
+
+fn volume_device(places: &Places, index: usize) -> String {
+    device(usize::from(places.layers) + 1 + index)
 }
 
 fn volume_at(device: &str, volume: &Volume) -> Result<Mounted, StepError> {
@@ -185,10 +209,9 @@ fn volume_at(device: &str, volume: &Volume) -> Result<Mounted, StepError> {
         .step(format_args!("mount the volume of `{path}` ({device}, ext4)"))?;
     let root = within(&mount).step(format_args!("the volume of `{path}`"))?;
     if !volume.read_only {
-        grow(&root, device).step(format_args!("grow the volume of `{path}` to its disk"))?;
         beneath::chown(&root, GUEST_UID).step(format_args!("give the volume of `{path}` to the agent"))?;
     }
-    Ok(Mounted { mount, root, path: path.clone() })
+    Ok(Mounted { mount, root, path: path.clone(), read_only: volume.read_only })
 }
 
 impl Mounted {

@@ -7,7 +7,7 @@ use super::*;
 use abi::files::{Content, Reader, Record, Writer};
 use abi::guest::{
     Clock, Exec, Exit, Failed, Files, FilesJob, Frame, GUEST_UID, Health, HealthProbe, Shutdown, Signal,
-    TerminalSize, Window,
+    TerminalSize, Volume, Window,
 };
 use rustix::mount::{MountFlags, mount, mount_bind};
 use std::collections::{BTreeMap, VecDeque};
@@ -19,6 +19,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const BASE: &str = "NULLBOX_TEST_WORLD";
+/// Minor numbers of loop devices: the workspace, then the volumes.
+const DISKS: &str = "NULLBOX_TEST_DISKS";
 /// Longer than anything here takes, so that a wait for what never comes fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -42,9 +44,9 @@ fn live_in(base: &str) -> Result<(), String> {
     places.make().unwrap();
     mount_bind("/", places.layer(0)).unwrap();
     upper_layer(Path::new(&places.layer(1)));
-    let scratch = disks::upper(&places).unwrap();
+    let (scratch, volumes) = mounted(&places, &plan);
     let tree = cgroup::Tree::of(cgroup_of(base));
-    let (root, volumes, view) = enter_root(&places, Vec::new()).map_err(|error| error.to_string())?;
+    let (root, volumes, view) = enter_root(&places, volumes).map_err(|error| error.to_string())?;
     network::names(&root, &plan).unwrap();
     network::interfaces(None).unwrap();
     grant_paths(&root, &plan).unwrap();
@@ -55,7 +57,23 @@ fn live_in(base: &str) -> Result<(), String> {
     let world = World { sandbox, tree, relay, disks, view, own };
     let mut server = Server::new(control, signals, plan, world);
     run(&mut server, Stages::default())?;
+    if std::env::var_os(DISKS).is_some() {
+        disks::close(&server.world.disks).map_err(|error| error.to_string())?;
+    }
     server.control.finish(FINISH_TIME).map_err(|error| error.to_string())
+}
+
+/// The workspace and the volumes: real disks where the test brought some, else a directory and none.
+fn mounted(places: &Places, plan: &Plan) -> (OwnedFd, Vec<Mounted>) {
+    let Ok(disks) = std::env::var(DISKS) else { return (disks::upper(places).unwrap(), Vec::new()) };
+    mount("tmpfs", "/dev", "tmpfs", MountFlags::empty(), None).unwrap();
+    for (name, minor) in ["vdc", "vdd", "vde"].iter().zip(disks.split(',')) {
+        let device = rustix::fs::makedev(7, minor.parse().unwrap());
+        let (kind, mode) = (rustix::fs::FileType::BlockDevice, rustix::fs::Mode::RWXU);
+        rustix::fs::mknodat(rustix::fs::CWD, format!("/dev/{name}"), kind, mode, device).unwrap();
+    }
+    let scratch = disks::workspace(places).unwrap();
+    (scratch, disks::volumes_as_they_are(places, &plan.volumes).unwrap())
 }
 
 /// A layer that takes something of the one below away: a file by a whiteout, a directory's content by being opaque.
@@ -148,8 +166,47 @@ fn shell(text: &str) -> Exec {
     }
 }
 
+/// An empty ext4 in a file, with a device.
+struct Disk {
+    image: PathBuf,
+    device: String,
+}
+
+impl Disk {
+    fn new(name: &str) -> Disk {
+        let image = std::env::temp_dir().join(format!("verifier-disk-{name}-{}", std::process::id()));
+        std::fs::File::create(&image).unwrap().set_len(32 << 20).unwrap();
+        ran("mke2fs", &["-q", "-F", "-t", "ext4", "-O", "^has_journal", image.to_str().unwrap()]);
+        let device = ran("losetup", &["--find", "--show", image.to_str().unwrap()]);
+        Disk { image, device: device.trim().to_owned() }
+    }
+
+    fn state(&self) -> String {
+        let state = ran("dumpe2fs", &["-h", self.image.to_str().unwrap()]);
+        state.lines().find_map(|line| line.strip_prefix("Filesystem state:")).unwrap().trim().to_owned()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.device]).status();
+        let _ = std::fs::remove_file(&self.image);
+    }
+}
+
+fn ran(program: &str, args: &[&str]) -> String {
+    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let output = Command::new(program).args(args).env("PATH", path).output().unwrap();
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
 impl Host {
     fn new(start: Start) -> Option<Host> {
+        Host::with_disks(start, &[])
+    }
+
+    fn with_disks(start: Start, disks: &[&Disk]) -> Option<Host> {
         assert!(rustix::process::getuid().is_root(), "run the verifier's tests as root");
         if sys::landlock_abi().unwrap() < verifier::access::ABI_MIN {
             eprintln!("skipped: this kernel's Landlock is too old; see the system tests of agents");
@@ -161,7 +218,10 @@ impl Host {
         std::fs::create_dir_all(&base).unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
         let namespaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--kill-child"];
+        let minors: Vec<&str> =
+            disks.iter().map(|disk| disk.device.strip_prefix("/dev/loop").unwrap()).collect();
         let guest = Command::new("unshare")
+            .envs((!minors.is_empty()).then(|| (DISKS, minors.join(","))))
             .args(namespaces)
             // The test harness has a second thread; in a guest PID 1 has one, and SIGCHLD is blocked in all of them.
             .args(["env", "--block-signal=CHLD"])
@@ -668,4 +728,46 @@ fn a_shutdown_reports_every_channel_and_ends_what_does_not_listen() {
     assert!(host.frame_of(late).parse::<Failed>().unwrap().error.contains("being stopped"));
     assert_eq!(host.end_of(stubborn).exit.signal, Some(9));
     host.assert_ended();
+}
+
+#[test]
+fn volumes_are_the_agents_keep_what_they_hold_and_are_left_clean() {
+    let (workspace, rw, ro) = (Disk::new("workspace"), Disk::new("rw"), Disk::new("ro"));
+    let mut order = start(&["/bin/sleep", "1000"]);
+    for (path, read_only) in [("/vol/rw", false), ("/vol/ro", true)] {
+        order.volumes.push(Volume { path: path.into(), read_only });
+    }
+    let Some(mut host) = Host::with_disks(order, &[&workspace, &rw, &ro]) else { return };
+    let ended = host.run("stat -c '%n %u' /vol/rw; echo kept > /vol/rw/x; echo '#!/bin/sh\necho ran' > /vol/rw/p; chmod +x /vol/rw/p; /vol/rw/p; echo y > /vol/ro/y; cat /vol/rw/x; echo w > /work/w");
+    assert_eq!(ended.text(), "/vol/rw 1000\nran\nkept\n", "{}", ended.stderr);
+    assert!(ended.stderr.contains("/vol/ro/y"), "what is read only is not written: {}", ended.stderr);
+    assert_eq!(host.changes().keys().collect::<Vec<_>>(), ["work/w"], "a volume is no part of the root");
+    let wire = stream(&[("in", 0o644, Content::File { bytes: 2 }, b"in")]);
+    assert_eq!(host.files(FilesJob::Write { path: "/vol/rw".into() }, &wire).exit.code, Some(0));
+    let wire = stream(&[("in", 0o644, Content::File { bytes: 2 }, b"in")]);
+    assert_eq!(host.files(FilesJob::Write { path: "/vol/ro".into() }, &wire).exit.code, Some(1));
+    host.send(Frame::json(Kind::Shutdown, 0, &Shutdown { grace_ms: 1000 }).unwrap());
+    host.assert_ended();
+    assert_eq!([workspace.state(), rw.state()], ["clean", "clean"]);
+    for disk in [&workspace, &rw] {
+        ran("e2fsck", &["-f", "-n", disk.image.to_str().unwrap()]);
+    }
+    assert_eq!(ran("debugfs", &["-R", "cat /x", rw.image.to_str().unwrap()]), "kept\n");
+    assert_eq!(ran("debugfs", &["-R", "cat /upper/work/w", workspace.image.to_str().unwrap()]), "w\n");
+}
+
+#[test]
+fn without_a_shell_a_volume_holds_no_programs_and_copies_still_work() {
+    let (workspace, rw) = (Disk::new("shell-workspace"), Disk::new("shell-rw"));
+    let mut order = start(&["/bin/sleep", "1000"]);
+    order.shell = false;
+    order.volumes.push(Volume { path: "/vol".into(), read_only: false });
+    let Some(mut host) = Host::with_disks(order, &[&workspace, &rw]) else { return };
+    let program = std::fs::read("/bin/true").unwrap();
+    let wire = stream(&[("p", 0o755, Content::File { bytes: program.len() as u64 }, &program)]);
+    assert_eq!(host.files(FilesJob::Write { path: "/vol".into() }, &wire).exit.code, Some(0));
+    let channel = host.exec(&Exec { command: vec!["/vol/p".into()], ..shell("") });
+    assert_eq!(host.frame_of(channel).kind, Kind::Denied);
+    assert!(host.frame_of(channel).parse::<Failed>().unwrap().error.contains("shell = false"));
+    assert!(host.changes().is_empty(), "the sealed loader is the guest's own");
 }
