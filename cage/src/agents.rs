@@ -127,6 +127,11 @@ impl Cage {
         agents.entry(name.clone()).or_insert_with(make).clone()
     }
 
+    /// The agents that cage has had to do with since it began, by name.
+    pub fn known_agents(&self) -> Vec<Arc<Agent>> {
+        self.agents.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
     fn known(&self, name: &AgentName) -> Option<Arc<Agent>> {
         self.agents.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }

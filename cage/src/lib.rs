@@ -25,6 +25,7 @@ pub mod lease;
 pub mod life;
 pub mod manifests;
 pub mod meet;
+pub mod metrics;
 pub mod order;
 pub mod output;
 pub mod places;

@@ -328,7 +328,7 @@ impl Life<'_> {
         };
         let (until, listening) = io::pipe().map_err(broken)?;
         let guest_said = self.order.mailbox.clone();
-        let sink = meet::Recorder(self.agent.clone());
+        let sink = meet::Recorder { cage: self.cage.clone(), agent: self.agent.clone() };
         std::thread::Builder::new()
             .name("guest".into())
             .stack_size(256 * 1024)

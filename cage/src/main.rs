@@ -7,7 +7,7 @@ use cage::agents::Cage;
 use cage::door::Door;
 use cage::jail::cgroup::Delegated;
 use cage::places::Places;
-use cage::{imports, recovery};
+use cage::{imports, recovery, watch};
 use nix::sys::signal::{SigSet, Signal};
 use std::io;
 use std::process::ExitCode;
@@ -47,6 +47,8 @@ fn serve() -> io::Result<()> {
     thread("imports", move || importing.imports.run(archives, &importing.store, &importing.ledger))?;
     let recovering = cage.clone();
     thread("recovery", move || recovery::resume(&recovering, before, first))?;
+    let watching = cage.clone();
+    thread("denials", move || watch::follow_denials(&watching))?;
     door::serve(Service::Cage, inherited, Arc::new(Door { cage }))
 }
 

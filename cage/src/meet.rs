@@ -13,20 +13,25 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
 use crate::agent::Agent;
+use crate::agents::Cage;
 use crate::guest::{self, Said, Session, Sink};
 use crate::life::Mail;
 
 /// Where a guest's output goes.
 #[derive(Debug)]
-pub struct Recorder(pub Arc<Agent>);
+pub struct Recorder {
+    pub cage: Arc<Cage>,
+    pub agent: Arc<Agent>,
+}
 
 impl Sink for Recorder {
     fn output(&mut self, stream: Stream, data: &[u8]) {
-        self.0.log.append(stream, data);
+        self.agent.log.append(stream, data);
     }
 
     fn denied(&mut self, denied: Denied) {
-        self.0.denied(&denied);
+        self.agent.denied(&denied);
+        self.cage.events.push(&self.agent.name, "denied", format!("{}: {}", denied.what, denied.rule));
     }
 }
 
