@@ -207,17 +207,20 @@ pub fn names(dir: &Path) -> Result<Vec<String>, DiskError> {
     Ok(names)
 }
 
-/// What stands in a directory, in no order.
+/// What stands in a directory, in no order; nothing if there is no such directory. A link to one is refused.
 pub fn entries(dir: &Path) -> Result<Vec<PathBuf>, DiskError> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
+    match fs::symlink_metadata(dir) {
+        Ok(meta) if meta.is_dir() => {}
+        Ok(_) => return Err(damaged(dir, "is no directory")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(at("list", dir)(error)),
-    };
+        Err(error) => return Err(at("look at", dir)(error)),
+    }
+    let entries = fs::read_dir(dir).map_err(at("list", dir))?;
     entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<_>>().map_err(at("list", dir))
 }
 
-/// Removes what a power cut left half made or half removed, and takes back what lives had. For when nothing runs.
+/// Removes what a power cut left half made or half removed, and takes back what lives had. For when nothing runs. What cannot be
+/// mended is told, and harms its own agent only, whose start will say the same.
 pub fn sweep(dir: &Path) -> Result<(), DiskError> {
     for path in entries(dir)? {
         let other = match path.extension().and_then(|extension| extension.to_str()) {
@@ -226,11 +229,14 @@ pub fn sweep(dir: &Path) -> Result<(), DiskError> {
             _ => None,
         };
         let is_whole = other.is_some_and(|other| other.symlink_metadata().is_ok());
-        if !is_whole {
-            log::warning("leftover_removed", &[("path", &path.display())]);
-            fs::remove_file(&path).map_err(at("remove", &path))?;
-        } else if let Err(error) = take_back(&path) {
-            // It harms its own agent only, whose start will say the same.
+        let mended = match is_whole {
+            true => take_back(&path),
+            false => {
+                log::warning("leftover_removed", &[("path", &path.display())]);
+                fs::remove_file(&path).map_err(at("remove", &path))
+            }
+        };
+        if let Err(error) = mended {
             log::error("disk_damaged", &[("error", &error)]);
         }
     }

@@ -87,15 +87,14 @@ impl Depot {
         for dir in [&depot.scratch, &depot.workspaces, &depot.volumes, &depot.snapshots] {
             kept::private_dir(dir)?;
         }
-        for path in kept::entries(&depot.scratch)? {
-            log::warning("leftover_removed", &[("path", &path.display())]);
-            fs::remove_file(&path).map_err(at("remove", &path))?;
+        // No disk of scratch has a record, so each is a leftover.
+        for dir in [&depot.scratch, &depot.workspaces, &depot.snapshots] {
+            kept::sweep(dir)?;
         }
-        kept::sweep(&depot.workspaces)?;
-        kept::sweep(&depot.snapshots)?;
         for dir in kept::entries(&depot.volumes)? {
-            kept::private_dir(&dir)?;
-            kept::sweep(&dir)?;
+            if let Err(error) = kept::private_dir(&dir).and_then(|()| kept::sweep(&dir)) {
+                log::error("disk_damaged", &[("error", &error)]); // one agent's trouble
+            }
         }
         Ok(depot)
     }

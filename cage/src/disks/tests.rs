@@ -431,8 +431,15 @@ fn links_in_the_place_of_disks_are_refused() {
     assert!(bench.take("s", "a").unwrap_err().to_string().contains("is a link"));
     bench.reopen();
     assert_eq!((owner(&secret), fs::read(&secret).unwrap()), (before, b"secret".to_vec()));
-    symlink(bench.dir.path(), bench.dir.path().join("state/volumes/b")).unwrap();
-    assert!(Depot::open(&places(bench.dir.path())).is_err(), "a directory that leads elsewhere");
+    // A directory that leads elsewhere harms its own agent only.
+    let elsewhere = bench.dir.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    fs::write(elsewhere.join("data.ext4.new"), b"not ours").unwrap();
+    symlink(&elsewhere, bench.dir.path().join("state/volumes/a")).unwrap();
+    bench.reopen();
+    assert!(bench.start(&with_volume(64, false), 3, 0).unwrap_err().to_string().contains("no directory"));
+    assert!(bench.depot.list_volumes().is_err() && elsewhere.join("data.ext4.new").exists());
+    drop(bench.start(&kept("b", 64), 4, 0).unwrap());
 }
 
 #[test]

@@ -32,6 +32,7 @@ impl Depot {
         size_mib: u32,
         receipt: Receipt<'_>,
     ) -> Result<Kept, DiskError> {
+        kept::private_dir(&self.volumes.join(agent.as_str()))?;
         let kept = self.kept_volume(agent, name);
         match kept.read::<VolumeRecord>()? {
             Some(record) => {
@@ -45,7 +46,6 @@ impl Depot {
                 if self.list_volumes()?.len() >= limits::VOLUMES_MAX {
                     return Err(DiskError::VolumesMax);
                 }
-                kept::private_dir(&self.volumes.join(agent.as_str()))?;
                 let new = kept.begin()?;
                 fill(&self.template, &new, size_mib)?;
                 receipt(Event::VolumeCreated { agent: agent.clone(), volume: name.clone(), size_mib })?;
