@@ -292,14 +292,31 @@ impl Checker<'_> {
     fn refuse_unenforced(&self, raw: &RawManifest) -> Checked<()> {
         let caps = &raw.capabilities;
         let fields = [
-            ("capabilities.credential_refs", &caps.credential_refs),
-            ("capabilities.max_api_calls_per_hour", &caps.max_api_calls_per_hour),
-            ("tools", &raw.tools),
+            (
+                "capabilities.credential_refs",
+                &caps.credential_refs,
+                "a credential broker on the node, which this version does not have",
+                "remove it, and give the agent no secret: a guest can read whatever it is given",
+            ),
+            (
+                "capabilities.max_api_calls_per_hour",
+                &caps.max_api_calls_per_hour,
+                "the credential broker, which counts calls by their receipts and which this version does not have",
+                "remove it; network.allow bounds whom the agent can call",
+            ),
+            (
+                "tools",
+                &raw.tools,
+                "the verifier on the host, which decides tool calls by their risk and which this version does not have",
+                "remove it; capabilities.exec bounds what the agent can run",
+            ),
         ];
-        for (field, value) in fields {
+        for (field, value, keeper, remedy) in fields {
             if let Some(value) = value {
-                let rule = "this version of NullBox does not enforce this field, so it refuses it";
-                return self.wrong(value.span(), field, rule, "remove it");
+                let rule = format!(
+                    "this version of NullBox does not enforce this field, so it refuses it: its place is {keeper}"
+                );
+                return self.wrong(value.span(), field, rule, remedy);
             }
         }
         Ok(())
