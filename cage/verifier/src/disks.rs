@@ -238,22 +238,29 @@ impl Mounted {
     }
 }
 
-/// Writes out everything on these file systems, on each even if another fails.
+/// Writes out everything on these file systems, on each even if another fails; the first failure is the answer.
 pub fn sync(disks: &[OwnedFd]) -> io::Result<()> {
-    disks.iter().fold(Ok(()), |synced, disk| synced.and(rustix::fs::syncfs(disk).map_err(io::Error::from)))
+    let mut synced = Ok(());
+    for disk in disks {
+        synced = synced.and(rustix::fs::syncfs(disk).map_err(io::Error::from));
+    }
+    synced
 }
 
 /// At the end of the guest: writes everything out and leaves the file systems clean, so that a disk that is kept needs no repair.
 /// With something still open for writing it is only written out.
 pub fn close(disks: &[OwnedFd]) -> io::Result<()> {
-    let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
-    disks.iter().fold(sync(disks), |closed, disk| {
-        let clean = fspick(disk, "", flags).and_then(|context| {
-            fsconfig_set_flag(&context, "ro")?;
-            fsconfig_reconfigure(&context)
-        });
-        closed.and(clean.map_err(io::Error::from))
-    })
+    let mut closed = sync(disks);
+    for disk in disks {
+        closed = closed.and(remount_read_only(disk));
+    }
+    closed
+}
+
+fn remount_read_only(disk: &OwnedFd) -> io::Result<()> {
+    let context = fspick(disk, "", FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH)?;
+    fsconfig_set_flag(&context, "ro")?;
+    Ok(fsconfig_reconfigure(&context)?)
 }
 
 /// The file system's size comes from a template; the disk's from the manifest.
