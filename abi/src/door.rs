@@ -244,10 +244,14 @@ fn start(
     busy: &Arc<AtomicUsize>,
 ) {
     let mut connection = Connection::new(stream);
-    if busy.fetch_add(1, Ordering::Relaxed) >= limits::SERVICE_CONNECTIONS_MAX {
+    let most = match service {
+        Service::Cage => limits::CAGE_CONNECTIONS_MAX,
+        _ => limits::SERVICE_CONNECTIONS_MAX,
+    };
+    if busy.fetch_add(1, Ordering::Relaxed) >= most {
         busy.fetch_sub(1, Ordering::Relaxed);
         let error = RpcError::new(Code::LIMIT, format!("{service} is busy"))
-            .explained(format!("{} connections at a time", limits::SERVICE_CONNECTIONS_MAX), "try again");
+            .explained(format!("{most} connections at a time"), "try again");
         let _ = connection.write_line(&Response::of(None, Err(error))); // the caller may be gone
         return;
     }

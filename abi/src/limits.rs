@@ -149,6 +149,8 @@ pub const FIRST_LINE_MS_MAX: u64 = 10_000;
 pub const DOOR_PENDING_MAX: usize = 64;
 /// Connections one service works on at a time. One more: answered `busy` and closed.
 pub const SERVICE_CONNECTIONS_MAX: usize = 128;
+/// The same of cage, where each exec is a connection of its own: two agents' worth of execs, and the rest. Two threads each.
+pub const CAGE_CONNECTIONS_MAX: usize = 2 * EXECS_PER_AGENT_MAX + SERVICE_CONNECTIONS_MAX;
 /// File descriptors in one message.
 pub const FDS_PER_MESSAGE_MAX: usize = 4;
 /// How long a service waits for another service's answer. Later: the call fails, and what depended on it is refused.
@@ -358,11 +360,11 @@ pub const STORE_IMAGES_MAX: usize = 256;
 /// Operator keys in operators.toml.
 pub const OPERATORS_MAX: usize = 256;
 /// Connections nullgate serves at a time. One more: closed before TLS.
-pub const GATE_CONNECTIONS_MAX: usize = 64;
+pub const GATE_CONNECTIONS_MAX: usize = 2 * GATE_CONNECTIONS_PER_KEY_MAX;
 /// Connections at nullgate that have not proved a key yet, of [`GATE_CONNECTIONS_MAX`]. One more: closed before TLS.
-pub const GATE_HANDSHAKES_MAX: usize = 16;
+pub const GATE_HANDSHAKES_MAX: usize = 32;
 /// Connections one operator key may hold. One more: answered `limit` and closed.
-pub const GATE_CONNECTIONS_PER_KEY_MAX: usize = 32;
+pub const GATE_CONNECTIONS_PER_KEY_MAX: usize = 288;
 /// How long a TLS handshake at nullgate may take.
 pub const GATE_HANDSHAKE_MS_MAX: u64 = 10_000;
 
@@ -373,6 +375,8 @@ const _: () =
     assert!(SERVICE_ALIVE_MS * 2 < 5_000, "a service is never found hung between two signs of life");
 const _: () = assert!(FORCE_SYNC_MS_MAX < WATCHDOG_S as u64 * 1000 / 3, "the loop's longest wait is no hang");
 const _: () = assert!(GATE_HANDSHAKES_MAX < GATE_CONNECTIONS_MAX);
+const _: () =
+    assert!(EXECS_PER_AGENT_MAX < GATE_CONNECTIONS_PER_KEY_MAX, "one key can have all execs of an agent");
 const _: () =
     assert!(GATE_CONNECTIONS_PER_KEY_MAX < GATE_CONNECTIONS_MAX, "one key cannot lock out the others");
 const _: () = assert!(MEMORY_MIB_MIN <= MEMORY_MIB_DEFAULT && MEMORY_MIB_DEFAULT <= MEMORY_MIB_MAX);

@@ -5,6 +5,7 @@ mod agents;
 mod boot;
 mod degraded;
 mod disks;
+mod execs;
 mod faults;
 mod gate;
 mod hardening;
@@ -27,6 +28,7 @@ fn trial(name: &str, test: impl FnOnce() -> anyhow::Result<()> + Send + 'static)
     Trial::test(name, move || {
         test().map_err(|error| {
             shared::keep_logs();
+            execs::keep_logs();
             faults::keep_logs();
             disks::keep_logs();
             lives::keep_logs();
@@ -57,6 +59,7 @@ fn main() {
     trials.extend(hardening::trials());
     trials.extend(gate::trials());
     trials.extend(agents::trials());
+    trials.extend(execs::trials());
     trials.extend(network::trials());
     trials.extend(memory::trials());
     trials.extend(ledger::trials());
@@ -73,6 +76,7 @@ fn main() {
     trials.extend(faults::last());
     let conclusion = libtest_mimic::run(&arguments, trials);
     shared::switch_off();
+    execs::switch_off();
     faults::switch_off();
     degraded::switch_off();
     disks::switch_off();

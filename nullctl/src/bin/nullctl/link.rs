@@ -17,13 +17,16 @@ use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::failure::{Failure, status};
 use crate::nodes::Target;
 
 /// How long connecting and the handshake may take, each.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How long nullctl tries again where the gate has no place for one more handshake, and its first pause; the longest is 16 of it.
+const CROWDED: Duration = Duration::from_secs(15);
+const CROWDED_PAUSE: Duration = Duration::from_millis(50);
 /// How long the TLS thread may take to say why it ended.
 const LAST_WORD: Duration = Duration::from_secs(3);
 /// How long closing a session may take.
@@ -207,18 +210,49 @@ fn connect(address: &str) -> Result<TcpStream, Failure> {
     Err(unreachable(address, &last))
 }
 
-/// Connects, compares keys, and starts the thread that carries the session.
-fn dial(
+/// One try to connect and to prove both keys.
+fn shake_hands(
     address: &str,
     key: &PrivateKey,
     pin: Option<nullctl::keys::Fingerprint>,
-) -> Result<(Connection, Receiver<RelayError>), Failure> {
+) -> Result<(TcpStream, rustls::Connection, tls::Offered, Result<(), RelayError>), Failure> {
     let tcp = connect(address)?;
     let (tls, offered) = tls::client(key, pin).map_err(|error| unreachable(address, &error))?;
     let mut tls = rustls::Connection::Client(tls);
     let proved = relay::expect_a_living_peer(&tcp)
         .map_err(RelayError::from)
         .and_then(|()| relay::handshake(&mut tls, &tcp, CONNECT));
+    Ok((tcp, tls, offered, proved))
+}
+
+/// Whether the gate closed a connection before it said a word, which it does when too many knock at once.
+fn is_crowded(error: &RelayError) -> bool {
+    match error {
+        RelayError::HandshakeCut => true,
+        RelayError::Io(error) => {
+            matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+        }
+        _ => false,
+    }
+}
+
+/// Connects, compares keys, and starts the thread that carries the session. Where the gate is crowded it tries again for a while:
+/// nothing was asked of it yet.
+fn dial(
+    address: &str,
+    key: &PrivateKey,
+    pin: Option<nullctl::keys::Fingerprint>,
+) -> Result<(Connection, Receiver<RelayError>), Failure> {
+    let (begun, mut pause) = (Instant::now(), CROWDED_PAUSE);
+    let (tcp, tls, offered, proved) = loop {
+        let tried = shake_hands(address, key, pin)?;
+        match &tried.3 {
+            Err(error) if is_crowded(error) && begun.elapsed() < CROWDED => {}
+            _ => break tried,
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(CROWDED_PAUSE * 16);
+    };
     if let Err(error) = proved {
         let seen = offered.key().map(|key| key.fingerprint().to_string());
         return Err(match (seen, pin, &error) {

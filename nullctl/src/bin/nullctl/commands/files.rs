@@ -9,7 +9,7 @@ pub const COMMANDS: &[Command] = &[
         path: "agent cp",
         arguments: &["SOURCE", "DESTINATION"],
         rest: "",
-        about: "copy a file or a directory out of a running agent (AGENT:/path) or into it",
+        about: "copy files out of a running agent or into it",
         details: "One side is AGENT:/absolute/path. A destination that is a directory gets the copy below it, another one becomes it; SOURCE/.\nis what is in a directory. Nothing is written through a link: what exists is replaced, a directory is kept and filled.\nInside the agent it is done with the agent's own user and grants. Permission bits and files' times are kept; no owner,\nno set-id bit, no device. A link that leads out of the copy is left out, unless --links.",
         options: &[switch(
             "links",
