@@ -3,7 +3,7 @@
 //! Must hold: nothing that an upper layer says about itself is trusted (no redirects, no metacopy); a volume that is read only is
 //! mounted so. Disks come in the order of `Start`: layers bottom to top, workspace, volumes (vda...).
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::mount::{
     FsPickFlags, MountAttrFlags, MountFlags, OpenTreeFlags, fsconfig_reconfigure, fsconfig_set_flag, fspick,
     mount, open_tree,
@@ -209,9 +209,20 @@ fn volume_at(device: &str, volume: &Volume) -> Result<Mounted, StepError> {
         .step(format_args!("mount the volume of `{path}` ({device}, ext4)"))?;
     let root = within(&mount).step(format_args!("the volume of `{path}`"))?;
     if !volume.read_only {
+        drop_lost_and_found(&root);
         beneath::chown(&root, GUEST_UID).step(format_args!("give the volume of `{path}` to the agent"))?;
     }
     Ok(Mounted { mount, root, path: path.clone(), read_only: volume.read_only })
+}
+
+/// Programs that want an empty directory for their data refuse one with this in it. Only mkfs's own, and only while it is empty.
+fn drop_lost_and_found(root: &OwnedFd) {
+    let name = "lost+found";
+    let stat = rustix::fs::statat(root, name, AtFlags::SYMLINK_NOFOLLOW);
+    if stat.is_ok_and(|stat| stat.st_uid == 0) {
+        // What a repair found stays, and so does the directory.
+        let _ = rustix::fs::unlinkat(root, name, AtFlags::REMOVEDIR);
+    }
 }
 
 impl Mounted {
@@ -227,20 +238,29 @@ impl Mounted {
     }
 }
 
-/// Writes out everything on these file systems.
+/// Writes out everything on these file systems, on each even if another fails; the first failure is the answer.
 pub fn sync(disks: &[OwnedFd]) -> io::Result<()> {
-    disks.iter().try_for_each(|disk| Ok(rustix::fs::syncfs(disk)?))
+    let mut synced = Ok(());
+    for disk in disks {
+        synced = synced.and(rustix::fs::syncfs(disk).map_err(io::Error::from));
+    }
+    synced
 }
 
 /// At the end of the guest: writes everything out and leaves the file systems clean, so that a disk that is kept needs no repair.
 /// With something still open for writing it is only written out.
 pub fn close(disks: &[OwnedFd]) -> io::Result<()> {
-    sync(disks)?;
-    disks.iter().try_for_each(|disk| {
-        let context = fspick(disk, "", FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH)?;
-        fsconfig_set_flag(&context, "ro")?;
-        Ok(fsconfig_reconfigure(&context)?)
-    })
+    let mut closed = sync(disks);
+    for disk in disks {
+        closed = closed.and(remount_read_only(disk));
+    }
+    closed
+}
+
+fn remount_read_only(disk: &OwnedFd) -> io::Result<()> {
+    let context = fspick(disk, "", FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH)?;
+    fsconfig_set_flag(&context, "ro")?;
+    Ok(fsconfig_reconfigure(&context)?)
 }
 
 /// The file system's size comes from a template; the disk's from the manifest.

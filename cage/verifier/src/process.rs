@@ -30,6 +30,8 @@ pub struct Process {
     life: Life,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
+    /// The master of a terminal that nobody has open: closing it would hang up on a process that only left it.
+    abandoned: Option<OwnedFd>,
     pub input: Feed,
     pub window: Window,
     drain_until: Option<Instant>,
@@ -66,6 +68,7 @@ impl Process {
             life: Life::new(!terminal),
             stdout: Some(spawned.stdout),
             stderr: spawned.stderr,
+            abandoned: None,
             input: Feed::new(spawned.stdin, terminal),
             window,
             drain_until: None,
@@ -115,9 +118,13 @@ impl Process {
             Err(Errno::AGAIN | Errno::INTR) => Read::Later,
             // The end of a pipe; or (EIO) nobody has the other end of the terminal any more.
             Ok(0) | Err(_) => {
-                match output {
-                    Output::Stdout => self.stdout = None,
-                    Output::Stderr => self.stderr = None,
+                let closed = match output {
+                    Output::Stdout => self.stdout.take(),
+                    Output::Stderr => self.stderr.take(),
+                };
+                if self.input.terminal {
+                    self.input.close(); // it would wake the loop for ever
+                    self.abandoned = closed;
                 }
                 Read::Closed(self.life.output_closed(output))
             }

@@ -446,6 +446,9 @@ fn keys_signal_the_terminals_own_processes_and_its_end_is_an_end() {
     host.input(second, b"");
     let ended = host.end_of(second);
     assert!(ended.text().ends_with("unfinishedend\r\n"), "{ended:?}");
+    let away = host.exec(&Exec { terminal, ..shell("exec < /dev/null > /dev/null 2>&1; sleep 0.3; exit 4") });
+    host.input(away, &[b'x'; 60_000]);
+    assert_eq!(host.end_of(away).exit.code, Some(4), "a process may leave its terminal and live on");
     let left = Exec { terminal, ..shell("trap '' HUP; (trap '' HUP; sleep 1000) & echo gone") };
     let left = host.exec(&left);
     assert!(host.end_of(left).text().contains("gone"), "what is left on a terminal does not hold it open");
