@@ -161,6 +161,7 @@ pub enum Event {
         volume: Name,
         by: String,
     },
+    /// Names of an image were removed; with its last name, or none, the image itself.
     ImageRemoved {
         digest: Digest,
         names: Vec<String>,

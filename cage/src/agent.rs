@@ -8,6 +8,7 @@ use abi::ids::{AgentName, Digest, Instance};
 use abi::log;
 use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -31,6 +32,17 @@ pub struct Agent {
     pub log: Log,
     facts: Mutex<Facts>,
     changed: Condvar,
+    attached: AtomicUsize,
+}
+
+/// Somebody is attached to an agent, until this is dropped.
+#[derive(Debug)]
+pub struct Attendance(Arc<Agent>);
+
+impl Drop for Attendance {
+    fn drop(&mut self) {
+        self.0.attached.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What is known of an agent.
@@ -86,7 +98,18 @@ impl Agent {
     /// One of which nothing is known yet; its log is what an earlier life of cage left.
     pub fn new(name: AgentName, logs: &Path) -> Agent {
         let log = Log::open(logs.join(format!("{name}.log")));
-        Agent { name, log, facts: Mutex::default(), changed: Condvar::new() }
+        Agent { name, log, facts: Mutex::default(), changed: Condvar::new(), attached: AtomicUsize::new(0) }
+    }
+
+    /// Somebody attaches: as long as he stays the agent is not idle.
+    pub fn attend(self: &Arc<Agent>) -> Attendance {
+        self.attached.fetch_add(1, Ordering::Relaxed);
+        Attendance(self.clone())
+    }
+
+    /// Whether somebody is attached.
+    pub fn is_attended(&self) -> bool {
+        self.attached.load(Ordering::Relaxed) > 0
     }
 
     /// What is known, for a moment.

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::agent::Attendance;
 use crate::agents::Cage;
 use crate::caller::{self, Note, Teller, hung_up};
 use crate::exec::{Living, receipt};
@@ -37,6 +38,7 @@ pub fn run(cage: &Arc<Cage>, call: Call<'_>) -> Result<Outcome, RpcError> {
     }
     let attached = Arc::new(Attached {
         next: if want.replay { 0 } else { living.agent.log.tail(Some(0)).1 },
+        _attendance: living.agent.attend(),
         living,
         refused: Mutex::default(),
         is_gone: AtomicBool::new(false),
@@ -54,6 +56,7 @@ pub fn run(cage: &Arc<Cage>, call: Call<'_>) -> Result<Outcome, RpcError> {
 #[derive(Debug)]
 struct Attached {
     living: Living,
+    _attendance: Attendance,
     /// Position in the agent's log to begin with.
     next: u64,
     /// Why the call ends before the life does.

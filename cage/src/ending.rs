@@ -5,6 +5,8 @@ use abi::limits;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
+use crate::jail::REFUSED;
+
 /// How an agent's command ended, for people.
 pub fn of_command(exit: &Exit, memory_mib: u32) -> String {
     let mut text = match (exit.code, exit.signal) {
@@ -26,12 +28,19 @@ pub fn of_vmm(status: ExitStatus, out_of_memory: bool, memory_mib: u32, console:
     let bound_mib = memory_mib + limits::VMM_OVERHEAD_MIB;
     match (status.code(), status.signal()) {
         (_, Some(libc::SIGKILL)) if out_of_memory => {
-            format!("the VMM used more memory than its bound of {bound_mib} MiB (guest and VMM) and was killed")
+            format!(
+                "the VMM used more memory than its bound of {bound_mib} MiB (guest and VMM) and was killed"
+            )
         }
         (_, Some(libc::SIGKILL)) => "the VMM was killed by signal 9, not for its memory".into(),
-        (_, Some(libc::SIGSYS)) => {
-            "the VMM made a system call that its filter refuses and was killed (the kernel's log has its number)".into()
-        }
+        (_, Some(libc::SIGSYS)) => match console.iter().rev().find(|line| line.starts_with(REFUSED)) {
+            Some(refused) => {
+                format!("the VMM made a system call that its filter refuses, and was ended (`{refused}`)")
+            }
+            // Killed at once: a call of another architecture, or one that would have taken the filter's handler away.
+            None => "the VMM made a system call that its filter kills for (the kernel's log has its number)"
+                .into(),
+        },
         (_, Some(signal)) => format!("the VMM was killed by signal {signal}: it crashed"),
         (Some(0), None) => match panic_of(console) {
             Some(panic) if panic.contains("emory") => {
@@ -72,6 +81,18 @@ mod tests {
         assert!(words(11, true).contains("signal 11: it crashed"));
         assert!(words(0, false).contains("triple fault"));
         assert!(words(256, false).contains("code 1"));
+    }
+
+    #[test]
+    fn a_refused_call_is_named_only_where_the_filter_ended_the_vmm() {
+        let line = "refused: system call mount (165) in thread fc_vcpu 0".to_owned();
+        let console = [line.clone(), "and on".to_owned()];
+        let words = |raw| of_vmm(ExitStatus::from_raw(raw), false, 64, &console);
+        assert!(words(31).contains(&line), "{}", words(31));
+        assert!(
+            !words(0).contains("mount") && !words(11).contains("mount"),
+            "a guest can write that line too"
+        );
     }
 
     #[test]

@@ -1,29 +1,38 @@
-//! The real jail around a probe that tries to get out. Needs root, and no KVM: the probe stands where the VM would start.
+//! The real jail around a hostile program in the VMM's place. Needs root, and no KVM: it stands where the VM would start.
 //!
 //! This program is both: run as `jail-probe` it is the process in the jail, else it is the test.
 
+mod hostile;
+
 use abi::wire::Connection;
-use cage::jail::{self, JailSpec, Launch, seccomp};
+use cage::jail::calls::{Role, rows};
+use cage::jail::cgroup::{Bounds, Delegated, IoBound};
+use cage::jail::seccomp::Filters;
+use cage::jail::{self, JailSpec, JailVolume, Launch};
 use cage::vmm::{self, Console};
-use rustix::process::{Resource, getrlimit};
+use hostile::{ATTEMPTS, Outside, Wall};
+use rustix::process::{Resource, Signal, getrlimit};
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::io::Write;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{FileExt, PermissionsExt, chown};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::ExitStatus;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
 
 const PROBE: &str = "jail-probe";
 const UID: u32 = 100_063;
+const NEIGHBOUR_UID: u32 = 100_062;
 const ABSTRACT: &str = "nullbox-jail-test";
-const SCRATCH_BYTES: u64 = 1 << 20;
+const DISK_BYTES: u64 = 1 << 20;
+/// Where the probe and the test tell each other how far they are: a byte of the probe's own disk.
+const MARK: u64 = DISK_BYTES - 1;
 
 fn main() {
     let name = std::env::args().next().unwrap_or_default();
@@ -36,10 +45,13 @@ fn main() {
     assert!(rustix::process::getuid().is_root(), "the jail test needs root: run it with sudo -E");
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO); // as nulld starts its services
     let host = Host::new();
-    nothing_of_the_host_is_in_reach(&host);
-    refused_system_calls_end_the_process(&host);
+    the_jail_holds_the_vms_files_and_nothing_else(&host);
+    everything_a_hostile_vmm_tries_is_refused_and_named(&host);
+    threads_have_the_calls_of_their_role_only(&host);
+    calls_of_another_architecture_kill(&host);
     a_step_that_fails_is_named_and_nothing_starts(&host);
-    println!("test result: ok. 3 passed");
+    bounds_are_in_force_in_the_cgroup(&host);
+    println!("test result: ok. 6 passed");
 }
 
 /// What a jail is made of, on this machine, and things of the host that must be out of reach.
@@ -47,19 +59,29 @@ struct Host {
     dir: tempfile::TempDir,
     cgroup: PathBuf,
     tcp: TcpListener,
-    _abstract_socket: UnixListener,
+    _open_sockets: [UnixListener; 2],
 }
 
 impl Host {
     fn new() -> Host {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["kernel", "initramfs", "rootfs", "scratch"] {
-            fs::write(dir.path().join(name), vec![0; SCRATCH_BYTES as usize]).unwrap();
-            fs::set_permissions(dir.path().join(name), Permissions::from_mode(0o644)).unwrap();
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+        let files = ["kernel", "initramfs", "layer0", "layer1", "public"];
+        for name in files.into_iter().chain(["scratch", "volume0", "volume1", "neighbour"]) {
+            fs::write(dir.path().join(name), vec![0; DISK_BYTES as usize]).unwrap();
+            let mode = if files.contains(&name) { 0o644 } else { 0o600 };
+            fs::set_permissions(dir.path().join(name), Permissions::from_mode(mode)).unwrap();
         }
-        chown(dir.path().join("scratch"), Some(UID), Some(UID)).unwrap();
-        fs::create_dir(dir.path().join("root")).unwrap();
-        fs::create_dir(dir.path().join("vsock")).unwrap();
+        for (disk, uid) in
+            [("scratch", UID), ("volume0", UID), ("volume1", UID), ("neighbour", NEIGHBOUR_UID)]
+        {
+            chown(dir.path().join(disk), Some(uid), Some(uid)).unwrap();
+        }
+        for place in ["root", "neighbour-root", "vsock"] {
+            fs::create_dir(dir.path().join(place)).unwrap();
+        }
+        fs::set_permissions(dir.path().join("vsock"), Permissions::from_mode(0o711)).unwrap();
+        fs::write(dir.path().join("vsock/control"), "").unwrap();
         fs::hard_link(std::env::current_exe().unwrap(), dir.path().join(PROBE))
             .or_else(|_| fs::copy(std::env::current_exe().unwrap(), dir.path().join(PROBE)).map(|_| ()))
             .unwrap();
@@ -68,74 +90,208 @@ impl Host {
             mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("a cgroup2 mount");
         let cgroup = Path::new(unified.split(' ').nth(1).unwrap())
             .join(format!("nullbox-jail-{}", std::process::id()));
-        fs::create_dir(&cgroup).unwrap();
-        let address = SocketAddr::from_abstract_name(ABSTRACT).unwrap();
-        Host {
-            dir,
-            cgroup,
-            tcp: TcpListener::bind("127.0.0.1:0").unwrap(),
-            _abstract_socket: UnixListener::bind_addr(&address).unwrap(),
+        for name in ["", "vm", "neighbour"] {
+            fs::create_dir(cgroup.join(name)).unwrap();
         }
+        let public = UnixListener::bind(dir.path().join("public.sock")).unwrap();
+        fs::set_permissions(dir.path().join("public.sock"), Permissions::from_mode(0o666)).unwrap();
+        let address = SocketAddr::from_abstract_name(ABSTRACT).unwrap();
+        let open_sockets = [UnixListener::bind_addr(&address).unwrap(), public];
+        Host { dir, cgroup, tcp: TcpListener::bind("127.0.0.1:0").unwrap(), _open_sockets: open_sockets }
     }
 
-    /// The probe reads from the instance what to do: its name, and for the first one the host's TCP port.
-    fn spec(&self, deed: &str) -> JailSpec {
-        let path = |name: &str| self.dir.path().join(name);
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The probe reads from the instance what to do.
+    fn spec(&self, deed: &str, number: usize) -> JailSpec {
+        let volume =
+            |name: &str, read_only| JailVolume { path: self.path(name), bytes: DISK_BYTES, read_only };
         JailSpec {
-            instance: format!("{deed}.{}", self.tcp.local_addr().unwrap().port()).parse().unwrap(),
+            instance: format!("{deed}.{}", number + 1).parse().unwrap(),
             uid: UID,
-            cgroup: self.cgroup.clone(),
-            root: path("root"),
-            kernel: path("kernel"),
-            initramfs: path("initramfs"),
-            rootfs: vec![path("rootfs")],
-            volumes: vec![],
-            scratch: path("scratch"),
-            vsock: path("vsock"),
-            scratch_bytes: SCRATCH_BYTES,
+            cgroup: self.cgroup.join("vm"),
+            root: self.path("root"),
+            kernel: self.path("kernel"),
+            initramfs: self.path("initramfs"),
+            rootfs: vec![self.path("layer0"), self.path("layer1")],
+            volumes: vec![volume("volume0", false), volume("volume1", true)],
+            scratch: self.path("scratch"),
+            vsock: self.path("vsock"),
+            scratch_bytes: DISK_BYTES,
             vcpus: 1,
             memory_mib: 32,
             network: None,
         }
     }
 
-    fn run(&self, spec: &JailSpec) -> (Result<(), vmm::VmmError>, ExitStatus, Vec<String>) {
+    fn start(&self, spec: &JailSpec) -> Run {
         let console = Arc::new(Console::default());
         let (sender, ended) = channel();
-        let program = self.dir.path().join(PROBE);
+        let program = self.path(PROBE);
         let launched =
             vmm::launch(&program, spec, None, &console, move |status| sender.send(status).unwrap());
-        let status = ended.recv_timeout(Duration::from_secs(20)).expect("the probe ends");
-        console.await_end(Duration::from_secs(10));
-        (launched, status, console.tail(100).0)
+        Run { launched, ended, console }
+    }
+
+    fn run(&self, spec: &JailSpec) -> (Result<(), vmm::VmmError>, ExitStatus, Vec<String>) {
+        self.start(spec).end()
+    }
+
+    /// Tells the probe, on its own disk, what is outside.
+    fn tell(&self, neighbour: i32) {
+        let outside = Outside {
+            dir: self.dir.path().to_str().unwrap().into(),
+            tcp_port: self.tcp.local_addr().unwrap().port(),
+            abstract_socket: ABSTRACT.into(),
+            cage: std::process::id().cast_signed(),
+            neighbour,
+        };
+        let mut text = serde_json::to_vec(&outside).unwrap();
+        text.push(b'\n');
+        fs::OpenOptions::new()
+            .write(true)
+            .open(self.path("scratch"))
+            .unwrap()
+            .write_all_at(&text, 0)
+            .unwrap();
     }
 }
 
 impl Drop for Host {
     fn drop(&mut self) {
-        fs::remove_dir(&self.cgroup).unwrap();
+        let removed: Vec<_> =
+            ["vm", "neighbour", ""].iter().map(|name| fs::remove_dir(self.cgroup.join(name))).collect();
+        assert!(removed.iter().all(Result::is_ok) || std::thread::panicking(), "{removed:?}");
     }
 }
 
-fn nothing_of_the_host_is_in_reach(host: &Host) {
-    let (launched, status, said) = host.run(&host.spec("look"));
+struct Run {
+    launched: Result<(), vmm::VmmError>,
+    ended: Receiver<ExitStatus>,
+    console: Arc<Console>,
+}
+
+impl Run {
+    fn end(self) -> (Result<(), vmm::VmmError>, ExitStatus, Vec<String>) {
+        let status = self.ended.recv_timeout(Duration::from_secs(20)).expect("the probe ends");
+        self.console.await_end(Duration::from_secs(10));
+        (self.launched, status, self.console.tail(400).0)
+    }
+}
+
+fn mark(disk: &Path) -> u8 {
+    let mut byte = [0];
+    fs::File::open(disk).unwrap().read_exact_at(&mut byte, MARK).unwrap();
+    byte[0]
+}
+
+fn set_mark(disk: &Path, value: u8) {
+    fs::OpenOptions::new().write(true).open(disk).unwrap().write_all_at(&[value], MARK).unwrap();
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The one process of a jail, by its cgroup.
+fn process(cgroup: &Path) -> i32 {
+    fs::read_to_string(cgroup.join("cgroup.procs")).unwrap().trim().parse().unwrap()
+}
+
+/// Seen from outside: what is in the jail cannot list it.
+fn the_jail_holds_the_vms_files_and_nothing_else(host: &Host) {
+    let run = host.start(&host.spec("look", 0));
+    let root = PathBuf::from(format!("/proc/{}/root", process(&host.cgroup.join("vm"))));
+    let names = |dir: &str| -> BTreeSet<String> {
+        let entries = fs::read_dir(root.join(dir)).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let of = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<String>>();
+    let files = ["vmlinux", "initramfs.cpio", "rootfs0.squashfs", "rootfs1.squashfs", "scratch.ext4"];
+    let all = [&files[..], &["volume0.ext4", "volume1.ext4", "vsock", "dev"]].concat();
+    assert_eq!(names(""), of(&all));
+    assert_eq!(names("dev"), of(&["kvm"]));
+    assert_eq!(names("vsock"), of(&["control"]));
+    set_mark(&host.path("scratch"), 1);
+    let (launched, status, said) = run.end();
     launched.unwrap();
     assert!(status.success(), "{status:?} {said:#?}");
     assert_eq!(said.last().map(String::as_str), Some("all looked at"), "{said:#?}");
     let wrong: Vec<_> = said.iter().filter(|line| line.starts_with("WRONG")).collect();
-    assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(said.len() > 20, "{said:#?}");
+    assert!(wrong.is_empty() && said.len() > 15, "{said:#?}");
+    set_mark(&host.path("scratch"), 0);
 }
 
-fn refused_system_calls_end_the_process(host: &Host) {
-    let (launched, status, said) = host.run(&host.spec("allowed"));
+/// Each attempt twice: in a jail without its filter, where the walls behind it must hold, and in the whole jail.
+fn everything_a_hostile_vmm_tries_is_refused_and_named(host: &Host) {
+    let mut beside = host.spec("stay", 0);
+    beside.uid = NEIGHBOUR_UID;
+    (beside.cgroup, beside.root) = (host.cgroup.join("neighbour"), host.path("neighbour-root"));
+    (beside.scratch, beside.volumes) = (host.path("neighbour"), vec![]);
+    let neighbour = host.start(&beside);
+    host.tell(process(&host.cgroup.join("neighbour")));
+    let (launched, status, without) = host.run(&host.spec("without", 0));
     launched.unwrap();
-    assert!(status.success(), "what a VMM does is allowed: {status:?} {said:#?}");
-    for deed in DEEDS.iter().map(|(name, _)| *name) {
-        let (launched, status, said) = host.run(&host.spec(deed));
+    assert!(status.success(), "{status:?} {without:#?}");
+    println!(
+        "{} attempts of a hostile VMM, each with what answered without and with the filter",
+        ATTEMPTS.len()
+    );
+    for (number, (name, wall, _)) in ATTEMPTS.iter().enumerate() {
+        let alone = without.iter().find_map(|line| line.strip_prefix(&format!("{name}: "))).unwrap_or("");
+        match wall {
+            Wall::Filter => assert_eq!(alone, "not tried"),
+            Wall::Jail | Wall::Both => {
+                assert!(alone.starts_with("refused"), "{name}: `{alone}` {without:#?}")
+            }
+        }
+        let (launched, status, said) = host.run(&host.spec("with", number));
         launched.unwrap();
-        assert_eq!(status.signal(), Some(libc::SIGSYS), "{deed}: {status:?} {said:#?}");
+        let answer = said.last().cloned().unwrap_or_default();
+        match wall {
+            Wall::Jail => {
+                assert!(status.success() && answer.contains(": refused"), "{name}: {status:?} {said:#?}")
+            }
+            Wall::Filter | Wall::Both => {
+                assert_eq!(status.signal(), Some(libc::SIGSYS), "{name}: {said:#?}");
+                let killed = *name == "take the handler of refused calls away";
+                assert!(killed || answer.starts_with(jail::REFUSED), "{name}: {said:#?}");
+            }
+        }
+        println!("  {name}: {alone}; {}", answer.trim_start_matches(name).trim_start_matches(": "));
     }
+    assert!(neighbour.ended.try_recv().is_err(), "the neighbour was ended");
+    assert_eq!(mark(&host.path("neighbour")), 0);
+    set_mark(&host.path("neighbour"), 1);
+    assert!(neighbour.end().1.success());
+    set_mark(&host.path("neighbour"), 0);
+    assert_eq!(fs::metadata(host.path("scratch")).unwrap().len(), DISK_BYTES, "the disk grew");
+}
+
+fn threads_have_the_calls_of_their_role_only(host: &Host) {
+    for (number, (role, _)) in IN_ROLES.iter().enumerate() {
+        let (launched, status, said) = host.run(&host.spec("role", number));
+        launched.unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGSYS), "{role:?}: {said:#?}");
+        assert!(said.iter().any(|line| line.starts_with(jail::REFUSED)), "{role:?}: {said:#?}");
+    }
+    for role in jail::calls::ROLES {
+        let count = rows().filter(|(roles, _)| roles.contains(&role)).count();
+        println!("  {role:?}: {count} rows");
+    }
+}
+
+fn calls_of_another_architecture_kill(host: &Host) {
+    let (launched, status, said) = host.run(&host.spec("i386", 0));
+    launched.unwrap();
+    assert_eq!(status.signal(), Some(libc::SIGSYS), "{status:?} {said:#?}");
+    assert!(!said.iter().any(|line| line.contains("done")), "{said:#?}");
 }
 
 fn a_step_that_fails_is_named_and_nothing_starts(host: &Host) {
@@ -147,7 +303,7 @@ fn a_step_that_fails_is_named_and_nothing_starts(host: &Host) {
         ("network", |spec| spec.network = Some(jail::JailNetwork { tap: "t".into(), mac: [0; 6] })),
     ];
     for (step, spoil) in spoiled {
-        let mut spec = host.spec("look");
+        let mut spec = host.spec("look", 0);
         spoil(&mut spec);
         let (launched, status, said) = host.run(&spec);
         assert!(
@@ -158,34 +314,56 @@ fn a_step_that_fails_is_named_and_nothing_starts(host: &Host) {
     }
 }
 
+/// Each bound is what the kernel says it is, read back from the cgroup that the process is in.
+fn bounds_are_in_force_in_the_cgroup(host: &Host) {
+    // Only a cgroup whose controllers reach this far can be divided; the test's own machine may lack some.
+    let parent = host.cgroup.parent().unwrap();
+    let offered = fs::read_to_string(parent.join("cgroup.subtree_control")).unwrap();
+    if !["cpu", "memory", "pids"].iter().all(|needed| offered.split_whitespace().any(|c| c == *needed)) {
+        println!("  bounds: not read back, {} divides only `{}`", parent.display(), offered.trim());
+        return;
+    }
+    let delegated = Delegated::at(host.cgroup.clone()).unwrap();
+    let io = IoBound::of(Path::new("/"), 7).ok().filter(|_| delegated.bounds_io());
+    let bounds = Bounds { cpu_percent: 40, memory_mib: 64, disk_in_memory_mib: 0, io };
+    let cgroup = delegated.create(&"bounded.1".parse().unwrap(), bounds).unwrap();
+    let read = |file: &str| fs::read_to_string(cgroup.dir().join(file)).unwrap_or_default().trim().to_owned();
+    for (file, value) in bounds.files() {
+        let set = read(file);
+        let absent = file == "memory.swap.max" && !cgroup.dir().join(file).exists();
+        assert!(
+            set == value || absent || set.contains(&value) || file == "io.max",
+            "{file}: `{set}`, not `{value}`"
+        );
+        println!("  {file}: {set}");
+    }
+    if io.is_some() {
+        assert!(read("io.max").contains("rbps=7340032 wbps=7340032"), "{}", read("io.max"));
+    }
+    cgroup.remove().unwrap();
+}
+
 // ---- the probe ---------------------------------------------------------------------------------------------------
 
-/// System calls by what they are for; each alone after the filter is in place.
-const DEEDS: &[(&str, fn())] = &[
-    ("inet-socket", || {
-        tried(rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None))
+/// What a thread of a role does not get through with, though another thread may.
+const IN_ROLES: &[(Role, fn())] = &[
+    (Role::Vcpu, || drop(UnixStream::connect("/vsock/control"))),
+    (Role::Vcpu, || drop(std::thread::spawn(|| ()).join())),
+    (Role::Vcpu, || {
+        drop(fs::OpenOptions::new().write(true).open("/scratch.ext4").unwrap().write_at(b"x", 0))
     }),
-    ("netlink-socket", || {
-        tried(rustix::net::socket(rustix::net::AddressFamily::NETLINK, rustix::net::SocketType::RAW, None))
-    }),
-    ("exec", || tried(Command::new("/rootfs0.squashfs").status())),
-    ("mount", || tried(rustix::mount::mount("t", "/", "tmpfs", rustix::mount::MountFlags::empty(), None))),
-    ("new-namespace", || tried(cage::sys::leave_namespaces(rustix::thread::UnshareFlags::NEWNS))),
-    ("kill", || tried(rustix::process::test_kill_process(rustix::process::getpid()))),
-    ("unlink", || tried(fs::remove_file("/scratch.ext4"))),
-    ("chmod", || tried(fs::set_permissions("/scratch.ext4", Permissions::from_mode(0o777)))),
-    ("setuid", || tried(rustix::thread::set_thread_uid(rustix::process::Uid::ROOT))),
-    ("raise-limit", || tried(rustix::process::setrlimit(Resource::Core, getrlimit(Resource::Core)))),
-    ("bind", || tried(UnixListener::bind("/vsock/mine"))),
-    ("dumpable", || {
-        tried(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable))
-    }),
+    (Role::Block, || drop(fs::File::open("/scratch.ext4"))),
+    (Role::Block, || drop(UnixStream::connect("/vsock/control"))),
+    (Role::Net, || drop(fs::File::open("/dev/kvm"))),
+    (Role::Vsock, || drop(std::thread::spawn(|| ()).join())),
+    (Role::Vsock, || drop(UnixStream::connect("/vsock/control"))),
+    (Role::Loop, || drop(fs::File::open("/scratch.ext4"))),
+    (Role::Loop, || drop(std::thread::spawn(|| ()).join())),
+    (Role::Idle, || drop(rustix::event::epoll::create(rustix::event::epoll::CreateFlags::empty()))),
 ];
 
-/// What it answers is not waited for: the process ends.
-fn tried<T>(_: T) {}
-
 fn probe() {
+    cage::sys::close_from(3).unwrap(); // as cage-vmm does
     let stream = UnixStream::from(rustix::io::dup(rustix::stdio::stdin()).unwrap());
     let mut connection = Connection::new(stream);
     let spec: JailSpec = serde_json::from_str(&connection.read_line().unwrap().unwrap()).unwrap();
@@ -197,56 +375,74 @@ fn probe() {
             std::process::exit(1);
         }
     };
-    assert_eq!(jailed.uid(), UID);
     connection.write_line(&Launch::Entered).unwrap();
+    let number = spec.instance.generation as usize - 1;
+    let close = || {
+        cage::sys::name_refused_calls().unwrap();
+        let filters = Filters::new().unwrap();
+        filters.install(&jailed).unwrap();
+        filters
+    };
     match spec.instance.agent.as_str() {
-        "look" => look(spec.instance.generation as u16),
-        "allowed" => {
-            seccomp::install(&jailed).unwrap();
-            assert_eq!(fs::File::open("/kernel").unwrap_err().kind(), std::io::ErrorKind::NotFound);
-            drop(fs::OpenOptions::new().write(true).open("/scratch.ext4").unwrap());
-            std::io::stdout().write_all(b"done\n").unwrap();
+        "look" => look(jailed.uid()),
+        "stay" => until("told to go", || mark(Path::new("/scratch.ext4")) == 1),
+        "without" => {
+            let outside = outside();
+            for (name, wall, attempt) in ATTEMPTS {
+                match wall {
+                    Wall::Filter => println!("{name}: not tried"),
+                    Wall::Jail | Wall::Both => tell(name, attempt(&outside)),
+                }
+            }
         }
-        deed => {
-            let (_, deed) = DEEDS.iter().find(|(name, _)| *name == deed).unwrap();
-            seccomp::install(&jailed).unwrap();
+        "with" => {
+            let outside = outside();
+            close();
+            let (name, _, attempt) = ATTEMPTS[number];
+            tell(name, attempt(&outside));
+        }
+        "role" => {
+            let (role, deed) = IN_ROLES[number];
+            close().narrow(role).unwrap();
             deed();
+            println!("done");
         }
+        "i386" => {
+            close();
+            hostile::call_as_i386();
+            println!("done");
+        }
+        other => panic!("{other}"),
     }
 }
 
-/// Everything that must fail even without the filter.
-fn look(tcp_port: u16) {
-    let names = |dir: &str| -> BTreeSet<String> {
-        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
-    };
-    let of = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<String>>();
-    let root = of(&["vmlinux", "initramfs.cpio", "rootfs0.squashfs", "scratch.ext4", "vsock", "dev"]);
-    check("only the VM's files", names("/") == root);
-    check("KVM can be reached", fs::metadata("/dev/kvm").is_ok());
-    check("only KVM", names("/dev") == of(&["kvm"]));
-    for gone in ["/proc", "/sys", "/etc/passwd", "/run", "/tmp", "/..//etc"] {
-        check(&format!("no {gone}"), fs::metadata(gone).is_err());
+fn outside() -> Outside {
+    // A file that would grow beyond its bound is told by a signal first.
+    assert!(hostile::ignore(Signal::XFSZ), "SIGXFSZ");
+    let text = fs::read("/scratch.ext4").unwrap();
+    serde_json::from_slice(text.split(|byte| *byte == b'\n').next().unwrap()).unwrap()
+}
+
+fn tell(name: &str, outcome: std::io::Result<()>) {
+    match outcome {
+        Ok(()) => println!("{name}: DONE"),
+        Err(error) => println!("{name}: refused, {error}"),
     }
-    check("root is read-only", fs::write("/x", "x").is_err());
-    for fixed in ["/vmlinux", "/initramfs.cpio", "/rootfs0.squashfs"] {
-        check(&format!("{fixed} is read-only"), fs::OpenOptions::new().write(true).open(fixed).is_err());
+    std::io::stdout().flush().unwrap();
+}
+
+/// What can be told from inside without trying to break anything.
+fn look(uid: u32) {
+    until("looked at from outside", || mark(Path::new("/scratch.ext4")) == 1);
+    check("KVM can be reached", fs::metadata("/dev/kvm").is_ok());
+    for fixed in ["/vmlinux", "/initramfs.cpio", "/rootfs0.squashfs", "/rootfs1.squashfs", "/volume1.ext4"] {
         check(&format!("{fixed} is readable"), fs::File::open(fixed).is_ok());
     }
-    check("scratch is writable", fs::OpenOptions::new().write(true).open("/scratch.ext4").is_ok());
-    check("no new socket in vsock", UnixListener::bind("/vsock/mine").is_err());
-    let mount = rustix::mount::mount("t", "/vsock", "tmpfs", rustix::mount::MountFlags::empty(), None);
-    check("no mount", mount == Err(rustix::io::Errno::PERM));
-    let node = rustix::fs::mknodat(
-        rustix::fs::CWD,
-        "/dev/mem",
-        rustix::fs::FileType::CharacterDevice,
-        rustix::fs::Mode::RUSR,
-        rustix::fs::makedev(1, 1),
-    );
-    check("no device node", node.is_err());
-    check("no root", rustix::thread::set_thread_uid(rustix::process::Uid::ROOT).is_err());
-    check("own uid", rustix::process::getuid().as_raw() == UID && rustix::process::geteuid().as_raw() == UID);
+    for disk in ["/scratch.ext4", "/volume0.ext4"] {
+        let opened = fs::OpenOptions::new().read(true).write(true).open(disk);
+        check(&format!("{disk} is writable"), opened.is_ok());
+    }
+    check("own uid", rustix::process::getuid().as_raw() == uid && rustix::process::geteuid().as_raw() == uid);
     check("no groups", rustix::process::getgroups().unwrap().is_empty());
     let capabilities = rustix::thread::capabilities(None).unwrap();
     check("no capability", capabilities.effective.is_empty() && capabilities.permitted.is_empty());
@@ -258,13 +454,11 @@ fn look(tcp_port: u16) {
         .filter_map(rustix::process::Pid::from_raw)
         .any(|pid| rustix::process::test_kill_process(pid).is_ok());
     check("no other process", !others);
-    check("no loopback", TcpStream::connect(("127.0.0.1", tcp_port)).is_err());
-    check("no network", TcpStream::connect(("192.0.2.1", 80)).is_err());
-    let address = SocketAddr::from_abstract_name(ABSTRACT).unwrap();
-    check("no abstract socket", UnixStream::connect_addr(&address).is_err());
     check("no environment", std::env::vars_os().next().is_none());
+    let open = (0..256).filter(|fd| hostile::is_open(*fd)).count();
+    check(&format!("{open} descriptors, of its own making"), open <= 4); // 0, 1, 2 and cage's question
     check("no core", getrlimit(Resource::Core).maximum == Some(0));
-    check("no large file", getrlimit(Resource::Fsize).maximum == Some(SCRATCH_BYTES));
+    check("no large file", getrlimit(Resource::Fsize).maximum == Some(DISK_BYTES));
     let dumpable = rustix::process::dumpable_behavior();
     check("no dump", dumpable == Ok(rustix::process::DumpableBehavior::NotDumpable));
     check("own host name", rustix::system::uname().nodename().to_bytes() == b"vm");

@@ -80,6 +80,8 @@ pub struct Oddities {
     pub cpu_without: Vec<String>,
     /// What QEMU's `-netdev` gets instead of user networking; empty: no network device at all.
     pub network: Option<String>,
+    /// Further TCP ports of this machine's loopback that lead to ports of the node, beside the one for its gate.
+    pub entrances: Vec<(u16, u16)>,
     /// Disks beside the ordinary ones; they come last.
     pub disks: Vec<PathBuf>,
     /// Further arguments of QEMU.
@@ -157,7 +159,10 @@ impl Node {
             command.arg("-drive").arg(format!("file={},if=none,id=odd{number},format=raw", disk.display()));
             command.arg("-device").arg(format!("virtio-blk-pci,drive=odd{number}"));
         }
-        let netdev = odd.network.clone().map_or_else(|| network(&machine, port), Ok)?;
+        let mut netdev = odd.network.clone().map_or_else(|| network(&machine, port), Ok)?;
+        for (here, there) in &odd.entrances {
+            netdev.push_str(&format!(",hostfwd=tcp:127.0.0.1:{here}-:{there}"));
+        }
         if !netdev.is_empty() {
             command.arg("-netdev").arg(netdev);
             command.args(["-device", "virtio-net-pci,netdev=uplink"]);

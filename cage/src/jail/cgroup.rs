@@ -24,22 +24,70 @@ pub struct Bounds {
     pub memory_mib: u32,
     /// The scratch disk's size where disks live in memory (an ephemeral node), else 0: such pages belong to who wrote them.
     pub disk_in_memory_mib: u32,
+    /// Absent: as fast as the disk is.
+    pub io: Option<IoBound>,
+}
+
+/// Reads and writes of a VM's disks, each at most so fast. Buffered writes count when they reach the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoBound {
+    /// Numbers of the whole disk that the file system is on; the kernel bounds no partition.
+    device: (u32, u32),
+    bytes_per_sec: u64,
+}
+
+impl IoBound {
+    /// Of the disk that holds `dir`. An error where there is none: files that live in memory have no speed to bound.
+    pub fn of(dir: &Path, mb_per_sec: u32) -> io::Result<IoBound> {
+        let device = rustix::fs::stat(dir)?.st_dev;
+        let numbers = (rustix::fs::major(device), rustix::fs::minor(device));
+        let block = PathBuf::from(format!("/sys/dev/block/{}:{}", numbers.0, numbers.1));
+        let no_disk = || {
+            let rule =
+                format!("{} is on no disk, so `max_disk_mb_per_sec` cannot be enforced", dir.display());
+            io::Error::new(io::ErrorKind::Unsupported, rule)
+        };
+        if numbers.0 == 0 || !block.exists() {
+            return Err(no_disk());
+        }
+        // A partition's directory lies in its disk's.
+        let dev = match block.join("partition").exists() {
+            true => fs::read_to_string(fs::canonicalize(&block)?.join("../dev"))?,
+            false => format!("{}:{}", numbers.0, numbers.1),
+        };
+        let (major, minor) = dev.trim().split_once(':').ok_or_else(no_disk)?;
+        match (major.parse(), minor.parse()) {
+            (Ok(major), Ok(minor)) => {
+                let bytes_per_sec = u64::from(mb_per_sec) * 1024 * 1024;
+                Ok(IoBound { device: (major, minor), bytes_per_sec })
+            }
+            _ => Err(no_disk()),
+        }
+    }
+
+    fn line(&self) -> String {
+        let (major, minor) = self.device;
+        let rate = self.bytes_per_sec;
+        format!("{major}:{minor} rbps={rate} wbps={rate}")
+    }
 }
 
 impl Bounds {
     /// Files of the cgroup and what is written to them.
-    pub fn files(&self) -> [(&'static str, String); 5] {
+    pub fn files(&self) -> Vec<(&'static str, String)> {
         let quota_us = u64::from(self.cpu_percent) * CPU_PERIOD_US / 100;
         let memory_mib = u64::from(self.memory_mib)
             + u64::from(limits::VMM_OVERHEAD_MIB)
             + u64::from(self.disk_in_memory_mib);
-        [
+        let mut files = vec![
             ("cpu.max", format!("{quota_us} {CPU_PERIOD_US}")),
             ("memory.max", (memory_mib * 1024 * 1024).to_string()),
             ("memory.swap.max", "0".into()),
             ("memory.oom.group", "1".into()),
             ("pids.max", limits::VMM_PIDS_MAX.to_string()),
-        ]
+        ];
+        files.extend(self.io.map(|io| ("io.max", io.line())));
+        files
     }
 }
 
@@ -47,6 +95,8 @@ impl Bounds {
 #[derive(Debug, Clone)]
 pub struct Delegated {
     dir: PathBuf,
+    /// Whether the controller is there: only a manifest that bounds the disk's speed needs it.
+    io: bool,
 }
 
 impl Delegated {
@@ -73,12 +123,23 @@ impl Delegated {
                 return Err(io::Error::new(io::ErrorKind::Unsupported, rule));
             }
         }
-        write(&dir.join("cgroup.subtree_control"), "+cpu +memory +pids")?;
-        Ok(Delegated { dir })
+        let io = offered.split_whitespace().any(|controller| controller == "io");
+        let wanted = if io { "+cpu +memory +pids +io" } else { "+cpu +memory +pids" };
+        write(&dir.join("cgroup.subtree_control"), wanted)?;
+        Ok(Delegated { dir, io })
+    }
+
+    /// Whether a VM's disks can be held to a speed.
+    pub fn bounds_io(&self) -> bool {
+        self.io
     }
 
     /// Makes the cgroup of one VM with its bounds set.
     pub fn create(&self, instance: &Instance, bounds: Bounds) -> io::Result<VmCgroup> {
+        if bounds.io.is_some() && !self.io {
+            let rule = "the kernel has no io controller, so `max_disk_mb_per_sec` cannot be enforced";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, rule));
+        }
         let dir = self.dir.join(format!("{VM_PREFIX}{instance}"));
         fs::create_dir(&dir)?;
         let cgroup = VmCgroup { dir };
@@ -197,13 +258,23 @@ mod tests {
 
     #[test]
     fn bounds_become_the_kernels_values() {
-        let bounds = Bounds { cpu_percent: 40, memory_mib: 512, disk_in_memory_mib: 0 };
+        let bounds = Bounds { cpu_percent: 40, memory_mib: 512, disk_in_memory_mib: 0, io: None };
         let files = bounds.files();
         assert_eq!(files[0], ("cpu.max", "40000 100000".into()));
         assert_eq!(files[1], ("memory.max", (576u64 << 20).to_string()));
         assert_eq!(files[3], ("memory.oom.group", "1".into()));
         let ephemeral = Bounds { disk_in_memory_mib: 1024, ..bounds };
         assert_eq!(ephemeral.files()[1].1, (1600u64 << 20).to_string());
+        let io = Some(IoBound { device: (254, 16), bytes_per_sec: 20 << 20 });
+        let slow = Bounds { io, ..bounds };
+        assert_eq!(slow.files()[5], ("io.max", "254:16 rbps=20971520 wbps=20971520".into()));
+    }
+
+    #[test]
+    fn a_speed_that_nothing_can_hold_to_is_refused() {
+        let error = IoBound::of(Path::new("/proc"), 20).unwrap_err();
+        assert!(error.to_string().contains("/proc is on no disk"), "{error}");
+        assert!(IoBound::of(Path::new("/nonexistent"), 20).is_err());
     }
 
     #[test]

@@ -7,6 +7,8 @@
 //! of [`seccomp`]. Each step either happened or the VM does not start.
 //! Must never: start the VM with a step left out.
 
+pub mod access;
+pub mod calls;
 pub mod cgroup;
 pub mod privileges;
 pub mod root;
@@ -79,6 +81,9 @@ pub enum Launch {
     },
 }
 
+/// How the line of a VMM's console begins that names a refused system call.
+pub const REFUSED: &str = "refused: system call";
+
 /// Which step of closing the jail failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{step}: {error}")]
@@ -132,5 +137,6 @@ pub fn enter(spec: &JailSpec, netns: Option<OwnedFd>) -> Result<Jailed, JailErro
     root::enter(spec)?;
     privileges::limit(spec)?;
     privileges::drop(spec.uid)?;
+    access::enter(spec)?;
     Ok(Jailed { uid: spec.uid })
 }

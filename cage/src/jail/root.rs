@@ -18,6 +18,8 @@ pub const INITRAMFS: &str = "/initramfs.cpio";
 pub const SCRATCH: &str = "/scratch.ext4";
 pub const CONTROL_SOCKET: &str = "/vsock/control";
 pub const MEMORY_SOCKET: &str = "/vsock/memory";
+pub const KVM: &str = "/dev/kvm";
+pub const TUN: &str = "/dev/net/tun";
 
 /// The path of a layer of the rootfs, from the bottom, inside the jail.
 pub fn layer(number: usize) -> String {
@@ -57,9 +59,9 @@ pub fn enter(spec: &JailSpec) -> Result<(), JailError> {
     let vsock = spec.root.join("vsock");
     fs::create_dir(&vsock).map_err(at("mounts: vsock"))?;
     bind(&spec.vsock, &vsock, MountFlags::RDONLY)?;
-    device(spec, "dev/kvm", KVM_MINOR)?;
+    device(spec, KVM, KVM_MINOR)?;
     if spec.network.is_some() {
-        device(spec, "dev/net/tun", TUN_MINOR)?;
+        device(spec, TUN, TUN_MINOR)?;
     }
     leave_the_old_root(&spec.root)
 }
@@ -77,7 +79,7 @@ fn bind(source: &Path, target: &Path, access: MountFlags) -> Result<(), JailErro
 }
 
 fn device(spec: &JailSpec, name: &str, minor: u32) -> Result<(), JailError> {
-    let path = spec.root.join(name);
+    let path = spec.root.join(name.trim_start_matches('/'));
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(at("devices: directory"))?;
     }

@@ -741,7 +741,7 @@ fn volumes_are_the_agents_keep_what_they_hold_and_are_left_clean() {
         order.volumes.push(Volume { path: path.into(), read_only });
     }
     let Some(mut host) = Host::with_disks(order, &[&workspace, &rw, &ro]) else { return };
-    let ended = host.run("stat -c '%n %u' /vol/rw; echo kept > /vol/rw/x; echo '#!/bin/sh\necho ran' > /vol/rw/p; chmod +x /vol/rw/p; /vol/rw/p; echo y > /vol/ro/y; cat /vol/rw/x; echo w > /work/w");
+    let ended = host.run("stat -c '%n %u' /vol/rw; ls -A /vol/rw; echo kept > /vol/rw/x; echo '#!/bin/sh\necho ran' > /vol/rw/p; chmod +x /vol/rw/p; /vol/rw/p; echo y > /vol/ro/y; cat /vol/rw/x; echo w > /work/w");
     assert_eq!(ended.text(), "/vol/rw 1000\nran\nkept\n", "{}", ended.stderr);
     assert!(ended.stderr.contains("/vol/ro/y"), "what is read only is not written: {}", ended.stderr);
     assert_eq!(host.changes().keys().collect::<Vec<_>>(), ["work/w"], "a volume is no part of the root");

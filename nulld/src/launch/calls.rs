@@ -274,7 +274,7 @@ const CLOCK: &[Line] = &[
     (libc::SYS_adjtimex, Always, "a slew of the clock"),
 ];
 
-/// cage's, and what its VMMs need before they take on their own filter (cage/src/jail/seccomp.rs), which can only narrow it.
+/// cage's, and what its VMMs need before they take on their own filters (cage/src/jail/calls.rs), which can only narrow it.
 #[rustfmt::skip]
 const JAILS: &[Line] = &[
     (libc::SYS_clone, Always, "a VMM in a PID namespace of its own"),
@@ -304,7 +304,10 @@ const JAILS: &[Line] = &[
     (libc::SYS_capset, Always, "the jail has no capability"),
     (libc::SYS_prctl, Always, "bounding set, no_new_privs, parent's death"),
     (libc::SYS_setrlimit, Always, "the jail's limits"),
-    (libc::SYS_seccomp, Always, "the jail's own filter"),
+    (libc::SYS_seccomp, Always, "the jail's own filters"),
+    (libc::SYS_landlock_create_ruleset, Always, "the jail's own rules of access"),
+    (libc::SYS_landlock_add_rule, Always, "the jail's own rules of access"),
+    (libc::SYS_landlock_restrict_self, Always, "the jail's own rules of access"),
     (libc::SYS_ioctl, Always, "KVM and TAP; the jail's own filter lists them one by one"),
     (libc::SYS_bind, Always, "the sockets behind a guest's vsock"),
     (libc::SYS_listen, Always, "the sockets behind a guest's vsock"),
@@ -519,7 +522,7 @@ mod tests {
         };
         let tables = ["BASE", "BASE_OLD", "FILES", "FILES_OLD", "JAILS", "JAILS_OLD"];
         let cage: BTreeSet<String> = tables.iter().flat_map(|name| table(name)).collect();
-        let jail = include_str!("../../../cage/src/jail/seccomp.rs");
+        let jail = include_str!("../../../cage/src/jail/calls.rs");
         let vmm = names(jail.split("#[cfg(test)]").next().unwrap());
         assert!(vmm.len() > 50 && cage.len() > 100, "{} {}", vmm.len(), cage.len());
         let lacking: Vec<_> = vmm.difference(&cage).collect();

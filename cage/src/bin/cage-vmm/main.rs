@@ -4,9 +4,11 @@
 //! later. Must never: return to anything after the VM has started.
 
 mod krun;
+mod sys;
 
 use abi::wire::Connection;
-use cage::jail::{self, JailSpec, Launch, seccomp};
+use cage::jail::seccomp::Filters;
+use cage::jail::{self, JailSpec, Launch};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -62,7 +64,10 @@ fn prepare(connection: &mut Connection) -> Result<krun::Vm, Launch> {
         let (spec, netns) = read_spec(connection)?;
         let jailed = jail::enter(&spec, netns).map_err(|error| failed(error.step, error.error))?;
         let vm = krun::Vm::configure(&spec).map_err(|error| failed("vm", error))?;
-        seccomp::install(&jailed).map_err(|error| failed("filter", error))?;
+        cage::sys::name_refused_calls().map_err(|error| failed("filter", error))?;
+        let filters = Filters::new().map_err(|error| failed("filter", error))?;
+        filters.install(&jailed).map_err(|error| failed("filter", error))?;
+        sys::start_spawner(filters).map_err(|error| failed("spawner", error))?;
         Ok(vm)
     })();
     if let Err(launch) = &outcome {

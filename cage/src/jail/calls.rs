@@ -1,0 +1,219 @@
+//! The system calls a VMM may make: which of its threads makes each, and why.
+//!
+//! Data only. libkrun has a thread for each vCPU, each disk, the network device and vsock; each has a role, by its name, and may
+//! make the calls of its role alone ([`super::seccomp`]).
+//! Must hold: nothing here opens a way to another process, to the network or to new privileges; no memory is ever made
+//! executable. A row that no life uses is dead and goes, or says in [`KEPT`] why it stays (tests/tests/system/jail.rs traces a life).
+
+use seccomp::When::{self, Always, Masked, OneOf};
+use seccomp::{Line, THREAD, THREAD_MASK};
+
+/// What a thread of a VMM is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// The first thread until it starts its first vCPU: opens the VM's files, makes the VM and its devices.
+    Setup,
+    /// The first thread from then on: the event loop, with vsock's sending side, the balloon and the random numbers.
+    Loop,
+    /// Makes all other threads, so that no thread that a guest drives can make one.
+    Spawner,
+    /// A new thread that has not yet taken on its role.
+    Start,
+    Vcpu,
+    Block,
+    Net,
+    /// vsock's receiving side.
+    Vsock,
+    /// Any other thread: it may wait, and clean up after a connection.
+    Idle,
+}
+
+/// All of them.
+pub const ROLES: [Role; 9] = [Setup, Loop, Spawner, Start, Vcpu, Block, Net, Vsock, Idle];
+use Role::*;
+
+/// The role of a thread, by the name it gives itself (at most 15 bytes of it count, prctl(2)).
+pub fn role(thread: &str) -> Role {
+    match thread {
+        "spawner" => Spawner,
+        "block worker" => Block,
+        "virtio-net work" | "virtio-net worker" => Net,
+        "vsock muxer" => Vsock,
+        name if name.starts_with("fc_vcpu") => Vcpu,
+        _ => Idle,
+    }
+}
+
+/// Requests of the first thread while it makes the VM (linux/kvm.h).
+const MAKE_VM: &[u64] = &[
+    0xAE00,      // KVM_GET_API_VERSION
+    0xAE01,      // KVM_CREATE_VM
+    0xC004_AE02, // KVM_GET_MSR_INDEX_LIST
+    0xAE03,      // KVM_CHECK_EXTENSION
+    0xAE04,      // KVM_GET_VCPU_MMAP_SIZE
+    0xC008_AE05, // KVM_GET_SUPPORTED_CPUID
+    0xAE41,      // KVM_CREATE_VCPU
+    0x4020_AE46, // KVM_SET_USER_MEMORY_REGION
+    0xAE47,      // KVM_SET_TSS_ADDR
+    0xAE60,      // KVM_CREATE_IRQCHIP
+    0x4008_AE61, // KVM_IRQ_LINE
+    0xAE71,      // KVM_REINJECT_CONTROL: the PIT's lost ticks
+    0x4020_AE76, // KVM_IRQFD
+    0x4040_AE77, // KVM_CREATE_PIT2
+    0x4040_AE79, // KVM_IOEVENTFD
+    0x8090_AE81, // KVM_GET_REGS
+    0x4090_AE82, // KVM_SET_REGS
+    0x8138_AE83, // KVM_GET_SREGS
+    0x4138_AE84, // KVM_SET_SREGS
+    0xC008_AE88, // KVM_GET_MSRS
+    0x4008_AE89, // KVM_SET_MSRS
+    0x41A0_AE8D, // KVM_SET_FPU
+    0x8400_AE8E, // KVM_GET_LAPIC
+    0x4400_AE8F, // KVM_SET_LAPIC
+    0x4008_AE90, // KVM_SET_CPUID2
+    0x4068_AEA3, // KVM_ENABLE_CAP
+];
+const RUN_VCPU: &[u64] = &[0xAE80]; // KVM_RUN
+/// linux/if_tun.h.
+const OPEN_TAP: &[u64] = &[
+    0x4004_54CA, // TUNSETIFF
+    0x4004_54D0, // TUNSETOFFLOAD
+    0x4004_54D8, // TUNSETVNETHDRSZ
+];
+const IS_A_TERMINAL: &[u64] = &[0x5413]; // TIOCGWINSZ: is a descriptor a terminal (musl)
+const NON_BLOCKING: &[u64] = &[0x5421]; // FIONBIO
+
+const UNIX: &[u64] = &[libc::AF_UNIX as u64];
+const ABORT: &[u64] = &[libc::SIGABRT as u64];
+const NARROW: &[u64] = &[libc::SECCOMP_SET_MODE_FILTER as u64];
+const NAME: &[u64] = &[libc::PR_SET_NAME as u64];
+const GET_NAME: &[u64] = &[libc::PR_GET_NAME as u64];
+const NO_NEW_PRIVILEGES: &[u64] = &[libc::PR_SET_NO_NEW_PRIVS as u64];
+/// mmap(2) and mprotect(2), protection at argument 2: never to be executed.
+const NO_CODE: When = Masked(2, libc::PROT_EXEC as u64, 0);
+
+/// What any thread may need at any time.
+pub const ANY: &[Role] = &[Setup, Loop, Spawner, Start, Vcpu, Block, Net, Vsock, Idle];
+const POLLING: &[Role] = &[Setup, Loop, Vcpu, Block, Net, Vsock];
+const DISKS: &[Role] = &[Setup, Block];
+const NEW: &[Role] = &[Setup, Spawner, Start];
+
+/// One row: whose call, and the line of the filter.
+pub type Row = (&'static [Role], Line);
+
+#[rustfmt::skip]
+pub const ROWS: &[Row] = &[
+    // A VM at work.
+    (&[Vcpu], (libc::SYS_ioctl, OneOf(1, RUN_VCPU), "the guest runs")),
+    (ANY, (libc::SYS_read, Always, "eventfds, TAP, the kernel's file")),
+    (ANY, (libc::SYS_write, Always, "eventfds, TAP, console, log lines")),
+    (ANY, (libc::SYS_writev, Always, "log lines")),
+    (ANY, (libc::SYS_futex, Always, "locks, channels")),
+    (POLLING, (libc::SYS_epoll_pwait, Always, "wait for events")),
+    (POLLING, (libc::SYS_epoll_ctl, Always, "what to wait for")),
+    (POLLING, (libc::SYS_epoll_create1, Always, "a device's thread waits on its own")),
+    (ANY, (libc::SYS_close, Always, "descriptors are dropped where their last user ends")),
+    (&[Vcpu, Idle], (libc::SYS_nanosleep, Always, "a kernel's error on KVM_RUN is waited out")),
+    (&[Vcpu, Idle], (libc::SYS_clock_nanosleep, Always, "a kernel's error on KVM_RUN is waited out")),
+    // Disks.
+    (DISKS, (libc::SYS_pread64, Always, "guest reads")),
+    (DISKS, (libc::SYS_preadv, Always, "guest reads")),
+    (DISKS, (libc::SYS_pwrite64, Always, "guest writes")),
+    (DISKS, (libc::SYS_pwritev, Always, "guest writes")),
+    (DISKS, (libc::SYS_readv, Always, "guest reads")),
+    (DISKS, (libc::SYS_fsync, Always, "guest's flush")),
+    (DISKS, (libc::SYS_fdatasync, Always, "guest's flush")),
+    (DISKS, (libc::SYS_fallocate, Always, "guest's discard")),
+    (&[Setup, Vcpu, Block], (libc::SYS_lseek, Always, "a disk's size, when its device comes up")),
+    // vsock: a guest's connection becomes a connection to cage or ctxgraph.
+    (&[Setup, Loop], (libc::SYS_socket, OneOf(0, UNIX), "a guest connects")),
+    (&[Setup, Loop], (libc::SYS_connect, Always, "only Unix sockets exist, and only the jail's own two are in reach")),
+    (&[Setup, Loop, Vsock], (libc::SYS_sendto, Always, "guest to host")),
+    (&[Setup, Loop, Vsock], (libc::SYS_recvfrom, Always, "host to guest")),
+    (&[Setup, Loop, Vsock], (libc::SYS_shutdown, Always, "one side is done")),
+    (&[Setup, Loop, Vsock], (libc::SYS_setsockopt, Always, "buffers")),
+    (&[Setup, Loop, Vsock], (libc::SYS_getsockopt, Always, "outcome of a connect")),
+    (&[Setup, Loop, Vcpu, Vsock], (libc::SYS_fcntl, Always, "non-blocking TAP and sockets, shared eventfds")),
+    (&[Setup, Loop, Vsock], (libc::SYS_ioctl, OneOf(1, NON_BLOCKING), "sockets")),
+    (&[Setup, Loop], (libc::SYS_timerfd_create, Always, "clock hints to the guest")),
+    (&[Setup, Loop], (libc::SYS_timerfd_settime, Always, "clock hints to the guest")),
+    // Made once.
+    (&[Setup], (libc::SYS_ioctl, OneOf(1, MAKE_VM), "the VM, its vCPUs and interrupts")),
+    (&[Setup, Vcpu], (libc::SYS_openat, Always, "the VM's files; the TAP when the guest's driver comes up")),
+    (&[Vcpu], (libc::SYS_ioctl, OneOf(1, OPEN_TAP), "the TAP, when the guest's driver comes up")),
+    (&[Setup], (libc::SYS_ioctl, OneOf(1, IS_A_TERMINAL), "how the log is written")),
+    (&[Setup], (libc::SYS_fstat, Always, "disk and kernel size")),
+    (&[Setup], (libc::SYS_newfstatat, Always, "disk and kernel size")),
+    (&[Setup], (libc::SYS_fstatfs, Always, "alignment of a disk's file system")),
+    (&[Setup], (libc::SYS_statx, Always, "disk and kernel size")),
+    (&[Setup], (libc::SYS_eventfd2, Always, "device interrupts and queues")),
+    (&[Setup], (libc::SYS_dup, Always, "the console")),
+    (&[Setup], (libc::SYS_sched_getaffinity, Always, "number of CPUs")),
+    (&[Setup], (libc::SYS_prctl, OneOf(0, NAME), "the process's name")),
+    // Threads.
+    (&[Setup, Spawner], (libc::SYS_clone, Masked(0, THREAD_MASK, THREAD), "only the spawner makes threads, and only threads")),
+    (NEW, (libc::SYS_prctl, OneOf(0, NAME), "a thread takes its name, then its role")),
+    (NEW, (libc::SYS_prctl, OneOf(0, NO_NEW_PRIVILEGES), "set already, and again by each filter")),
+    (NEW, (libc::SYS_seccomp, OneOf(0, NARROW), "its role's filter: filters only narrow")),
+    (NEW, (libc::SYS_set_robust_list, Always, "new thread")),
+    (NEW, (libc::SYS_rseq, Always, "new thread (glibc)")),
+    (NEW, (libc::SYS_set_tid_address, Always, "new thread")),
+    (ANY, (libc::SYS_rt_sigprocmask, Always, "thread start and end")),
+    (ANY, (libc::SYS_sigaltstack, Always, "thread start and end")),
+    (ANY, (libc::SYS_gettid, Always, "abort, kick a vCPU")),
+    (ANY, (libc::SYS_getpid, Always, "abort, kick a vCPU")),
+    (ANY, (libc::SYS_tkill, Always, "abort, kick a vCPU; no other process is in the PID namespace")),
+    (ANY, (libc::SYS_tgkill, Always, "abort, kick a vCPU; no other process is in the PID namespace")),
+    (&[Setup], (libc::SYS_rt_sigaction, Always, "the signal that kicks a vCPU; never SIGSYS")),
+    (ANY, (libc::SYS_rt_sigaction, OneOf(0, ABORT), "abort")),
+    (ANY, (libc::SYS_rt_sigreturn, Always, "the signal that kicks a vCPU")),
+    (ANY, (libc::SYS_exit, Always, "thread end")),
+    (ANY, (libc::SYS_exit_group, Always, "VM end")),
+    (ANY, (libc::SYS_prctl, OneOf(0, GET_NAME), "a refused call is told with its thread")),
+    (ANY, (libc::SYS_restart_syscall, Always, "a stopped and continued jail")),
+    // Memory.
+    (ANY, (libc::SYS_mmap, NO_CODE, "guest memory, thread stacks, allocator")),
+    (ANY, (libc::SYS_mprotect, NO_CODE, "guard pages of thread stacks")),
+    (ANY, (libc::SYS_munmap, Always, "allocator, thread end")),
+    (ANY, (libc::SYS_mremap, Always, "allocator")),
+    (ANY, (libc::SYS_madvise, Always, "balloon gives guest pages back, allocator")),
+    (ANY, (libc::SYS_brk, Always, "allocator")),
+    (ANY, (libc::SYS_sched_yield, Always, "locks")),
+    (ANY, (libc::SYS_clock_gettime, Always, "where the vDSO has no clock")),
+    (ANY, (libc::SYS_getrandom, Always, "the guest's virtio-rng, hash seeds")),
+];
+
+/// Calls that only older architectures have; libc makes them where they exist.
+#[cfg(target_arch = "x86_64")]
+#[rustfmt::skip]
+pub const ROWS_OLD: &[Row] = &[
+    (&[Setup, Vcpu], (libc::SYS_open, Always, "the VM's files; the TAP when the guest's driver comes up")),
+    (&[Setup], (libc::SYS_stat, Always, "disk and initramfs size")),
+    (&[Setup, Vcpu], (libc::SYS_readlink, Always, "path of a disk")),
+    (POLLING, (libc::SYS_epoll_wait, Always, "wait for events")),
+    (&[Setup], (libc::SYS_poll, Always, "std checks descriptors 0 to 2")),
+];
+#[cfg(not(target_arch = "x86_64"))]
+pub const ROWS_OLD: &[Row] = &[];
+
+/// Rows that the traced life does not use, with why they stay.
+pub const KEPT: &[(i64, &str)] = &[];
+
+/// All rows.
+pub fn rows() -> impl Iterator<Item = &'static Row> {
+    ROWS.iter().chain(ROWS_OLD)
+}
+
+/// What a thread of a role may call. Before the roles are taken on, the first thread may all that any thread may, since filters
+/// only narrow; likewise the spawner for all but the first.
+pub fn lines(role: Role) -> impl Iterator<Item = &'static Line> {
+    rows()
+        .filter(move |(roles, _)| match role {
+            Setup => true,
+            Vcpu | Block | Net | Vsock | Idle | Spawner | Start => {
+                roles.iter().any(|role| !matches!(role, Setup | Loop))
+            }
+            _ => roles.contains(&role),
+        })
+        .map(|(_, line)| line)
+}
