@@ -112,6 +112,7 @@ fn one_file_is_sent_by_itself_and_a_link_asked_for_is_a_link() {
     assert_eq!((&records[""].0.content, code), (&link("/secret/key"), 0));
     let (records, said, code) = sent(&root, "/tree/none");
     assert!(records.is_empty() && code == 1 && said.contains("`/tree/none`"), "{said}");
+    fs::remove_dir_all(root).unwrap();
 }
 
 #[test]
