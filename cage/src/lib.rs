@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod agents;
 pub mod attach;
+pub mod clock;
 pub mod caller;
 pub mod disks;
 pub mod door;

@@ -7,7 +7,7 @@ use cage::agents::Cage;
 use cage::door::Door;
 use cage::jail::cgroup::Delegated;
 use cage::places::Places;
-use cage::{imports, recovery, watch};
+use cage::{clock, imports, recovery, watch};
 use nix::sys::signal::{SigSet, Signal};
 use std::io;
 use std::process::ExitCode;
@@ -45,6 +45,12 @@ fn serve() -> io::Result<()> {
     cage.imports.announce(&archives);
     let importing = cage.clone();
     thread("imports", move || importing.imports.run(archives, &importing.store, &importing.ledger))?;
+    let watching = cage.clone();
+    thread("clock", move || {
+        if let Err(error) = clock::watch(&watching) {
+            log::error("clock_not_watched", &[("error", &error)]);
+        }
+    })?;
     let recovering = cage.clone();
     thread("recovery", move || recovery::resume(&recovering, before, first))?;
     let watching = cage.clone();
