@@ -28,7 +28,7 @@ use crate::agent::Agent;
 use crate::agents::{Cage, Cause, WantedAgent};
 use crate::disks::Disks;
 use crate::guest::{Said, Session};
-use crate::jail::cgroup::{Bounds, VmCgroup};
+use crate::jail::cgroup::{Bounds, IoBound, VmCgroup};
 use crate::jail::{JailNetwork, JailSpec};
 use crate::lease::{self, Keeper, Leases};
 use crate::manifests::Loaded;
@@ -241,11 +241,10 @@ impl Life<'_> {
         let disk_in_memory_mib = if cage.disks_in_memory { disks.size_mib() } else { 0 };
         self.held.disks = Some(disks);
         self.reached("disk")?;
-        let bounds = Bounds {
-            cpu_percent: self.order.loaded.manifest.cpu_percent,
-            memory_mib: self.order.loaded.manifest.memory_mib,
-            disk_in_memory_mib,
-        };
+        let io = manifest.disk_mb_per_sec.map(|rate| IoBound::of(&cage.places.state, rate));
+        let io = io.transpose().map_err(|error| End::Broken(format!("cgroup: {error}")))?;
+        let (cpu_percent, memory_mib) = (manifest.cpu_percent, manifest.memory_mib);
+        let bounds = Bounds { cpu_percent, memory_mib, disk_in_memory_mib, io };
         let made = cage.cgroups.create(self.instance(), bounds);
         let cgroup = Arc::new(made.map_err(|error| End::Broken(format!("cgroup: {error}")))?);
         self.held.cgroup = Some(cgroup.clone());

@@ -46,10 +46,7 @@ impl Life<'_> {
         if is_killed || self.held.is_quarantined || self.held.vmm_ended.is_some() {
             return;
         }
-        if self.held.frozen.is_some()
-            && let Err(error) = self.go_on_again()
-        {
-            log::warning("not_thawed", &[("instance", self.instance()), ("error", &error)]);
+        if self.held.frozen.is_some() && !self.is_let_go() {
             return;
         }
         let Some(session) = &self.held.session else { return };
@@ -57,6 +54,19 @@ impl Life<'_> {
             return;
         }
         self.await_vmm(Duration::from_millis(grace_ms + HALT_MS_MAX));
+    }
+
+    /// Lets a paused VM go on, to end in order; not while its disks are being copied: then it is ended where it stands.
+    fn is_let_go(&mut self) -> bool {
+        let still = self.cage.disks.custody.begin_work(&self.agent.name, "it is being stopped");
+        let let_go = match &still {
+            Ok(_) => self.go_on_again().map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(why) = &let_go {
+            log::warning("not_let_go", &[("instance", self.instance()), ("why", why)]);
+        }
+        let_go.is_ok()
     }
 
     fn await_vmm(&mut self, patience: Duration) {
@@ -121,8 +131,9 @@ impl Life<'_> {
         }
         if self.held.is_quarantined {
             outcome = Outcome::Asked;
-            detail.push_str(if detail.is_empty() { "quarantined" } else { "; quarantined" });
-            detail.push_str(", its evidence is kept");
+            let why = self.agent.facts().detail.clone();
+            let how = if detail.is_empty() { String::new() } else { format!("; {detail}") };
+            detail = format!("{why}{how}; its evidence is kept");
         }
         let broke = happening == Happening::Broke && outcome == Outcome::Badly;
         let again = broke && !ran && self.order.cause.tries_left > 0;
