@@ -65,6 +65,12 @@ pub fn open(uid: u32, ports: Vec<u16>, adopt: Option<OwnedFd>) -> Result<Opened,
     at("start a thread", thread)?.join().unwrap_or(Err(NamespaceError::Thread))
 }
 
+/// Bounds what the kernel holds of a connection; a listening socket passes it on to those it accepts.
+pub fn bound_buffers(socket: impl AsFd) -> io::Result<()> {
+    set_socket_send_buffer_size(&socket, SOCKET_BYTES)?;
+    Ok(set_socket_recv_buffer_size(&socket, SOCKET_BYTES)?)
+}
+
 /// Makes a TCP socket in a namespace, on a thread of its own that ends with it.
 pub async fn socket_in(namespace: Arc<OwnedFd>) -> io::Result<TcpStream> {
     let (tell, told) = tokio::sync::oneshot::channel();
@@ -72,7 +78,9 @@ pub async fn socket_in(namespace: Arc<OwnedFd>) -> io::Result<TcpStream> {
         let kind = Some(LinkNameSpaceType::Network);
         rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)
+        let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+        bound_buffers(&socket)?;
+        io::Result::Ok(socket)
     };
     std::thread::Builder::new().name("socket".into()).stack_size(64 * 1024).spawn(move || {
         let _ = tell.send(make()); // nobody waits for it any more
@@ -136,11 +144,7 @@ fn sockets(namespace: OwnedFd) -> Result<Opened, NamespaceError> {
     let dns_tcp = at("listen for DNS over TCP", TcpListener::bind(dns))?;
     let proxy = at("listen for the proxy", TcpListener::bind(SocketAddrV4::new(GATEWAY, PROXY_PORT)))?;
     let refusals = at("listen for refused packets", nflog::open(wall::LOG_GROUP))?;
-    for bounded in
-        [set_socket_send_buffer_size(&proxy, SOCKET_BYTES), set_socket_recv_buffer_size(&proxy, SOCKET_BYTES)]
-    {
-        at("bound the proxy's buffers", bounded)?;
-    }
+    at("bound the proxy's buffers", bound_buffers(&proxy))?;
     for done in [dns_udp.set_nonblocking(true), dns_tcp.set_nonblocking(true), proxy.set_nonblocking(true)] {
         at("make the sockets non-blocking", done)?;
     }

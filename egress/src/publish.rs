@@ -130,6 +130,7 @@ pub fn listen(ports: &[Published]) -> io::Result<Vec<Door>> {
             |error: io::Error| io::Error::new(error.kind(), format!("listen on port {port}: {error}"));
         let listener = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).map_err(named)?;
         listener.set_nonblocking(true)?;
+        namespace::bound_buffers(&listener)?;
         Ok(Door { published: published.clone(), listener })
     };
     ports.iter().map(listen).collect()

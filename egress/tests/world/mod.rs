@@ -307,12 +307,8 @@ impl World {
         self.spawn_within(&self.internet(), command)
     }
 
-    /// The same on the node.
-    pub fn spawn_on_node(&self, command: &str) -> Running {
-        self.spawn_within(&self.node(), command)
-    }
-
-    fn spawn_within(&self, namespace: &str, command: &str) -> Running {
+    /// The same in a namespace.
+    pub fn spawn_within(&self, namespace: &str, command: &str) -> Running {
         let mut child = Command::new("ip")
             .args(["netns", "exec", namespace, "bash", "-euc", command])
             .env("GO", self.dir.join("go"))
