@@ -148,6 +148,7 @@ fn starts(node: &Node, rounds: usize, figures: &mut Figures) -> Result<()> {
             match bench(node, order) {
                 Ok(found) => found[field].as_u64(),
                 Err(error) => {
+                    eprintln!("round {round}: {order}: {error:#}");
                     figures.missing.push(format!("round {round}: {order}: {error:#}"));
                     None
                 }
@@ -163,7 +164,10 @@ fn starts(node: &Node, rounds: usize, figures: &mut Figures) -> Result<()> {
                 figures.plain.0.extend(found["us"].as_u64());
                 figures.plain_hello.0.extend(found["hello_us"].as_u64());
             }
-            Err(error) => figures.missing.push(format!("round {round}: plain: {error:#}")),
+            Err(error) => {
+                eprintln!("round {round}: plain: {error:#}");
+                figures.missing.push(format!("round {round}: plain: {error:#}"));
+            }
         }
         figures.agent.0.extend(agent);
         figures.serial.0.extend(serial);
