@@ -12,12 +12,14 @@ use cage::jail::seccomp::Filters;
 use libc::{c_char, c_int, c_void, pthread_attr_t, pthread_t};
 use std::ffi::CStr;
 use std::io;
-use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
+use std::sync::{Once, OnceLock};
 
 /// Set once, when the first filter stands.
 static FILTERS: OnceLock<Filters> = OnceLock::new();
 static SPAWNER: OnceLock<Sender<Order>> = OnceLock::new();
+/// The first vCPU of several tells it.
+static VM_IS_MADE: Once = Once::new();
 
 type Body = extern "C" fn(*mut c_void) -> *mut c_void;
 
@@ -73,7 +75,7 @@ unsafe extern "C" fn __wrap_pthread_create(
         return unsafe { __real_pthread_create(thread, attributes, body, argument) };
     };
     if rustix::thread::gettid() == rustix::process::getpid() {
-        narrow(Role::Loop);
+        VM_IS_MADE.call_once(|| narrow(Role::Loop));
     }
     let (made, outcome) = sync_channel(1);
     match spawner.send(Order { thread, attributes, body, argument, made }) {
