@@ -290,6 +290,53 @@ mod tests {
         );
     }
 
+    /// This program itself is the maker, told so by a variable.
+    #[test]
+    fn a_maker_killed_at_any_moment_leaves_whole_disks_or_none() {
+        const DIR: &str = "NULLBOX_TEST_MAKER";
+        let content = vec![9u8; 300_000];
+        if let Some(dir) = std::env::var_os(DIR) {
+            for number in (0..8).cycle() {
+                let kept = Kept::of(Path::new(&dir), &format!("d{number}"));
+                kept.remove().unwrap();
+                make(&kept, &content);
+                kept.write(&8u32).unwrap();
+            }
+        }
+        let seed = crate::output::unix_ms();
+        println!("seed {seed}");
+        let dir = tempfile::tempdir().unwrap();
+        let mut seen = 0;
+        for round in 0..10 {
+            let mut maker = std::process::Command::new(std::env::current_exe().unwrap())
+                .args([
+                    "--exact",
+                    "disks::kept::tests::a_maker_killed_at_any_moment_leaves_whole_disks_or_none",
+                ])
+                .env(DIR, dir.path())
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            while !Kept::of(dir.path(), "d1").record().exists() {
+                std::thread::yield_now();
+            }
+            std::thread::sleep(std::time::Duration::from_millis((seed >> round) % 40));
+            maker.kill().unwrap();
+            maker.wait().unwrap();
+            sweep(dir.path()).unwrap();
+            let names = names(dir.path()).unwrap();
+            assert_eq!(entries(dir.path()).unwrap().len(), names.len() * 2, "round {round} of seed {seed}");
+            for name in names {
+                let kept = Kept::of(dir.path(), &name);
+                assert!(matches!(kept.read::<u32>(), Ok(Some(7 | 8))), "round {round} of seed {seed}");
+                assert!(fs::read(kept.disk()).unwrap() == content, "round {round} of seed {seed}");
+                kept.remove().unwrap();
+                seen += 1;
+            }
+        }
+        assert!(seen > 0, "no disk was made");
+    }
+
     #[test]
     fn links_and_other_files_are_refused() {
         let dir = tempfile::tempdir().unwrap();
