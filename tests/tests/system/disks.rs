@@ -165,10 +165,9 @@ fn snapshot_is_forked_and_restored() -> Result<()> {
     on(|node| {
         write(node, "keeper", "/data/out/file", "before")?;
         let early = node.ctl(&["snapshot", "create", "keeper", "one"])?;
-        ensure!(early.status == 1 && early.stderr.contains("agent pause keeper"), "{early:?}");
+        ensure!(early.status != 0 && early.stderr.contains("agent pause keeper"), "{early:?}");
         node.json(&["agent", "pause", "keeper"])?;
-        let taken = node.ctl(&["--json", "snapshot", "create", "keeper", "one"])?.ok()?;
-        let taken: Value = serde_json::from_str(taken.stdout.lines().last().context("no answer")?)?;
+        let taken = node.json(&["snapshot", "create", "keeper", "one"])?;
         ensure!(taken["size_mib"] == 80 && taken["agent"] == "keeper", "{taken}");
         node.json(&["agent", "resume", "keeper"])?;
         write(node, "keeper", "/data/out/file", "after")?;
@@ -200,7 +199,7 @@ fn what_does_not_fit_is_refused() -> Result<()> {
             (&["volume", "remove", "keeper", "none"], "no volume `keeper/none`"),
         ] {
             let answer = node.ctl(command)?;
-            ensure!(answer.status == 1 && answer.stderr.contains(reason), "{command:?}: {answer:?}");
+            ensure!(answer.status != 0 && answer.stderr.contains(reason), "{command:?}: {answer:?}");
         }
         Ok(())
     })
