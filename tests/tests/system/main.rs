@@ -10,6 +10,8 @@ mod faults;
 mod gate;
 mod hardening;
 mod hostile;
+mod images;
+mod jail;
 mod ledger;
 mod lives;
 mod many;
@@ -63,6 +65,7 @@ fn main() {
     trials.extend(network::trials());
     trials.extend(memory::trials());
     trials.extend(ledger::trials());
+    trials.extend(images::trials());
     trials.extend(power::trials());
     trials.extend(boot::after());
     trials.extend(faults::trials());
@@ -71,6 +74,7 @@ fn main() {
     trials.extend(disks::trials());
     trials.extend(lives::trials());
     trials.extend(hostile::trials());
+    trials.extend(jail::trials());
     trials.extend(many::trials());
     trials.extend(ports::trials());
     trials.extend(faults::last());
