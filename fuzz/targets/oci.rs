@@ -7,7 +7,7 @@
 #![no_main]
 
 #[path = "../../cage/tests/archives/mod.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "tests of the store use all of it")]
 mod archives;
 
 use abi::manifest::RootfsRef;

@@ -20,7 +20,7 @@
 mod archive;
 #[cfg(test)]
 #[path = "../../tests/archives/mod.rs"]
-#[allow(dead_code)] // tests outside use all of it
+#[allow(dead_code, reason = "tests outside use all of it")]
 mod archives;
 mod chain;
 mod convert;

@@ -11,7 +11,6 @@ mod gate;
 mod hardening;
 mod hostile;
 mod images;
-mod jail;
 mod ledger;
 mod lives;
 mod many;
@@ -74,7 +73,6 @@ fn main() {
     trials.extend(disks::trials());
     trials.extend(lives::trials());
     trials.extend(hostile::trials());
-    trials.extend(jail::trials());
     trials.extend(many::trials());
     trials.extend(ports::trials());
     trials.extend(faults::last());
