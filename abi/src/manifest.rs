@@ -13,6 +13,8 @@ use crate::ids::{AgentName, Destination, Digest, HostName, Name, Source as Sourc
 use crate::limits;
 
 mod grants;
+mod program;
+mod unenforced;
 
 /// A checked manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -288,40 +290,6 @@ impl Checker<'_> {
         Err(Box::new(self.source.wrong(span, field, rule, remedy)))
     }
 
-    /// A field that nothing enforces yet would be a promise nobody keeps.
-    fn refuse_unenforced(&self, raw: &RawManifest) -> Checked<()> {
-        let caps = &raw.capabilities;
-        let fields = [
-            (
-                "capabilities.credential_refs",
-                &caps.credential_refs,
-                "a credential broker on the node, which this version does not have",
-                "remove it, and give the agent no secret: a guest can read whatever it is given",
-            ),
-            (
-                "capabilities.max_api_calls_per_hour",
-                &caps.max_api_calls_per_hour,
-                "the credential broker, which counts calls by their receipts and which this version does not have",
-                "remove it; network.allow bounds whom the agent can call",
-            ),
-            (
-                "tools",
-                &raw.tools,
-                "the verifier on the host, which decides tool calls by their risk and which this version does not have",
-                "remove it; capabilities.exec bounds what the agent can run",
-            ),
-        ];
-        for (field, value, keeper, remedy) in fields {
-            if let Some(value) = value {
-                let rule = format!(
-                    "this version of NullBox does not enforce this field, so it refuses it: its place is {keeper}"
-                );
-                return self.wrong(value.span(), field, rule, remedy);
-            }
-        }
-        Ok(())
-    }
-
     fn name(&self, name: &Spanned<String>) -> Checked<AgentName> {
         name.get_ref().parse().or_else(|_| {
             self.wrong(
@@ -366,55 +334,6 @@ impl Checker<'_> {
             "must be a rootfs name (1 to 64 of a-z 0-9 . _ -, starting with a letter or digit) or a sha256: digest",
             "name an archive rootfs/NAME.tar of the configuration, for example rootfs = \"python\"",
         )
-    }
-
-    fn command(&self, command: Spanned<Vec<Spanned<String>>>) -> Checked<Vec<String>> {
-        let span = command.span();
-        let args = command.into_inner();
-        if args.is_empty() || args.len() > limits::COMMAND_ARGS_MAX {
-            let rule = format!("must have 1 to {} parts", limits::COMMAND_ARGS_MAX);
-            return self.wrong(
-                span,
-                "agent.command",
-                rule,
-                "write for example command = [\"/usr/bin/python3\", \"/app/main.py\"]",
-            );
-        }
-        for (index, arg) in args.iter().enumerate() {
-            let text = arg.get_ref();
-            if text.len() > limits::COMMAND_ARG_BYTES_MAX || text.contains('\0') {
-                let rule = format!("must be at most {} bytes, without NUL", limits::COMMAND_ARG_BYTES_MAX);
-                return self.wrong(arg.span(), "agent.command", rule, "shorten it");
-            }
-            if index == 0 {
-                self.path(arg, "agent.command", false)?;
-            }
-        }
-        Ok(args.into_iter().map(Spanned::into_inner).collect())
-    }
-
-    fn env(&self, env: BTreeMap<String, Spanned<String>>) -> Checked<BTreeMap<String, String>> {
-        let mut checked = BTreeMap::new();
-        let count = env.len();
-        for (name, value) in env {
-            let field = format!("agent.env.{name}");
-            let mut bytes = name.bytes();
-            let starts = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-            if !starts || name.len() > 128 || !bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-                let rule = "a variable's name must be 1 to 128 of A-Z a-z 0-9 _, not starting with a digit";
-                return self.wrong(value.span(), &field, rule, "rename it");
-            }
-            if count > limits::ENV_VARS_MAX {
-                let rule = format!("{count} variables: at most {} are allowed", limits::ENV_VARS_MAX);
-                return self.wrong(value.span(), "agent.env", rule, "remove some");
-            }
-            if value.get_ref().len() > limits::COMMAND_ARG_BYTES_MAX || value.get_ref().contains('\0') {
-                let rule = format!("must be at most {} bytes, without NUL", limits::COMMAND_ARG_BYTES_MAX);
-                return self.wrong(value.span(), &field, rule, "shorten it");
-            }
-            checked.insert(name, value.into_inner());
-        }
-        Ok(checked)
     }
 
     fn number(
