@@ -11,6 +11,7 @@ mod gate;
 mod hardening;
 mod hostile;
 mod images;
+mod jail;
 mod ledger;
 mod lives;
 mod many;
@@ -73,6 +74,7 @@ fn main() {
     trials.extend(disks::trials());
     trials.extend(lives::trials());
     trials.extend(hostile::trials());
+    trials.extend(jail::trials());
     trials.extend(many::trials());
     trials.extend(ports::trials());
     trials.extend(faults::last());
