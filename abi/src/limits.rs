@@ -70,6 +70,8 @@ pub const HEALTH_INTERVAL_SECS_MIN: u32 = 1;
 pub const HEALTH_INTERVAL_SECS_MAX: u32 = 3600;
 /// How long one health check may take. Later: it has failed.
 pub const HEALTH_TIMEOUT_MS: u64 = 5_000;
+/// How long an agent that was never healthy may take to become so. Meanwhile failed checks are told and do not count.
+pub const HEALTH_START_MS: u64 = 30_000;
 /// Failed health checks in a row that a manifest may tolerate.
 pub const HEALTH_FAILURES_MAX: u32 = 100;
 /// Restarts a manifest may ask for.

@@ -44,10 +44,10 @@ def web():
 
 def hold():
     with socket.create_connection(("web.test", 80), timeout=60) as s:
-        s.sendall(b"GET / HTTP/1.1\r\nHost: web.test\r\n")
+        s.sendall(b"POST / HTTP/1.1\r\nHost: web.test\r\nContent-Length: 1000000\r\n\r\n")
         print("connected", flush=True)
         while True:
-            s.sendall(b"X-More: yes\r\n")
+            s.sendall(b"more")
             time.sleep(0.3)
 
 

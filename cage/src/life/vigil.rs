@@ -35,10 +35,13 @@ pub struct Vigil {
     idle: Option<Duration>,
     check: Option<HealthCheck>,
     began: Instant,
+    /// The same, as far as its health goes.
+    started: Instant,
     used: Instant,
     looked: Instant,
     heard: Instant,
     healthy: Option<bool>,
+    was_healthy: bool,
     failures: u32,
     network_bytes: u64,
 }
@@ -52,10 +55,12 @@ impl Vigil {
             idle: seconds(manifest.idle_secs_max),
             check: manifest.health_check.clone(),
             began: now,
+            started: now,
             used: now,
             looked: now,
             heard: now,
             healthy: None,
+            was_healthy: false,
             failures: 0,
             network_bytes: 0,
         }
@@ -119,10 +124,12 @@ impl Vigil {
         self.heard = now;
         let before = self.healthy.replace(healthy);
         if healthy {
-            self.failures = 0;
+            (self.failures, self.was_healthy) = (0, true);
             return (if before == Some(true) { Change::None } else { Change::BecameHealthy }, None);
         }
-        self.failures = self.failures.saturating_add(1);
+        let is_coming_up =
+            !self.was_healthy && now < self.started + Duration::from_millis(limits::HEALTH_START_MS);
+        self.failures = if is_coming_up { 0 } else { self.failures.saturating_add(1) };
         let change = if before == Some(false) { Change::None } else { Change::BecameUnhealthy };
         let verdict = (self.failures >= check.max_failures).then(|| {
             Verdict::Unhealthy(format!(
@@ -140,7 +147,7 @@ impl Vigil {
 
     /// It goes on after having been paused for so long.
     pub fn resumed(&mut self, paused: Duration) {
-        for at in [&mut self.used, &mut self.looked, &mut self.heard] {
+        for at in [&mut self.started, &mut self.used, &mut self.looked, &mut self.heard] {
             *at += paused;
         }
     }
@@ -222,6 +229,18 @@ mod tests {
         assert!(
             matches!(verdict, Some(Verdict::Unhealthy(why)) if why.contains("3 health checks") && why.contains("no answer"))
         );
+    }
+
+    #[test]
+    fn an_agent_has_time_to_become_healthy_and_no_more() {
+        let now = Instant::now();
+        let mut vigil = vigil(CHECK, now);
+        for seconds in [10, 20, 29] {
+            assert_eq!(vigil.checked(now + seconds * SECOND, false, "refused").1, None);
+        }
+        assert_eq!(vigil.checked(now + 40 * SECOND, false, "refused").1, None);
+        assert_eq!(vigil.checked(now + 50 * SECOND, false, "refused").1, None);
+        assert!(vigil.checked(now + 60 * SECOND, false, "refused").1.is_some());
     }
 
     #[test]

@@ -213,7 +213,9 @@ fn kill_and_restart() -> Result<()> {
             node.json(&["agent", "start", "ticker"])?;
         }
         node.json(&["agent", "kill", "ticker"])?;
-        ensure!(receipts(node, "ticker", "agent_killed")? == 3);
+        eventually(Duration::from_secs(10), "each kill has its receipt", || {
+            Ok(receipts(node, "ticker", "agent_killed")? == 3)
+        })?;
         refused(node, &["agent", "pause", "ticker"], "does not run")
     })
 }
@@ -355,8 +357,10 @@ fn removal_leaves_nothing() -> Result<()> {
         for agent in ["ticker", "suspect"] {
             let removed = node.json(&["agent", "remove", agent])?;
             ensure!(removed["log"] == true, "{removed}");
-            let left = node.fault("list /state/cage/evidence")? + &node.fault("list /state/cage/logs")?;
-            ensure!(!left.contains(agent), "{left}");
+            for dir in ["evidence", "logs"] {
+                let left = node.fault(&format!("list /state/cage/{dir}"))?;
+                ensure!(!left.contains(agent), "{dir}: {left}");
+            }
             ensure!(receipts(node, agent, "agent_removed")? == 1);
         }
         ensure!(status(node, "suspect")?["evidence"].as_array().is_some_and(Vec::is_empty));
