@@ -44,7 +44,9 @@ fn told(mut bytes: &[u8]) -> Vec<u8> {
     let mut wire = Vec::new();
     // The beginning that every guest has to get right, unless the first byte says otherwise.
     if bytes.first().is_some_and(|first| *first >= 8) {
-        for (kind, payload) in [(Kind::Hello, &br#"{"protocol":2,"uptime_us":1}"#[..]), (Kind::Ready, br#"{"stages_us":[]}"#)] {
+        for (kind, payload) in
+            [(Kind::Hello, &br#"{"protocol":2,"uptime_us":1}"#[..]), (Kind::Ready, br#"{"stages_us":[]}"#)]
+        {
             Frame::data(kind, 0, payload).write_to(&mut wire).unwrap();
         }
     }

@@ -28,7 +28,9 @@ fn check(manifest: &Manifest) {
     assert!((1..=limits::CPU_PERCENT_MAX).contains(&manifest.cpu_percent));
     assert!((1..=limits::GUEST_PIDS_MAX).contains(&manifest.pids_max));
     assert!(manifest.network_allow.len() <= limits::NETWORK_ALLOW_MAX);
-    for path in manifest.read.iter().chain(&manifest.write).chain(&manifest.exec).chain(manifest.command.first()) {
+    for path in
+        manifest.read.iter().chain(&manifest.write).chain(&manifest.exec).chain(manifest.command.first())
+    {
         assert!(path.starts_with('/') && path.len() <= limits::PATH_BYTES_MAX, "{path}");
         assert!(path.split('/').skip(1).all(|part| !matches!(part, "." | "..")), "{path}");
     }

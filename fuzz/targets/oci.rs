@@ -38,7 +38,8 @@ fuzz_target!(|input: &[u8]| {
         }
         // Layers of any bytes as tar, with the checksums made right.
         3 => {
-            let layers = rest.chunks(rest.len().div_ceil(2).next_multiple_of(BLOCK).max(BLOCK)).map(checksummed);
+            let layers =
+                rest.chunks(rest.len().div_ceil(2).next_multiple_of(BLOCK).max(BLOCK)).map(checksummed);
             import_twice(&Archive::of(layers.collect(), Packing::Plain).docker());
         }
         // Layers in short: kind, name, link, content.
@@ -80,7 +81,10 @@ fn told(bytes: &[u8]) -> Vec<Layer> {
                 drop(layer.raw(b'0', format!("{parent}/.wh.{name}").as_bytes(), b"", b""));
             }
             6 => drop(layer.raw(b'0', format!("{name}/.wh..wh..opq").as_bytes(), b"", b"")),
-            7 => drop(layer.pax(&name, &[(["path", "linkpath", "size", "uid", "mtime"][usize::from(length % 5)], link.as_bytes())])),
+            7 => drop(layer.pax(
+                &name,
+                &[(["path", "linkpath", "size", "uid", "mtime"][usize::from(length % 5)], link.as_bytes())],
+            )),
             kind => drop(layer.raw(b'0', name.as_bytes(), b"", &vec![kind; usize::from(length) * 700])),
         }
     }
@@ -102,7 +106,11 @@ fn import_twice(archive: &[u8]) {
     let store = Store::open(dir.path()).unwrap();
     let import = |store: &Store| -> Result<_, ImportError> {
         let mut reader = archive;
-        store.import(Source::Stream { reader: &mut reader, bytes: archive.len() as u64 }, "x", &mut |_, _, _| {})
+        store.import(
+            Source::Stream { reader: &mut reader, bytes: archive.len() as u64 },
+            "x",
+            &mut |_, _, _| {},
+        )
     };
     let image = match import(&store) {
         Ok(image) => image,
