@@ -94,7 +94,8 @@ const NO_CODE: When = Masked(2, libc::PROT_EXEC as u64, 0);
 
 /// What any thread may need at any time.
 pub const ANY: &[Role] = &[Setup, Loop, Spawner, Start, Vcpu, Block, Net, Vsock, Idle];
-const POLLING: &[Role] = &[Setup, Loop, Vcpu, Block, Net, Vsock];
+/// Threads that work for the guest; what they share opens nothing and makes nothing.
+const WORK: &[Role] = &[Setup, Loop, Vcpu, Block, Net, Vsock, Idle];
 const DISKS: &[Role] = &[Setup, Block];
 const NEW: &[Role] = &[Setup, Spawner, Start];
 
@@ -109,12 +110,12 @@ pub const ROWS: &[Row] = &[
     (ANY, (libc::SYS_write, Always, "eventfds, TAP, console, log lines")),
     (ANY, (libc::SYS_writev, Always, "log lines")),
     (ANY, (libc::SYS_futex, Always, "locks, channels")),
-    (POLLING, (libc::SYS_epoll_pwait, Always, "wait for events")),
-    (POLLING, (libc::SYS_epoll_ctl, Always, "what to wait for")),
-    (POLLING, (libc::SYS_epoll_create1, Always, "a device's thread waits on its own")),
+    (WORK, (libc::SYS_epoll_pwait, Always, "wait for events")),
+    (WORK, (libc::SYS_epoll_ctl, Always, "what to wait for")),
+    (WORK, (libc::SYS_epoll_create1, Always, "a device's thread waits on its own")),
     (ANY, (libc::SYS_close, Always, "descriptors are dropped where their last user ends")),
-    (&[Vcpu, Idle], (libc::SYS_nanosleep, Always, "a kernel's error on KVM_RUN is waited out")),
-    (&[Vcpu, Idle], (libc::SYS_clock_nanosleep, Always, "a kernel's error on KVM_RUN is waited out")),
+    (WORK, (libc::SYS_nanosleep, Always, "a kernel's error on KVM_RUN is waited out")),
+    (WORK, (libc::SYS_clock_nanosleep, Always, "a kernel's error on KVM_RUN is waited out")),
     // Disks.
     (DISKS, (libc::SYS_pread64, Always, "guest reads")),
     (DISKS, (libc::SYS_preadv, Always, "guest reads")),
@@ -124,7 +125,7 @@ pub const ROWS: &[Row] = &[
     (DISKS, (libc::SYS_fsync, Always, "guest's flush")),
     (DISKS, (libc::SYS_fdatasync, Always, "guest's flush")),
     (DISKS, (libc::SYS_fallocate, Always, "guest's discard")),
-    (&[Setup, Vcpu, Block], (libc::SYS_lseek, Always, "a disk's size, when its device comes up")),
+    (WORK, (libc::SYS_lseek, Always, "a disk's size, when its device comes up")),
     // vsock: a guest's connection becomes a connection to cage or ctxgraph.
     (&[Setup, Loop], (libc::SYS_socket, OneOf(0, UNIX), "a guest connects")),
     (&[Setup, Loop], (libc::SYS_connect, Always, "only Unix sockets exist, and only the jail's own two are in reach")),
@@ -133,8 +134,8 @@ pub const ROWS: &[Row] = &[
     (&[Setup, Loop, Vsock], (libc::SYS_shutdown, Always, "one side is done")),
     (&[Setup, Loop, Vsock], (libc::SYS_setsockopt, Always, "buffers")),
     (&[Setup, Loop, Vsock], (libc::SYS_getsockopt, Always, "outcome of a connect")),
-    (&[Setup, Loop, Vcpu, Vsock], (libc::SYS_fcntl, Always, "non-blocking TAP and sockets, shared eventfds")),
-    (&[Setup, Loop, Vsock], (libc::SYS_ioctl, OneOf(1, NON_BLOCKING), "sockets")),
+    (WORK, (libc::SYS_fcntl, Always, "non-blocking TAP and sockets, shared eventfds")),
+    (WORK, (libc::SYS_ioctl, OneOf(1, NON_BLOCKING), "sockets")),
     (&[Setup, Loop], (libc::SYS_timerfd_create, Always, "clock hints to the guest")),
     (&[Setup, Loop], (libc::SYS_timerfd_settime, Always, "clock hints to the guest")),
     // Made once.
@@ -142,22 +143,22 @@ pub const ROWS: &[Row] = &[
     (&[Setup, Vcpu], (libc::SYS_openat, Always, "the VM's files; the TAP when the guest's driver comes up")),
     (&[Vcpu], (libc::SYS_ioctl, OneOf(1, OPEN_TAP), "the TAP, when the guest's driver comes up")),
     (&[Setup], (libc::SYS_ioctl, OneOf(1, IS_A_TERMINAL), "how the log is written")),
-    (&[Setup], (libc::SYS_fstat, Always, "disk and kernel size")),
-    (&[Setup], (libc::SYS_newfstatat, Always, "disk and kernel size")),
-    (&[Setup], (libc::SYS_fstatfs, Always, "alignment of a disk's file system")),
-    (&[Setup], (libc::SYS_statx, Always, "disk and kernel size")),
-    (&[Setup], (libc::SYS_eventfd2, Always, "device interrupts and queues")),
-    (&[Setup], (libc::SYS_dup, Always, "the console")),
-    (&[Setup], (libc::SYS_sched_getaffinity, Always, "number of CPUs")),
+    (WORK, (libc::SYS_fstat, Always, "disk and kernel size")),
+    (WORK, (libc::SYS_newfstatat, Always, "disk and kernel size")),
+    (WORK, (libc::SYS_fstatfs, Always, "alignment of a disk's file system")),
+    (WORK, (libc::SYS_statx, Always, "disk and kernel size")),
+    (WORK, (libc::SYS_eventfd2, Always, "device interrupts and queues")),
+    (WORK, (libc::SYS_dup, Always, "eventfds shared by a device and its thread, made when the device comes up")),
+    (WORK, (libc::SYS_sched_getaffinity, Always, "number of CPUs")),
     (&[Setup], (libc::SYS_prctl, OneOf(0, NAME), "the process's name")),
     // Threads.
     (&[Setup, Spawner], (libc::SYS_clone, Masked(0, THREAD_MASK, THREAD), "only the spawner makes threads, and only threads")),
     (NEW, (libc::SYS_prctl, OneOf(0, NAME), "a thread takes its name, then its role")),
     (NEW, (libc::SYS_prctl, OneOf(0, NO_NEW_PRIVILEGES), "set already, and again by each filter")),
     (NEW, (libc::SYS_seccomp, OneOf(0, NARROW), "its role's filter: filters only narrow")),
-    (NEW, (libc::SYS_set_robust_list, Always, "new thread")),
+    (ANY, (libc::SYS_set_robust_list, Always, "thread start and end")),
     (NEW, (libc::SYS_rseq, Always, "new thread (glibc)")),
-    (NEW, (libc::SYS_set_tid_address, Always, "new thread")),
+    (ANY, (libc::SYS_set_tid_address, Always, "thread start and end")),
     (ANY, (libc::SYS_rt_sigprocmask, Always, "thread start and end")),
     (ANY, (libc::SYS_sigaltstack, Always, "thread start and end")),
     (ANY, (libc::SYS_gettid, Always, "abort, kick a vCPU")),
@@ -188,10 +189,10 @@ pub const ROWS: &[Row] = &[
 #[rustfmt::skip]
 pub const ROWS_OLD: &[Row] = &[
     (&[Setup, Vcpu], (libc::SYS_open, Always, "the VM's files; the TAP when the guest's driver comes up")),
-    (&[Setup], (libc::SYS_stat, Always, "disk and initramfs size")),
-    (&[Setup, Vcpu], (libc::SYS_readlink, Always, "path of a disk")),
-    (POLLING, (libc::SYS_epoll_wait, Always, "wait for events")),
-    (&[Setup], (libc::SYS_poll, Always, "std checks descriptors 0 to 2")),
+    (WORK, (libc::SYS_stat, Always, "disk and initramfs size")),
+    (WORK, (libc::SYS_readlink, Always, "path of a disk")),
+    (WORK, (libc::SYS_epoll_wait, Always, "wait for events")),
+    (WORK, (libc::SYS_poll, Always, "std checks descriptors 0 to 2")),
 ];
 #[cfg(not(target_arch = "x86_64"))]
 pub const ROWS_OLD: &[Row] = &[];
