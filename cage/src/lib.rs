@@ -7,8 +7,8 @@
 pub mod agent;
 pub mod agents;
 pub mod attach;
-pub mod clock;
 pub mod caller;
+pub mod clock;
 pub mod disks;
 pub mod door;
 pub mod ending;

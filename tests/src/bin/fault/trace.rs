@@ -63,10 +63,10 @@ pub fn main(cage: &str) -> Result<()> {
             WaitStatus::PtraceSyscall(_) if known.vmm => {
                 let call = entered(thread);
                 known.filtered |= call.is_some_and(|call| call.0 == libc::SYS_seccomp);
-                if let Some(line) = call.filter(|_| known.filtered).map(|call| told(thread, call)) {
-                    if seen.insert(line.clone()) {
-                        writeln!(record, "{line}")?;
-                    }
+                if let Some(line) = call.filter(|_| known.filtered).map(|call| told(thread, call))
+                    && seen.insert(line.clone())
+                {
+                    writeln!(record, "{line}")?;
                 }
             }
             WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXEC) => {
