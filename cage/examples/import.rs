@@ -13,7 +13,7 @@ fn main() -> anyhow::Result<()> {
     let mut stage: Option<Stage> = None;
     let mut progress = |now: Stage, _done: u64, total: u64| {
         if stage != Some(now) {
-            eprintln!("{:>8.1?} {} ({total} bytes)", started.elapsed(), now.as_str());
+            eprintln!("{:>8.1?} {} ({total} bytes)", started.elapsed(), now);
             stage = Some(now);
         }
     };
