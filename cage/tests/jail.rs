@@ -278,7 +278,7 @@ fn threads_have_the_calls_of_their_role_only(host: &Host) {
     for (number, (role, _)) in IN_ROLES.iter().enumerate() {
         let (launched, status, said) = host.run(&host.spec("role", number));
         launched.unwrap();
-        assert_eq!(status.signal(), Some(libc::SIGSYS), "{role:?}: {said:#?}");
+        assert_eq!(status.signal(), Some(libc::SIGSYS), "{number} {role:?}: {said:#?}");
         assert!(said.iter().any(|line| line.starts_with(jail::REFUSED)), "{role:?}: {said:#?}");
     }
     for role in jail::calls::ROLES {

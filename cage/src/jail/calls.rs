@@ -211,9 +211,7 @@ pub fn lines(role: Role) -> impl Iterator<Item = &'static Line> {
     rows()
         .filter(move |(roles, _)| match role {
             Setup => true,
-            Vcpu | Block | Net | Vsock | Idle | Spawner | Start => {
-                roles.iter().any(|role| !matches!(role, Setup | Loop))
-            }
+            Spawner | Start => roles.iter().any(|role| !matches!(role, Setup | Loop)),
             _ => roles.contains(&role),
         })
         .map(|(_, line)| line)
