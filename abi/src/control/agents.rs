@@ -238,7 +238,7 @@ pub struct AgentTop {
     pub agents: Vec<AgentUse>,
 }
 
-/// What one agent's present life has used, as the node measures it. Counters begin with the life, but for the two that say
+/// What one agent's present life has used, as the node measures it. Counters begin with the life, but for the one that says
 /// otherwise. What cannot be had (egress does not answer, the kernel has no such counter) is 0.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -260,7 +260,7 @@ pub struct AgentUse {
     /// Since cage began, as the guest says.
     pub guest_denials: u64,
     pub execs: u32,
-    /// Since cage began.
+    /// Execs and copies.
     pub execs_total: u64,
     pub restarts: u32,
     pub tasks: u32,
