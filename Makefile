@@ -14,7 +14,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo -E)
 ROOTED := nulld egress cage verifier
 ROOTED_RUNNER := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(AS_ROOT)"
 
-.PHONY: help deps iso test-iso run test check unit system soak licences sizes bench bench-boot bench-cage clean
+.PHONY: help deps iso test-iso run test check unit system soak licences sizes fuzz bench bench-boot bench-cage clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ sizes: ## sizes of the image, each binary, and the memory of an idle node
 	@$(IMAGE) sizes --iso $(ISO)
 	@cargo build --quiet --package system-tests --bins
 	@cargo run --quiet --package system-tests --bin idle
+
+fuzz: deps ## libFuzzer on the guest protocol, OCI import and manifests, FUZZ_SECONDS=60 each
+	@scripts/fuzz.sh $(or $(FUZZ_SECONDS),60)
 
 bench: bench-boot bench-cage ## every benchmark
 
