@@ -220,7 +220,7 @@ fn import(node: &Node, figures: &mut Figures) -> Result<()> {
     let archive = fixture::python_archive(&system_tests::tree().join("tests/system"))?;
     let bytes = fs::metadata(&archive)?.len();
     let began = Instant::now();
-    node.ctl(&["image", "import", "again", &archive.display().to_string()])?.ok()?;
+    node.ctl(&["image", "import", &archive.display().to_string(), "--name", "again"])?.ok()?;
     figures.import_mb_s = Some(bytes as f64 / 1e6 / began.elapsed().as_secs_f64());
     Ok(())
 }
