@@ -23,7 +23,6 @@
 //! bomb SECONDS                processes that all fork without end, for so long; answers the child's pid
 //! orphans COUNT               leave so many dead children to the first process
 //! eat own|node                a child that takes memory until it is killed, in the service's cgroup or in none; its pid
-//! trace PID                   a child that records the system calls of each VMM that this process, cage, starts (see `trace`)
 //! ended PID                   how a child of the saboteur ended, or `running`
 //! now                         the Unix time
 //! clock SECONDS               set the wall clock so far forward or back; answers the new Unix time
@@ -50,7 +49,6 @@ mod stall;
 #[path = "../../../../initramfs/src/sys.rs"]
 mod sys;
 mod tap;
-mod trace;
 mod victim;
 
 use std::fmt::Write as _;
@@ -75,7 +73,6 @@ fn main() -> Result<()> {
         ["--bomb", seconds] => hunger::bomb(Duration::from_secs(seconds.parse()?)),
         ["--orphans", count] => hunger::orphans(count.parse()?),
         ["--eat", whose] => hunger::eat(whose),
-        ["--trace", cage] => trace::main(cage),
         ["--plain", rest @ ..] => bench::plain(rest),
         _ => bail!("unknown arguments {arguments:?}"),
     }
@@ -147,7 +144,7 @@ impl Saboteur {
                 Ok(String::new())
             }
             "flood" => flood(rest.parse()?),
-            "bomb" | "orphans" | "eat" | "trace" => self.child(order, rest),
+            "bomb" | "orphans" | "eat" => self.child(order, rest),
             "ended" => self.ended(rest.parse()?),
             "now" => Ok(unix_s()?.to_string()),
             "clock" => set_clock(rest.parse()?),
