@@ -3,7 +3,7 @@
 //! Data only. libkrun has a thread for each vCPU, each disk, the network device and vsock; each has a role, by its name, and may
 //! make the calls of its role alone ([`super::seccomp`]).
 //! Must hold: nothing here opens a way to another process, to the network or to new privileges; no memory is ever made
-//! executable. A row that no life uses is dead and goes, or says in [`KEPT`] why it stays (tests/tests/system/jail.rs traces a life).
+//! executable. A row that nothing in libkrun or libc leads to is dead and goes.
 
 use seccomp::When::{self, Always, Masked, OneOf};
 use seccomp::{Line, THREAD, THREAD_MASK};
@@ -56,22 +56,18 @@ const MAKE_VM: &[u64] = &[
     0x4020_AE46, // KVM_SET_USER_MEMORY_REGION
     0xAE47,      // KVM_SET_TSS_ADDR
     0xAE60,      // KVM_CREATE_IRQCHIP
-    0x4008_AE61, // KVM_IRQ_LINE
     0xAE71,      // KVM_REINJECT_CONTROL: the PIT's lost ticks
     0x4020_AE76, // KVM_IRQFD
     0x4040_AE77, // KVM_CREATE_PIT2
     0x4040_AE79, // KVM_IOEVENTFD
-    0x8090_AE81, // KVM_GET_REGS
     0x4090_AE82, // KVM_SET_REGS
     0x8138_AE83, // KVM_GET_SREGS
     0x4138_AE84, // KVM_SET_SREGS
-    0xC008_AE88, // KVM_GET_MSRS
     0x4008_AE89, // KVM_SET_MSRS
     0x41A0_AE8D, // KVM_SET_FPU
     0x8400_AE8E, // KVM_GET_LAPIC
     0x4400_AE8F, // KVM_SET_LAPIC
     0x4008_AE90, // KVM_SET_CPUID2
-    0x4068_AEA3, // KVM_ENABLE_CAP
 ];
 const RUN_VCPU: &[u64] = &[0xAE80]; // KVM_RUN
 /// linux/if_tun.h.
@@ -81,7 +77,6 @@ const OPEN_TAP: &[u64] = &[
     0x4004_54D8, // TUNSETVNETHDRSZ
 ];
 const IS_A_TERMINAL: &[u64] = &[0x5413]; // TIOCGWINSZ: is a descriptor a terminal (musl)
-const NON_BLOCKING: &[u64] = &[0x5421]; // FIONBIO
 
 const UNIX: &[u64] = &[libc::AF_UNIX as u64];
 const ABORT: &[u64] = &[libc::SIGABRT as u64];
@@ -132,12 +127,7 @@ pub const ROWS: &[Row] = &[
     (&[Setup, Loop, Vsock], (libc::SYS_sendto, Always, "guest to host")),
     (&[Setup, Loop, Vsock], (libc::SYS_recvfrom, Always, "host to guest")),
     (&[Setup, Loop, Vsock], (libc::SYS_shutdown, Always, "one side is done")),
-    (&[Setup, Loop, Vsock], (libc::SYS_setsockopt, Always, "buffers")),
-    (&[Setup, Loop, Vsock], (libc::SYS_getsockopt, Always, "outcome of a connect")),
     (WORK, (libc::SYS_fcntl, Always, "non-blocking TAP and sockets, shared eventfds")),
-    (WORK, (libc::SYS_ioctl, OneOf(1, NON_BLOCKING), "sockets")),
-    (&[Setup, Loop], (libc::SYS_timerfd_create, Always, "clock hints to the guest")),
-    (&[Setup, Loop], (libc::SYS_timerfd_settime, Always, "clock hints to the guest")),
     // Made once.
     (&[Setup], (libc::SYS_ioctl, OneOf(1, MAKE_VM), "the VM, its vCPUs and interrupts")),
     (&[Setup, Vcpu], (libc::SYS_openat, Always, "the VM's files; the TAP when the guest's driver comes up")),
@@ -196,9 +186,6 @@ pub const ROWS_OLD: &[Row] = &[
 ];
 #[cfg(not(target_arch = "x86_64"))]
 pub const ROWS_OLD: &[Row] = &[];
-
-/// Rows that the traced life does not use, with why they stay.
-pub const KEPT: &[(i64, &str)] = &[];
 
 /// All rows.
 pub fn rows() -> impl Iterator<Item = &'static Row> {
