@@ -96,12 +96,11 @@ fn memory(agent: &str, guest_mib: u64) -> Result<Value> {
     Ok(json!({ "own_kib": own_kib, "guest_kib": guest_kib }))
 }
 
-/// The VMM in an agent's cgroup.
+/// The VMM: alone in its agent's cgroup. Its name is its first thread's role.
 fn vmm_of(agent: &str) -> Result<i32> {
     for pid in super::pids()? {
-        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-        if comm.trim() == "cage-vmm" && cgroup.contains(&format!("/vm-{agent}.")) {
+        if cgroup.contains(&format!("/vm-{agent}.")) {
             return Ok(pid);
         }
     }
