@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::identity::Service;
 use crate::ids::{AgentName, Digest, HostName, Instance, Name};
@@ -247,7 +247,8 @@ pub enum LedgerError {
 #[derive(Debug)]
 pub struct Client {
     path: String,
-    connection: Mutex<Option<Connection>>,
+    /// With the moment of its last use.
+    connection: Mutex<Option<(Connection, Instant)>>,
 }
 
 impl Client {
@@ -275,17 +276,26 @@ impl Client {
         let params = serde_json::to_value(&append).map_err(|e| LedgerError::Protocol(e.to_string()))?;
         let mut slot = self.connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // A kept connection may be one that a restarted ledger no longer knows: then one fresh try.
-        if let Some(mut connection) = slot.take()
+        if let Some((mut connection, _)) = slot.take()
             && let Ok(receipt) = exchange(&mut connection, params.clone())
         {
-            *slot = Some(connection);
+            *slot = Some((connection, Instant::now()));
             return receipt;
         }
         let mut connection = Connection::connect(&self.path)?;
         connection.set_timeout(Some(Duration::from_millis(limits::PEER_CALL_MS_MAX)))?;
         let receipt = exchange(&mut connection, params)?;
-        *slot = Some(connection);
+        *slot = Some((connection, Instant::now()));
         receipt
+    }
+
+    /// Closes the connection if it was not used for `idle`. One that is in use is left alone.
+    pub fn rest(&self, idle: Duration) {
+        if let Ok(mut slot) = self.connection.try_lock()
+            && slot.as_ref().is_some_and(|(_, used)| used.elapsed() >= idle)
+        {
+            *slot = None;
+        }
     }
 }
 

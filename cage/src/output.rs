@@ -114,19 +114,51 @@ pub struct Log {
 #[derive(Debug)]
 struct Inner {
     ring: Ring,
-    files: Option<Files>,
+    files: Kept,
+}
+
+/// The files of a log, by the path of the newer one.
+#[derive(Debug)]
+enum Kept {
+    Closed(PathBuf),
+    Open(Files),
+    /// They could not be written, which was told; the ring still holds what came since.
+    Lost(PathBuf),
+}
+
+impl Kept {
+    fn append(&mut self, chunk: &Chunk) -> io::Result<()> {
+        if let Kept::Closed(path) = self {
+            *self = Kept::Open(Files::open(path.clone())?);
+        }
+        match self {
+            Kept::Open(files) => files.append(chunk),
+            Kept::Closed(_) | Kept::Lost(_) => Ok(()),
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        match self {
+            Kept::Closed(path) | Kept::Lost(path) => path.clone(),
+            Kept::Open(files) => files.path.clone(),
+        }
+    }
 }
 
 impl Log {
-    /// Opens the log kept at `path`, with what earlier lives left in it.
+    /// The log kept at `path`, with what earlier lives left in it.
     pub fn open(path: PathBuf) -> Log {
         let mut ring = Ring::default();
         for file in [path.with_extension("old"), path.clone()] {
             read_into(&mut ring, &file);
         }
-        let files =
-            Files::open(path).inspect_err(|error| log::error("agent_log_not_kept", &[("error", error)])).ok();
-        Log { inner: Mutex::new(Inner { ring, files }), grown: Condvar::new() }
+        Log { inner: Mutex::new(Inner { ring, files: Kept::Closed(path) }), grown: Condvar::new() }
+    }
+
+    /// A life is over: closes the file until something is written again, or tries it again if it could not be written.
+    pub fn rest(&self) {
+        let mut inner = self.lock();
+        inner.files = Kept::Closed(inner.files.path());
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -138,9 +170,9 @@ impl Log {
         let mut inner = self.lock();
         for part in data.chunks(CHUNK_BYTES_MAX) {
             let chunk = Chunk { stream, seq: inner.ring.next_seq, unix_ms: unix_ms(), data: part.to_vec() };
-            if let Some(Err(error)) = inner.files.as_mut().map(|files| files.append(&chunk)) {
+            if let Err(error) = inner.files.append(&chunk) {
                 log::error("agent_log_not_kept", &[("error", &error)]);
-                inner.files = None; // the ring still holds it
+                inner.files = Kept::Lost(inner.files.path());
             }
             inner.ring.push(chunk);
         }
@@ -256,11 +288,14 @@ mod tests {
         let path = dir.path().join("a.log");
         Log::open(path.clone()).append(Stream::Stdout, b"one\ntwo\n");
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"stream\":\"std").unwrap();
-        Log::open(path.clone()).append(Stream::Stdout, b"three\n");
+        let log = Log::open(path.clone());
+        log.append(Stream::Stdout, b"thr");
+        log.rest();
+        log.append(Stream::Stdout, b"ee\n");
         let again = Log::open(path);
         let (chunks, next) = again.tail(None);
         assert_eq!(text(&chunks), "one\ntwo\nthree\n");
-        assert_eq!(next, 2);
+        assert_eq!(next, 3);
     }
 
     #[test]

@@ -7,13 +7,18 @@ use abi::ids::Instance;
 use abi::ledger::{Client, Event, LedgerError};
 use abi::{limits, log};
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
+
+/// A connection that was not used for so long is closed.
+const REST_AFTER: Duration = Duration::from_secs(10);
 
 /// Connections to the ledger, so that events of several agents share its group commit.
 #[derive(Debug)]
 pub struct Receipts {
-    clients: Vec<Client>,
+    clients: Arc<[Client]>,
     next: AtomicUsize,
     notes: SyncSender<Event>,
     notes_lost: AtomicU64,
@@ -24,13 +29,10 @@ impl Receipts {
     pub fn of_node() -> io::Result<Receipts> {
         let (notes, queue) = sync_channel(limits::LEDGER_NOTES_WAITING_MAX);
         let note_thread = std::thread::Builder::new().name("notes".into()).stack_size(256 * 1024);
-        note_thread.spawn(move || write_notes(&queue))?;
-        Ok(Receipts {
-            clients: (0..limits::RECEIPTS_WAITING_MAX).map(|_| Client::of_node()).collect(),
-            next: AtomicUsize::new(0),
-            notes,
-            notes_lost: AtomicU64::new(0),
-        })
+        let clients: Arc<[Client]> = (0..limits::RECEIPTS_WAITING_MAX).map(|_| Client::of_node()).collect();
+        let resting = clients.clone();
+        note_thread.spawn(move || write_notes(&queue, &resting))?;
+        Ok(Receipts { clients, next: AtomicUsize::new(0), notes, notes_lost: AtomicU64::new(0) })
     }
 
     /// Appends an event and waits until it is durable. Blocks: not for an async task.
@@ -61,10 +63,19 @@ impl Receipts {
     }
 }
 
-fn write_notes(queue: &Receiver<Event>) {
+/// Writes the notes, and closes the connections that nobody uses.
+fn write_notes(queue: &Receiver<Event>, clients: &[Client]) {
     let client = Client::of_node();
     let mut failed = 0u64;
-    for event in queue {
+    loop {
+        let event = match queue.recv_timeout(REST_AFTER) {
+            Ok(event) => event,
+            Err(RecvTimeoutError::Timeout) => {
+                clients.iter().chain([&client]).for_each(|client| client.rest(REST_AFTER));
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
         if let Err(error) = client.note(event) {
             failed += 1;
             if failed.is_power_of_two() {

@@ -287,9 +287,14 @@ impl Node {
         }
     }
 
-    /// Keeps the node's folder, with its console log, when the node is dropped: something failed on it.
+    /// Keeps the node's folder, with its console log, when the node is dropped: something failed on it. If it went off, tells its
+    /// last words once.
     pub fn keep_logs(&self) {
-        self.keep.store(true, Ordering::Relaxed);
+        let is_told = self.keep.swap(true, Ordering::Relaxed);
+        let console = lock(&self.console.text);
+        if console.ended && !is_told {
+            eprintln!("the node went off; its console ends with\n{}", tail(&console.text, 40));
+        }
     }
 }
 

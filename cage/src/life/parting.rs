@@ -152,6 +152,7 @@ impl Life<'_> {
             facts.restart = due;
             (due, facts.is_killed, facts.stopped_by.clone())
         });
+        self.agent.log.rest();
         self.cage.events.push(&self.agent.name, "ended", format!("{instance}: {reason}"));
         if self.held.receipt {
             if is_killed {

@@ -130,6 +130,8 @@ fn fork_bomb_and_hunger_stay_in_their_guest() -> Result<()> {
     let answer =
         lab.node.ctl(&["agent", "exec", "hermit", "--", "/usr/bin/python3", "/app/probe.py", "eat"])?;
     ensure!(!answer.stdout.contains("eaten"), "it was allowed all of it: {answer:?}");
+    let status = lab.node.json(&["agent", "status", "hermit"])?;
+    ensure!(status["summary"]["state"] == "running", "after {answer:?}: {status:#}");
     let neighbour = lab.probe("hermit", &["whoami"])?;
     ensure!(neighbour["uid"].is_u64(), "the guest is gone: {neighbour}");
     before.still_sound(&lab.node, &[], 0)

@@ -49,7 +49,12 @@ impl Census {
     fn changes(&self, now: &Census) -> Vec<String> {
         let all = self.0.keys().chain(now.0.keys().filter(|key| !self.0.contains_key(*key)));
         let of = |census: &Census, key: &String| census.0.get(key).copied().unwrap_or(0);
-        all.filter(|key| of(self, key) != of(now, key))
+        let other = |key: &&String| {
+            // Connections rest, and with them a thread: fewer of them is no change.
+            let may_rest = ["descriptor of ", "thread of ", "unix "].iter().any(|kind| key.starts_with(kind));
+            if may_rest { of(self, key) < of(now, key) } else { of(self, key) != of(now, key) }
+        };
+        all.filter(other)
             .map(|key| format!("{key}: {} before, {} now", of(self, key), of(now, key)))
             .collect()
     }
