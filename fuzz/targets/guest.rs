@@ -84,7 +84,7 @@ fn session(bytes: &[u8]) {
         window_bytes: limits::EXEC_WINDOW_BYTES,
     };
     let mut channels = vec![session.exec(&exec).unwrap(), session.exec(&exec).unwrap()];
-    channels.push(session.files(FilesJob::Diff).unwrap());
+    channels.push(session.files(FilesJob::Changes).unwrap());
     guest.set_nonblocking(true).unwrap();
     let _ = guest.write(&bytes[..bytes.len().min(SENT_BYTES_MAX)]); // as much as fits
     drop(guest);

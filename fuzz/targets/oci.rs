@@ -68,10 +68,13 @@ fn told(bytes: &[u8]) -> Vec<Layer> {
     let mut layers = vec![Layer::default()];
     for entry in bytes.chunks_exact(4) {
         let &[kind, name, link, length] = entry else { continue };
-        let Some(layer) = layers.last_mut() else { break };
         let (name, link) = (path(name), path(link));
+        if kind % 12 == 0 && layers.len() < LAYERS_MAX {
+            layers.push(Layer::default());
+            continue;
+        }
+        let Some(layer) = layers.last_mut() else { break };
         match kind % 12 {
-            0 if layers.len() < LAYERS_MAX => layers.push(Layer::default()),
             1 => drop(layer.raw(b'5', name.as_bytes(), b"", b"")),
             2 => drop(layer.raw(b'2', name.as_bytes(), link.as_bytes(), b"")),
             3 => drop(layer.raw(b'1', name.as_bytes(), link.as_bytes(), b"")),
