@@ -89,6 +89,8 @@ fn main() -> ExitCode {
     }
     if let Err(error) = live() {
         console::say(error);
+        // The serial port sends by interrupts, which the reset would not wait for. A console that cannot be drained is no terminal.
+        let _ = rustix::termios::tcdrain(std::io::stderr());
     }
     // The way out of the VM: `reboot=t` on the kernel's command line makes this a triple fault, which the VMM takes as the end.
     let error = rustix::system::reboot(rustix::system::RebootCommand::Restart);
