@@ -97,8 +97,12 @@ pub const EVIDENCE_MAX: usize = 64;
 pub const REASON_CHARS_MAX: usize = 500;
 /// Stages of its own that a guest may tell of; the rest is dropped.
 pub const GUEST_STAGES_MAX: usize = 32;
-/// Characters of the name of one of them, and of what a health check says; the rest is cut.
+/// Characters of the name of one of them; the rest is cut.
+pub const GUEST_STAGE_CHARS_MAX: usize = 32;
+/// Characters of what a health check says; the rest is cut.
 pub const GUEST_WORDS_CHARS_MAX: usize = 200;
+/// Characters of why a guest says that it failed, and of how it broke the protocol; the rest is cut.
+pub const GUEST_REASON_CHARS_MAX: usize = 500;
 /// Output of one exec that the guest may send before its caller took it. At the bound the program's write waits.
 pub const EXEC_WINDOW_BYTES: u32 = 256 * 1024;
 /// Input of one exec that the host may send before the program took it. At the bound the caller's input waits.

@@ -13,6 +13,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::ending::harmless;
 use crate::guest::Session;
 use crate::jail::cgroup::VmCgroup;
 use crate::life::Mail;
@@ -20,8 +21,9 @@ use crate::manifests::Loaded;
 use crate::output::Log;
 use crate::state::{self, Happening, Stateful};
 
-/// Refusals of a guest's sandbox that are kept.
+/// Refusals of a guest's sandbox that are kept, and their bytes: whatever a guest says, `agent.status` fits a line.
 const GUEST_DENIALS_KEPT: usize = 64;
+const GUEST_DENIALS_BYTES_MAX: usize = 12 * 1024;
 /// Characters kept of what a guest says about one of them.
 const GUEST_DENIAL_CHARS: usize = 200;
 
@@ -140,12 +142,12 @@ impl Agent {
 
     /// Notes what the guest's sandbox refused.
     pub fn denied(&self, denied: &Denied) {
-        let short = |text: &str| {
-            text.chars().filter(|c| !c.is_control()).take(GUEST_DENIAL_CHARS).collect::<String>()
-        };
+        let short = |text: &str| harmless(text, GUEST_DENIAL_CHARS);
         self.update(|facts| {
             facts.denials.push_back(format!("{}: {}", short(&denied.what), short(&denied.rule)));
-            if facts.denials.len() > GUEST_DENIALS_KEPT {
+            let bytes = |denials: &VecDeque<String>| denials.iter().map(String::len).sum::<usize>();
+            while facts.denials.len() > GUEST_DENIALS_KEPT || bytes(&facts.denials) > GUEST_DENIALS_BYTES_MAX
+            {
                 facts.denials.pop_front();
                 facts.denials_dropped += 1;
             }
@@ -220,5 +222,26 @@ impl Facts {
         let dropped =
             (self.denials_dropped > 0).then(|| format!("{} earlier ones are not kept", self.denials_dropped));
         dropped.into_iter().chain(self.denials.iter().cloned()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_of_a_talkative_guest_leave_room_for_the_rest_of_the_status() {
+        let dir = tempfile::tempdir().unwrap();
+        let agent = Agent::new("a".parse().unwrap(), dir.path());
+        for text in ["\u{10ffff}", "\"", "\u{1b}"] {
+            let text = text.repeat(10_000);
+            (0..100).for_each(|_| agent.denied(&Denied { what: text.clone(), rule: text.clone() }));
+            let told = agent.facts().guest_denials();
+            assert!(told[0].contains("are not kept"), "{}", told[0]);
+            let line = serde_json::json!(told).to_string();
+            assert!(line.len() < abi::limits::LINE_BYTES_MAX / 2, "{}", line.len());
+        }
+        agent.denied(&Denied { what: "/bin/x".into(), rule: "shell = false".into() });
+        assert_eq!(agent.facts().guest_denials().pop().unwrap(), "/bin/x: shell = false");
     }
 }

@@ -1,6 +1,6 @@
 //! What an end means, for people. Pure.
 
-use abi::guest::Exit;
+use abi::guest::{Exit, Failed};
 use abi::limits;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -58,6 +58,18 @@ pub fn of_vmm(status: ExitStatus, out_of_memory: bool, memory_mib: u32, console:
 fn panic_of(console: &[String]) -> Option<&str> {
     const WORDS: &str = "Kernel panic - not syncing: ";
     console.iter().rev().find_map(|line| line.split_once(WORDS)).map(|(_, why)| why.trim())
+}
+
+/// A guest's words, made short and plain: they stand in the ledger, and in answers that must fit a line.
+pub fn harmless(words: &str, chars_max: usize) -> String {
+    words.chars().filter(|c| !c.is_control()).take(chars_max).collect()
+}
+
+/// Why a guest could not run its agent, as it says.
+pub fn of_guest(failed: &Failed) -> String {
+    let stage = harmless(&failed.stage, limits::GUEST_STAGE_CHARS_MAX);
+    let error = harmless(&failed.error, limits::GUEST_REASON_CHARS_MAX);
+    format!("the guest could not run the agent: {stage}: {error}")
 }
 
 /// Why a VM did not come up, with what its console said last.
@@ -130,5 +142,13 @@ mod tests {
             "{words}"
         );
         assert!(words.ends_with("7 bytes of output dropped"));
+    }
+
+    #[test]
+    fn a_guest_that_says_too_much_is_cut_short() {
+        let long = "\u{1b}[2Jx\u{10ffff}".repeat(10_000);
+        let words = of_guest(&Failed { stage: long.clone(), error: long });
+        assert!(words.chars().count() < 800 && !words.contains('\u{1b}'), "{}", words.len());
+        assert!(words.starts_with("the guest could not run the agent: [2Jx"), "{words}");
     }
 }

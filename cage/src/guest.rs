@@ -23,6 +23,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::ending::harmless;
+
 /// How long a guest that is not held may leave a frame unread.
 const WRITE_MS_MAX: u64 = 10_000;
 /// How long one write waits before it looks whether the guest is held.
@@ -397,7 +399,11 @@ pub fn listen(stream: UnixStream, session: &Session, sink: &mut dyn Sink, said: 
         }
         Ok(()) => "the guest closed its control connection".to_owned(),
         Err(FrameError::Io(error)) => format!("the guest's control connection broke: {error}"),
-        Err(error) => format!("the guest broke the protocol: {error}"),
+        // The error may quote what came.
+        Err(error) => format!(
+            "the guest broke the protocol: {}",
+            harmless(&error.to_string(), limits::GUEST_REASON_CHARS_MAX)
+        ),
     };
     let _ = stream.shutdown(Side::Both); // it may have ended by itself
     session.end();
@@ -540,6 +546,16 @@ mod tests {
         listen(host, &session, &mut Kept(vec![], 0), &|said| sender.send(said).unwrap());
         assert!(matches!(receiver.recv().unwrap(), Said::Ended(why) if why.contains("65536")));
         assert!(matches!(session.exec(&any_exec()), Err(SessionError::Ended)));
+    }
+
+    #[test]
+    fn what_breaks_the_protocol_is_not_repeated_at_length() {
+        let field = "\u{10ffff}x".repeat(10_000);
+        let hello = format!("{{\"protocol\":2,\"uptime_us\":5,\"{field}\":1}}");
+        let (said, _) = hear(&[Frame::data(Kind::Hello, 0, hello.as_bytes())]);
+        let Some(Said::Ended(why)) = said.last() else { panic!("{said:?}") };
+        assert!(why.contains("protocol") && why.contains("unknown field"), "{why}");
+        assert!(why.chars().count() < 600, "{}", why.len());
     }
 
     fn any_exec() -> Exec {

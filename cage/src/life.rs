@@ -146,11 +146,6 @@ fn note(cage: &Cage, event: Event) {
     }
 }
 
-/// A guest's words, made short and plain.
-fn harmless(words: &str) -> String {
-    words.chars().filter(|c| !c.is_control()).take(limits::GUEST_WORDS_CHARS_MAX).collect()
-}
-
 fn broken(error: impl std::fmt::Display) -> End {
     End::Broken(error.to_string())
 }
@@ -384,7 +379,8 @@ impl Life<'_> {
     fn run_began(&mut self, ready: &abi::guest::Ready) -> Result<(), End> {
         self.agent.reached("ready");
         let stages = ready.stages_us.iter().take(limits::GUEST_STAGES_MAX);
-        let stages: Vec<_> = stages.map(|(stage, us)| (harmless(stage), *us)).collect();
+        let stages: Vec<_> =
+            stages.map(|(stage, us)| (ending::harmless(stage, limits::GUEST_STAGE_CHARS_MAX), *us)).collect();
         let in_words =
             stages.iter().map(|(stage, us)| format!("{stage}={us}us")).collect::<Vec<_>>().join(" ");
         log::info("agent_ready", &[("instance", self.instance()), ("guest", &in_words)]);
@@ -416,10 +412,7 @@ impl Life<'_> {
                 End::Broken("asked for what is not legal now".into())
             }
             Mail::Guest(Said::Exited(exit)) => End::ByItself(exit),
-            Mail::Guest(Said::Failed(failed)) => {
-                let short: String = failed.error.chars().filter(|c| !c.is_control()).take(500).collect();
-                End::Broken(format!("the guest could not run the agent: {}: {short}", failed.stage))
-            }
+            Mail::Guest(Said::Failed(failed)) => End::Broken(ending::of_guest(&failed)),
             Mail::Guest(Said::Ended(why)) => self.better_reason(why),
             Mail::Connected(_)
             | Mail::Guest(Said::Hello(_) | Said::Ready(_) | Said::Synced | Said::Health(_)) => {

@@ -4,12 +4,13 @@
 
 use abi::guest::Health;
 use abi::ledger::Event;
-use abi::log;
+use abi::{limits, log};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Instant;
 
 use super::vigil::{Change, Verdict, Vigil};
-use super::{End, Life, Mail, again, harmless, note};
+use super::{End, Life, Mail, again, note};
+use crate::ending::harmless;
 use crate::guest::Said;
 use crate::lease;
 use crate::state::Happening;
@@ -81,7 +82,7 @@ impl Life<'_> {
 
     /// Tells of a health check's outcome, where it changed something.
     fn checked(&mut self, vigil: &mut Vigil, health: &Health) -> Option<Verdict> {
-        let detail = harmless(&health.detail);
+        let detail = harmless(&health.detail, limits::GUEST_WORDS_CHARS_MAX);
         let (change, verdict) = vigil.checked(Instant::now(), health.healthy, &detail);
         if change != Change::None {
             self.agent.update(|facts| facts.healthy = vigil.healthy());

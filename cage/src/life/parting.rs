@@ -222,10 +222,7 @@ impl Life<'_> {
     pub(super) fn last_words(&self) -> Vec<String> {
         self.console.await_end(Duration::from_millis(LAST_WORDS_MS_MAX));
         let lines = self.console.tail(limits::VM_CONSOLE_LINES_MAX).0;
-        let short = |line: &String| {
-            line.chars().filter(|c| !c.is_control()).take(limits::VM_CONSOLE_CHARS_MAX).collect()
-        };
-        lines.iter().map(short).collect()
+        lines.iter().map(|line| ending::harmless(line, limits::VM_CONSOLE_CHARS_MAX)).collect()
     }
 }
 
