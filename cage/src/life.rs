@@ -125,8 +125,10 @@ pub fn run(cage: &Arc<Cage>, agent: &Arc<Agent>, order: Order) {
     };
     life.wind_down(&end);
     let problems = life.tear_down();
-    if let Some(due) = life.conclude(end, &problems) {
-        parting::start_again(cage, agent, life.instance(), due);
+    let (due, ended) = (life.conclude(end, &problems), life.order.instance.clone());
+    drop(life); // whoever asked it for something at the last moment hears that it has ended
+    if let Some(due) = due {
+        parting::start_again(cage, agent, &ended, due);
     }
 }
 
