@@ -189,13 +189,13 @@ impl Life<'_> {
                 "agent remove what is not needed; until then agent pause freezes it, agent kill ends it",
             )
         })?;
+        // Before its state says so, which lets copies begin: none may before it stands still. One under way is of a paused VM.
+        let _still = cage.disks.custody.begin_work(&self.agent.name, "it is being quarantined").ok();
         if let Err(ending) = self.becomes(Happening::QuarantineAsked) {
             let _ = evidence::remove(&cage.places, &instance); // the next quarantine of a life has another name
             return Err(ending);
         }
         self.held.is_quarantined = true;
-        // No copy of its disks begins before it stands still; one that is under way is of a paused VM.
-        let _still = cage.disks.custody.begin_work(&self.agent.name, "it is being quarantined").ok();
         if let Some(session) = self.held.session.as_ref().filter(|_| self.held.frozen.is_none()) {
             session.hold();
         }
