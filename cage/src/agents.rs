@@ -178,23 +178,8 @@ impl Cage {
         name: &AgentName,
         cause: Cause,
     ) -> Result<(Arc<Agent>, Instance), RpcError> {
-        let asked = Instant::now();
-        let loaded = find(manifests::load(&self.places.config), name)?;
         let agent = self.agent(name);
-        let (mailbox, mail) = std::sync::mpsc::sync_channel(life::MAIL_MAX);
-        let order = {
-            let mut facts = agent.facts();
-            self.may_start(&facts, &cause)?;
-            self.disks.custody.may_run(name)?;
-            let generation = self.next_generation().map_err(|error| {
-                RpcError::new(Code::FAILED, format!("no generation for {name}: {error}"))
-                    .explained("a life has a generation that never repeats", "look at /state: is it full?")
-            })?;
-            facts.state.let_happen(Happening::StartAsked)?;
-            let instance = Instance { agent: name.clone(), generation };
-            facts.begin(instance.clone(), loaded.clone(), mailbox.clone(), asked, cause.restarts);
-            Order { instance, loaded, cause, mailbox, mail }
-        };
+        let order = self.begin(&agent, cause)?;
         let instance = order.instance.clone();
         self.events.push(name, "starting", format!("{instance}, asked for by {}", order.cause.by));
         let (cage, alive) = (self.clone(), agent.clone());
@@ -207,6 +192,24 @@ impl Cage {
                 RpcError::new(Code::FAILED, format!("no thread for {instance}: {error}"))
             })?;
         Ok((agent, instance))
+    }
+
+    /// The record of an agent becomes that of a new life.
+    pub(crate) fn begin(&self, agent: &Agent, cause: Cause) -> Result<Order, RpcError> {
+        let (name, asked) = (&agent.name, Instant::now());
+        let loaded = find(manifests::load(&self.places.config), name)?;
+        let (mailbox, mail) = std::sync::mpsc::sync_channel(life::MAIL_MAX);
+        let mut facts = agent.facts();
+        self.may_start(&facts, &cause)?;
+        self.disks.custody.may_run(name)?;
+        let generation = self.next_generation().map_err(|error| {
+            RpcError::new(Code::FAILED, format!("no generation for {name}: {error}"))
+                .explained("a life has a generation that never repeats", "look at /state: is it full?")
+        })?;
+        facts.state.let_happen(Happening::StartAsked)?;
+        let instance = Instance { agent: name.clone(), generation };
+        facts.begin(instance.clone(), loaded.clone(), mailbox.clone(), asked, cause.restarts);
+        Ok(Order { instance, loaded, cause, mailbox, mail })
     }
 
     fn may_start(&self, facts: &Facts, cause: &Cause) -> Result<(), RpcError> {
@@ -408,5 +411,44 @@ pub fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     match path.parent() {
         Some(dir) => File::open(dir)?.sync_all(),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod bench {
+    use super::*;
+    use abi::ledger::Receipt;
+    use abi::rpc::Response;
+    use abi::wire::Connection;
+    use serde_json::json;
+    use std::os::unix::net::UnixListener;
+
+    /// A cage below a directory that knows these agents. Its ledger answers; no VM can start.
+    pub fn cage(dir: &Path, names: &[&str]) -> Arc<Cage> {
+        let ctxgraph = dir.join("ctxgraph.sock");
+        let mut places = Places::of_node();
+        (places.config, places.state, places.run) = (dir.join("config"), dir.join("state"), dir.join("run"));
+        places.ctxgraph = ctxgraph.to_string_lossy().into_owned();
+        fs::create_dir_all(places.config.join("agents")).unwrap();
+        for name in names {
+            let text =
+                format!("[agent]\nname = \"{name}\"\nversion = \"1\"\nrootfs = \"r\"\ncommand = [\"/x\"]\n");
+            fs::write(places.config.join(format!("agents/{name}.toml")), text).unwrap();
+        }
+        let cgroup = dir.join("cgroup");
+        fs::create_dir(&cgroup).unwrap();
+        fs::write(cgroup.join("cgroup.controllers"), "cpu memory pids").unwrap();
+        fs::write(cgroup.join("cgroup.subtree_control"), "").unwrap();
+        let ledger = UnixListener::bind(ctxgraph).unwrap();
+        std::thread::spawn(move || {
+            for stream in ledger.incoming() {
+                let mut connection = Connection::new(stream.unwrap());
+                while let Ok(Some(_)) = connection.read_line() {
+                    let receipt = Receipt { seq: 0, digest: abi::ids::Digest([0; 32]) };
+                    connection.write_line(&Response::of(Some(1), Ok(json!(receipt)))).unwrap();
+                }
+            }
+        });
+        Arc::new(Cage::open(places, Delegated::at(cgroup).unwrap()).unwrap().0)
     }
 }

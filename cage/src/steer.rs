@@ -233,17 +233,23 @@ fn remove(cage: &Cage, name: &AgentName, by: String) -> Result<Outcome, RpcError
             return Err(RpcError::new(Code::CONFLICT, format!("{name} is alive"))
                 .explained("only what does not run is removed", "agent stop or agent kill it first"));
         }
+        if facts.is_removed {
+            return Err(RpcError::new(Code::CONFLICT, format!("{name} is being removed already")));
+        }
         facts.restart = None;
         facts.is_removed = true;
         Ok(())
     })?;
     let removed = delete(cage, name, by, logs, traces, has_workspace);
-    if removed.is_ok() {
-        cage.forget(name);
-        cage.want(|agents| agents.retain(|agent| agent.instance.agent != *name));
-        cage.events.push(name, "removed", "");
+    match &removed {
+        Ok(_) => {
+            // Who found the record before keeps a dead one: a life begun on it could not be found any more.
+            cage.forget(name);
+            cage.want(|agents| agents.retain(|agent| agent.instance.agent != *name));
+            cage.events.push(name, "removed", "");
+        }
+        Err(_) => agent.update(|facts| facts.is_removed = false),
     }
-    agent.update(|facts| facts.is_removed = false);
     removed.map(|removed| Outcome::Result(json!(removed)))
 }
 
@@ -278,4 +284,34 @@ fn not_removed(name: &AgentName, what: &str, error: &dyn std::error::Error) -> R
 fn logs_of(cage: &Cage, name: &AgentName) -> Vec<PathBuf> {
     let log = cage.places.state.join("logs").join(format!("{name}.log"));
     [log.with_extension("old"), log].into_iter().filter(|path| path.exists()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agents::bench;
+
+    #[test]
+    fn whoever_found_an_agent_before_it_was_removed_cannot_start_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cage, name) = (bench::cage(dir.path(), &["a"]), "a".parse().unwrap());
+        let found = cage.agent(&name);
+        remove(&cage, &name, "alice".into()).unwrap();
+        let error = cage.begin(&found, Cause::asked("bob")).unwrap_err();
+        assert!(error.message.contains("removed"), "{error}");
+        assert!(
+            cage.begin(&cage.agent(&name), Cause::asked("bob")).is_ok(),
+            "a new record is not a removed one"
+        );
+    }
+
+    #[test]
+    fn a_removal_that_failed_leaves_the_agent_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cage, name) = (bench::cage(dir.path(), &["a"]), "a".parse().unwrap());
+        fs::remove_file(dir.path().join("ctxgraph.sock")).unwrap();
+        let found = cage.agent(&name);
+        assert!(remove(&cage, &name, "alice".into()).unwrap_err().message.contains("no receipt"));
+        assert!(cage.begin(&found, Cause::asked("bob")).is_ok());
+    }
 }
