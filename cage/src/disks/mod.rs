@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::places::Places;
@@ -186,8 +187,10 @@ impl Depot {
             Some(lived) => Some((lived.disk, lived.size_mib)),
             None => kept.read::<WorkspaceRecord>()?.map(|record| (kept.disk(), record.size_mib)),
         };
-        if let Some((disk, size_mib)) = workspace {
-            disks.push(DiskUse { name: "workspace".into(), size_mib, used_kib: used_kib(&disk)? });
+        if let Some((disk, size_mib)) = workspace
+            && let Some(used_kib) = used_kib(&disk)?
+        {
+            disks.push(DiskUse { name: "workspace".into(), size_mib, used_kib });
         }
         for volume in self.volumes_of(agent)? {
             let (size_mib, used_kib) = (volume.size_mib, volume.used_kib);
@@ -224,10 +227,14 @@ fn grows(disk: impl Fn() -> String, has_mib: u32, wants_mib: u32) -> Result<(), 
     }
 }
 
-/// What a file takes on the node's disk.
-fn used_kib(path: &Path) -> Result<u64, DiskError> {
+/// What a file takes on the node's disk; none: it has just been removed.
+fn used_kib(path: &Path) -> Result<Option<u64>, DiskError> {
     use std::os::unix::fs::MetadataExt;
-    Ok(fs::symlink_metadata(path).map_err(at("look at", path))?.blocks() / 2)
+    match fs::symlink_metadata(path) {
+        Ok(meta) => Ok(Some(meta.blocks() / 2)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(at("look at", path)(error)),
+    }
 }
 
 #[cfg(test)]

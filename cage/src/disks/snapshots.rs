@@ -30,7 +30,8 @@ impl Depot {
             // Removed since it was listed.
             let kept = self.kept_snapshot(&name);
             let Some(record) = kept.read::<Snapshot>()? else { continue };
-            snapshots.push(Snapshot { used_kib: used_kib(&kept.disk())?, ..record });
+            let Some(used_kib) = used_kib(&kept.disk())? else { continue };
+            snapshots.push(Snapshot { used_kib, ..record });
         }
         Ok(snapshots)
     }
@@ -78,7 +79,7 @@ impl Depot {
             rootfs: origin.rootfs,
             unix_ms: crate::output::unix_ms(),
             size_mib: origin.size_mib,
-            used_kib: used_kib(new.path())?,
+            used_kib: used_kib(new.path())?.unwrap_or(0),
             disk,
         };
         kept.keep(new, &record)?;

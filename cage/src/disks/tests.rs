@@ -443,6 +443,34 @@ fn links_in_the_place_of_disks_are_refused() {
 }
 
 #[test]
+fn what_is_damaged_of_one_agent_keeps_no_other_from_a_new_volume() {
+    let bench = Bench::new();
+    drop(bench.start(&with_volume(64, false), 1, 0).unwrap());
+    fs::write(bench.dir.path().join("state/volumes/a/data.json"), b"{").unwrap();
+    assert!(bench.start(&with_volume(64, false), 2, 0).unwrap_err().to_string().contains("data.json"));
+    let other = Manifest { name: "b".parse().unwrap(), ..with_volume(64, false) };
+    drop(bench.start(&other, 3, 0).unwrap());
+    assert_eq!(bench.depot.count_volumes().unwrap(), 2);
+}
+
+#[test]
+fn what_is_removed_while_it_is_listed_is_left_out() {
+    let bench = Bench::new();
+    drop(bench.start(&kept("a", 64), 1, 0).unwrap());
+    drop(bench.start(&with_volume(64, false), 2, 0).unwrap());
+    bench.take("s", "a").unwrap();
+    assert_eq!(bench.depot.usage(&"a".parse().unwrap()).unwrap().len(), 2);
+    // The disk goes before its record.
+    for disk in ["workspaces/a.ext4", "volumes/a/data.ext4", "snapshots/s.ext4"] {
+        fs::remove_file(bench.dir.path().join("state").join(disk)).unwrap();
+    }
+    assert!(
+        bench.depot.list_snapshots().unwrap().is_empty() && bench.depot.list_volumes().unwrap().is_empty()
+    );
+    assert!(bench.depot.usage(&"a".parse().unwrap()).unwrap().is_empty());
+}
+
+#[test]
 fn the_longest_lists_fit_a_line() {
     let name = "n".repeat(limits::AGENT_NAME_BYTES_MAX);
     let snapshot = abi::control::Snapshot {

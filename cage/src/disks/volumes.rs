@@ -43,7 +43,7 @@ impl Depot {
                 kept.set_size(size_mib)?;
             }
             None => {
-                if self.list_volumes()?.len() >= limits::VOLUMES_MAX {
+                if self.count_volumes()? >= limits::VOLUMES_MAX {
                     return Err(DiskError::VolumesMax);
                 }
                 let new = kept.begin()?;
@@ -64,10 +64,16 @@ impl Depot {
             let kept = self.kept_volume(agent, &name);
             // Removed since it was listed.
             let Some(VolumeRecord { size_mib }) = kept.read()? else { continue };
-            let used_kib = used_kib(&kept.disk())?;
+            let Some(used_kib) = used_kib(&kept.disk())? else { continue };
             volumes.push(Volume { agent: agent.clone(), name, size_mib, used_kib, in_use });
         }
         Ok(volumes)
+    }
+
+    /// How many there are. What is damaged is another agent's trouble.
+    pub(super) fn count_volumes(&self) -> Result<usize, DiskError> {
+        let dirs = kept::entries(&self.volumes)?;
+        Ok(dirs.iter().map(|dir| kept::names(dir).map_or(0, |names| names.len())).sum())
     }
 
     /// All agents' volumes, by agent and name.
