@@ -3,7 +3,7 @@
 //! Must hold: while the VM runs, a lease that ended is made again, with the same namespace and the same listening socket, after a
 //! growing pause; when the VM ends, so do they. Must never: give one VM's namespace or socket to another's lease.
 
-use abi::control::{Attached, Grants, MemoryAttach, NetAttach, Nothing};
+use abi::control::{AgentGrants, Attached, Grants, MemoryAttach, NetAttach, NetGrants};
 use abi::ids::Instance;
 use abi::rpc::{Incoming, Request, RpcError};
 use abi::wire::{Connection, WireError};
@@ -11,6 +11,7 @@ use abi::{limits, log};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -47,7 +48,8 @@ fn attach<T: DeserializeOwned>(
     ask(service, path, method, params, fds, ATTACH_MS_MAX)
 }
 
-fn ask<T: DeserializeOwned>(
+/// One call, up to its answer; the connection lives on for what follows.
+pub fn ask<T: DeserializeOwned>(
     service: &'static str,
     path: &str,
     method: &str,
@@ -118,14 +120,13 @@ pub fn attach_memory(
     Ok(connection)
 }
 
-/// Bytes that went over a VM's network so far, in both directions; none if egress does not know it or does not answer soon.
-pub fn network_bytes(egress: &str, instance: &Instance) -> Option<u64> {
-    let asked = ask("egress", egress, "net.grants", &Nothing {}, &[], limits::NET_USE_MS_MAX);
-    let (_, grants): (_, Grants) = asked
-        .inspect_err(|error| log::info("network_use_unknown", &[("instance", instance), ("error", error)]))
-        .ok()?;
-    let own = grants.agents.iter().find(|grants| grants.instance == *instance)?;
-    Some(own.bytes_out.saturating_add(own.bytes_in))
+/// What egress counts, by life; none when it does not answer soon.
+pub fn network_use(egress: &str) -> Option<BTreeMap<Instance, AgentGrants>> {
+    let want = NetGrants { counters_only: true };
+    let asked = ask("egress", egress, "net.grants", &want, &[], limits::NET_USE_MS_MAX);
+    let (_, grants): (_, Grants) =
+        asked.inspect_err(|error| log::warning("network_use_unknown", &[("error", error)])).ok()?;
+    Some(grants.agents.into_iter().map(|agent| (agent.instance.clone(), agent)).collect())
 }
 
 /// What a keeper needs to make a VM's leases again.
@@ -311,5 +312,37 @@ mod tests {
     fn an_absent_service_is_an_error_that_names_it() {
         let error = attach_memory("/nonexistent", &"a.1".parse().unwrap(), io::stdin().as_fd()).unwrap_err();
         assert!(error.to_string().contains("ctxgraph cannot be reached"));
+    }
+
+    #[test]
+    fn an_egress_that_is_away_or_silent_is_not_waited_for() {
+        assert!(network_use("/nonexistent").is_none());
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("egress.sock");
+        let silent = UnixListener::bind(&path).unwrap();
+        let begun = Instant::now();
+        assert!(network_use(path.to_str().unwrap()).is_none());
+        assert!(begun.elapsed() < Duration::from_millis(3 * limits::NET_USE_MS_MAX));
+        drop(silent);
+    }
+
+    #[test]
+    fn egress_counts_are_found_by_life_and_asked_for_without_lists() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("egress.sock");
+        let service = UnixListener::bind(&path).unwrap();
+        std::thread::spawn(move || {
+            let mut connection = Connection::new(service.accept().unwrap().0);
+            let line = connection.read_line().unwrap().unwrap();
+            assert!(line.contains("net.grants") && line.contains("\"counters_only\":true"), "{line}");
+            let grants = json!({"agents": [{
+                "instance": "a.3", "allow": [], "connections": 1, "connections_total": 4, "bytes_out": 5,
+                "bytes_in": 6, "denials": 7, "publish": [], "published_connections": 0, "published_total": 0,
+                "synthetic": {},
+            }]});
+            connection.write_line(&Response::of(Some(1), Ok(grants))).unwrap();
+        });
+        let networks = network_use(path.to_str().unwrap()).unwrap();
+        assert_eq!(networks[&"a.3".parse().unwrap()].bytes_in, 6);
     }
 }

@@ -4,15 +4,13 @@
 //! that does not answer makes an answer poorer, not absent.
 
 use abi::control::{
-    AgentEventList, AgentEvents, AgentGrants, AgentTop, AgentUse, Denial, Grants, Metrics, Nothing,
+    AgentEventList, AgentEvents, AgentTop, AgentUse, Denial, Denials, Metrics, NetDenials, Nothing,
 };
 use abi::door::{Call, Outcome};
-use abi::ids::{AgentName, Instance};
-use abi::rpc::{Code, Incoming, Request, RpcError};
-use abi::wire::Connection;
-use abi::{limits, log, metrics as text};
+use abi::ids::AgentName;
+use abi::rpc::{Code, Request, RpcError};
+use abi::{limits, metrics as text};
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,8 +18,9 @@ use std::time::Duration;
 
 use crate::agents::Cage;
 use crate::caller::hung_up;
+use crate::jail::cgroup::field;
 use crate::output::unix_ms;
-use crate::{metrics, state};
+use crate::{lease, metrics, state};
 
 /// Events in one answer: what fits a line of the control protocol.
 const PAGE_BYTES_MAX: usize = limits::LINE_BYTES_MAX - 4096;
@@ -91,7 +90,7 @@ fn events(cage: &Arc<Cage>, mut call: Call<'_>) -> Result<Outcome, RpcError> {
 
 /// What each living agent uses, by name.
 pub fn top(cage: &Cage) -> Vec<AgentUse> {
-    let mut networks = networks(&cage.places.egress);
+    let mut networks = lease::network_use(&cage.places.egress).unwrap_or_default();
     let living = cage.known_agents().into_iter().filter_map(|agent| {
         let (mut used, instance, cgroup) = {
             let facts = agent.facts();
@@ -127,17 +126,11 @@ pub fn top(cage: &Cage) -> Vec<AgentUse> {
 fn measure(dir: &Path, used: &mut AgentUse) {
     let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
     let number = |file: &str| read(file).trim().parse::<u64>().unwrap_or(0);
-    used.cpu_ms = keyed(&read("cpu.stat"), "usage_usec") / 1000;
+    used.cpu_ms = field(&read("cpu.stat"), "usage_usec").unwrap_or(0) / 1000;
     used.memory_kib = number("memory.current") / 1024;
     used.memory_max_kib = number("memory.max") / 1024;
     used.tasks = u32::try_from(number("pids.current")).unwrap_or(u32::MAX);
     (used.disk_read_bytes, used.disk_written_bytes) = traffic(&read("io.stat"));
-}
-
-/// A value of a flat keyed file.
-fn keyed(text: &str, key: &str) -> u64 {
-    let value = text.lines().filter_map(|line| line.split_once(' ')).find(|(name, _)| *name == key);
-    value.and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(0)
 }
 
 /// Bytes read and written, over all devices of io.stat: lines of `8:0 rbytes=1 wbytes=2 ...`.
@@ -149,46 +142,15 @@ fn traffic(text: &str) -> (u64, u64) {
     (sum("rbytes"), sum("wbytes"))
 }
 
-/// What egress counts, by life; nothing when it does not answer in time.
-fn networks(egress: &str) -> BTreeMap<Instance, AgentGrants> {
-    let patience = Some(Duration::from_millis(limits::NET_USE_MS_MAX));
-    let asked = ask(egress, "net.grants", json!({}), patience)
-        .and_then(|(_, answer)| serde_json::from_value::<Grants>(answer).map_err(|error| error.to_string()));
-    match asked {
-        Ok(grants) => grants.agents.into_iter().map(|agent| (agent.instance.clone(), agent)).collect(),
-        Err(error) => {
-            log::warning("network_use_unknown", &[("error", &error)]);
-            BTreeMap::new()
-        }
-    }
-}
-
-/// One call, up to its answer; the connection lives on for what follows.
-fn ask(
-    socket: &str,
-    method: &str,
-    params: serde_json::Value,
-    patience: Option<Duration>,
-) -> Result<(Connection, serde_json::Value), String> {
-    let mut connection = Connection::connect(socket).map_err(|error| error.to_string())?;
-    connection.set_timeout(patience).map_err(|error| error.to_string())?;
-    connection.write_line(&Request::call(1, method, params)).map_err(|error| error.to_string())?;
-    let line = connection.read_line().map_err(|error| error.to_string())?.ok_or("the connection ended")?;
-    match serde_json::from_str::<Incoming>(&line).map_err(|error| error.to_string())? {
-        Incoming::Response(response) => match (response.result, response.error) {
-            (Some(result), None) => Ok((connection, result)),
-            (_, error) => Err(error.map_or_else(|| "no result".into(), |error| error.message)),
-        },
-        Incoming::Notification(note) => Err(format!("`{}` was not asked for", note.method)),
-    }
-}
-
 /// Makes events of what egress refuses agents, as long as cage lives. On a thread of its own.
 pub fn follow_denials(cage: &Cage) {
     loop {
         // What was refused before cage asked is egress's to tell.
-        if let Ok((mut connection, _)) =
-            ask(&cage.places.egress, "net.denials", json!({"follow": true}), None)
+        let want = NetDenials { agent: None, follow: true };
+        let asked: Result<(_, Denials), _> =
+            lease::ask("egress", &cage.places.egress, "net.denials", &want, &[], limits::NET_USE_MS_MAX);
+        if let Ok((mut connection, _)) = asked
+            && connection.set_timeout(None).is_ok()
         {
             while let Ok(Some(line)) = connection.read_line() {
                 let note = serde_json::from_str::<Request>(&line).ok().filter(|note| note.method == "denial");
@@ -205,9 +167,6 @@ pub fn follow_denials(cage: &Cage) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use abi::rpc::Response;
-    use std::os::unix::net::UnixListener;
-    use std::time::Instant;
 
     #[test]
     fn cgroup_files_become_numbers_and_missing_ones_zero() {
@@ -228,37 +187,5 @@ mod tests {
         let mut nothing = AgentUse::default();
         measure(&dir.path().join("gone"), &mut nothing);
         assert_eq!(nothing, AgentUse::default());
-    }
-
-    #[test]
-    fn an_egress_that_is_away_or_silent_makes_the_answer_poorer_and_not_late() {
-        assert!(networks("/nonexistent").is_empty());
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("egress.sock");
-        let silent = UnixListener::bind(&path).unwrap();
-        let begun = Instant::now();
-        assert!(networks(path.to_str().unwrap()).is_empty());
-        assert!(begun.elapsed() < Duration::from_millis(3 * limits::NET_USE_MS_MAX));
-        drop(silent);
-    }
-
-    #[test]
-    fn egress_counts_are_found_by_life() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("egress.sock");
-        let service = UnixListener::bind(&path).unwrap();
-        std::thread::spawn(move || {
-            let mut connection = Connection::new(service.accept().unwrap().0);
-            let line = connection.read_line().unwrap().unwrap();
-            assert!(line.contains("net.grants"), "{line}");
-            let grants = json!({"agents": [{
-                "instance": "a.3", "allow": [], "connections": 1, "connections_total": 4, "bytes_out": 5,
-                "bytes_in": 6, "denials": 7, "publish": [], "published_connections": 0, "published_total": 0,
-                "synthetic": {},
-            }]});
-            connection.write_line(&Response::of(Some(1), Ok(grants))).unwrap();
-        });
-        let networks = networks(path.to_str().unwrap());
-        assert_eq!(networks[&"a.3".parse().unwrap()].bytes_in, 6);
     }
 }

@@ -109,25 +109,22 @@ impl Agent {
         Err(format!("no receipt, so no connection: {error}"))
     }
 
-    /// The agent's line in `net.grants`.
-    pub fn grants(&self) -> AgentGrants {
+    /// The agent's line in `net.grants`, with its lists or without.
+    pub fn grants(&self, counters_only: bool) -> AgentGrants {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let names = self.names.iter().filter(|_| !counters_only);
         AgentGrants {
             instance: self.instance.clone(),
-            allow: self.allow.clone(),
+            allow: if counters_only { Vec::new() } else { self.allow.clone() },
             connections: self.counters.connections.load(Ordering::Relaxed),
             connections_total: count(&self.counters.connections_total),
             bytes_out: count(&self.counters.bytes_out),
             bytes_in: count(&self.counters.bytes_in),
             denials: count(&self.counters.denials),
-            publish: self.publish.clone(),
+            publish: if counters_only { Vec::new() } else { self.publish.clone() },
             published_connections: self.counters.published_connections.load(Ordering::Relaxed),
             published_total: count(&self.counters.published_total),
-            synthetic: self
-                .names
-                .iter()
-                .map(|(name, grant)| (name.clone(), grant.address.to_string()))
-                .collect(),
+            synthetic: names.map(|(name, grant)| (name.clone(), grant.address.to_string())).collect(),
         }
     }
 }

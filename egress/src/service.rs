@@ -3,7 +3,9 @@
 //! Must hold: a network lives exactly as long as the connection that asked for it; its receipt is durable before it is
 //! handed out. Must never: attach a network for anybody but root (cage).
 
-use abi::control::{Attached, Denials as DenialsPage, Grants, NetAttach, NetDenials, NetResolve, Resolved};
+use abi::control::{
+    Attached, Denials as DenialsPage, Grants, NetAttach, NetDenials, NetGrants, NetResolve, Resolved,
+};
 use abi::door::{Call, Handler, Outcome};
 use abi::identity::{Caller, VM_UID_BASE};
 use abi::ids::Instance;
@@ -144,8 +146,9 @@ impl Egress {
         Ok(Serving { stop, ended })
     }
 
-    fn grants(&self) -> Result<Outcome, RpcError> {
-        let agents = self.agents().values().map(|agent| agent.grants()).collect();
+    fn grants(&self, call: &Call<'_>) -> Result<Outcome, RpcError> {
+        let NetGrants { counters_only } = call.request.params()?;
+        let agents = self.agents().values().map(|agent| agent.grants(counters_only)).collect();
         Ok(Outcome::Result(to_value(&Grants { agents })?))
     }
 
@@ -199,7 +202,7 @@ impl Handler for Egress {
     fn call(&self, call: Call<'_>) -> Result<Outcome, RpcError> {
         match call.request.method.as_str() {
             "net.attach" => self.attach(call),
-            "net.grants" => self.grants(),
+            "net.grants" => self.grants(&call),
             "net.denials" => self.denials(call),
             "net.resolve" => self.resolve(&call),
             other => Err(RpcError::new(Code::UNKNOWN_METHOD, format!("egress has no method `{other}`"))),

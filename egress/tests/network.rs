@@ -41,6 +41,10 @@ fn an_allowed_name_works_over_http_and_tls_with_a_receipt_first() {
     let grants = world.grants();
     assert_eq!(grants.agents[0].connections_total, 3);
     assert!(grants.agents[0].bytes_in > 4_194_304);
+    let counters = world.call("net.grants", json!({ "counters_only": true }));
+    let counters: abi::control::Grants = serde_json::from_value(counters).unwrap();
+    assert_eq!(counters.agents[0].connections_total, 3);
+    assert!(counters.agents[0].allow.is_empty() && counters.agents[0].synthetic.is_empty());
 }
 
 #[test]

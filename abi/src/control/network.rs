@@ -45,6 +45,15 @@ pub struct Attached {
     pub guest: crate::guest::GuestNetwork,
 }
 
+/// Parameters of `net.grants`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetGrants {
+    /// Leaves the lists empty: then the answer fits a line, however many agents there are and whatever they were granted.
+    #[serde(default)]
+    pub counters_only: bool,
+}
+
 /// Result of `net.grants`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -106,4 +115,29 @@ pub struct Denial {
     pub remedy: String,
     /// The same within a second, folded into this one.
     pub count: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits;
+
+    #[test]
+    fn counters_of_all_agents_fit_a_line() {
+        let agent = AgentGrants {
+            instance: Instance { agent: "a".repeat(32).parse().unwrap(), generation: u64::MAX },
+            allow: Vec::new(),
+            connections: u32::MAX,
+            connections_total: u64::MAX,
+            bytes_out: u64::MAX,
+            bytes_in: u64::MAX,
+            denials: u64::MAX,
+            publish: Vec::new(),
+            published_connections: u32::MAX,
+            published_total: u64::MAX,
+            synthetic: BTreeMap::new(),
+        };
+        let all = Grants { agents: vec![agent; limits::AGENTS_RUNNING_MAX] };
+        assert!(serde_json::to_string(&all).unwrap().len() + 512 < limits::LINE_BYTES_MAX);
+    }
 }

@@ -145,7 +145,7 @@ impl Delegated {
         let cgroup = VmCgroup { dir };
         for (file, value) in bounds.files() {
             let path = cgroup.dir.join(file);
-            match put(&path, &value) {
+            match write(&path, &value) {
                 // A kernel without swap has no such file, and no swap.
                 Err(error) if file == "memory.swap.max" && error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
@@ -168,11 +168,6 @@ impl Delegated {
         }
         Ok(found)
     }
-}
-
-/// Writes to a file that must exist: `fs::write` would try to make it, which cgroupfs answers with EACCES, not ENOENT.
-fn put(path: &Path, value: &str) -> io::Result<()> {
-    fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
 }
 
 /// The cgroup v2 path of /proc/PID/cgroup (cgroups(7): the line `0::PATH`).
@@ -239,13 +234,13 @@ impl VmCgroup {
     }
 }
 
-/// Writes a file of the kernel's. Never makes one: what is missing must be seen as missing.
+/// Writes a file of the kernel's. Never makes one: cgroupfs answers that with EACCES, and what is missing must be seen as missing.
 pub(crate) fn write(path: &Path, value: &str) -> io::Result<()> {
     fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
 }
 
 /// A value of a flat keyed file.
-fn field(text: &str, name: &str) -> Option<u64> {
+pub(crate) fn field(text: &str, name: &str) -> Option<u64> {
     text.lines()
         .filter_map(|line| line.split_once(' '))
         .find(|(key, _)| *key == name)

@@ -77,7 +77,8 @@ impl Life<'_> {
     fn network_bytes(&self) -> Option<u64> {
         let manifest = &self.order.loaded.manifest;
         let is_connected = !manifest.network_allow.is_empty() || !manifest.publish.is_empty();
-        is_connected.then(|| lease::network_bytes(&self.cage.places.egress, self.instance())).flatten()
+        let used = is_connected.then(|| lease::network_use(&self.cage.places.egress)).flatten()?;
+        used.get(self.instance()).map(|own| own.bytes_out.saturating_add(own.bytes_in))
     }
 
     /// Tells of a health check's outcome, where it changed something.
