@@ -15,6 +15,7 @@ use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::agents::Cage;
 use crate::store::{Source, StoreError};
@@ -197,6 +198,10 @@ fn import(cage: &Cage, call: Call<'_>) -> Result<Outcome, RpcError> {
         return Err(invalid(format!("{} bytes: at most {most} are allowed", want.bytes)));
     }
     let mut writer = call.connection.writer().map_err(|error| invalid(error.to_string()))?;
+    // Imports come one at a time: a sender that stands still must not hold up the others, or agents that wait for theirs.
+    let patience = Duration::from_millis(limits::CALLER_STALL_MS_MAX);
+    let stream = call.connection.stream();
+    stream.set_read_timeout(Some(patience)).map_err(|error| invalid(error.to_string()))?;
     let mut body = call.connection.take(want.bytes);
     let mut told = None;
     let source = Source::Stream { reader: &mut body, bytes: want.bytes };
@@ -222,6 +227,7 @@ fn import(cage: &Cage, call: Call<'_>) -> Result<Outcome, RpcError> {
 mod tests {
     use super::*;
     use abi::control::Layer;
+    use std::io::Write;
 
     /// The largest image that the store lets in.
     fn largest(number: u8) -> Image {
@@ -272,5 +278,21 @@ mod tests {
         }
         assert!(matches!(reference("python"), Ok(RootfsRef::Name(_))));
         assert!(matches!(reference(&Digest([1; 32]).to_string()), Ok(RootfsRef::Digest(_))));
+    }
+
+    #[test]
+    fn a_sender_of_an_archive_has_bounded_time_for_each_piece() {
+        let dir = tempfile::tempdir().unwrap();
+        let cage = crate::agents::bench::cage(dir.path(), &[]);
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        (&far).write_all(b"cut").unwrap();
+        drop(far);
+        let mut connection = abi::wire::Connection::new(near);
+        let request = Request::call(1, "image.import", json!(ImageImport { name: "r".into(), bytes: 10 }));
+        let caller = abi::identity::Caller::Local { uid: 0 };
+        let call = Call { caller: &caller, request: &request, connection: &mut connection };
+        assert!(import(&cage, call).unwrap_err().message.contains("3 of 10 bytes came"));
+        let patience = Duration::from_millis(limits::CALLER_STALL_MS_MAX);
+        assert_eq!(connection.stream().read_timeout().unwrap(), Some(patience));
     }
 }

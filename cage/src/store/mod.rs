@@ -295,6 +295,9 @@ fn receive(
             Ok(0) => return Err(cut(io::ErrorKind::UnexpectedEof.into())),
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(cut(io::Error::new(io::ErrorKind::TimedOut, "the sender stood still")));
+            }
             Err(error) => return Err(cut(error)),
         };
         let part = part.get(..read).unwrap_or_default();
