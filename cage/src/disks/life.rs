@@ -85,10 +85,10 @@ impl Disks {
     }
 
     /// Moves the workspace into a directory of the same file system, as `workspace.ext4`: it is evidence, and no life goes on
-    /// with it. A kept one's agent begins anew; its volumes stay.
+    /// with it. A kept one's agent begins anew; its volumes stay. What cannot be moved stays where it is, for [`rescue`].
     pub fn keep_as_evidence(mut self, dir: &Path) -> io::Result<()> {
-        move_to(&self.workspace.path, dir)?;
         let then = std::mem::replace(&mut self.workspace.then, Then::Nothing);
+        move_to(&self.workspace.path, dir)?;
         match then {
             // The record goes after the disk: a power cut between the two leaves no disk without a record, which is a leftover.
             Then::TakeBack { kept, .. } => kept.remove().map_err(io::Error::other),

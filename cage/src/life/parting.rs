@@ -98,11 +98,15 @@ impl Life<'_> {
         self.held.jail = None;
         let is_out_of_hand = self.held.launched && self.held.vmm_ended.is_none();
         match self.held.disks.take() {
-            Some(disks) if is_out_of_hand => disks.abandon(),
+            Some(disks) if is_out_of_hand => {
+                self.held.is_disk_left = true;
+                disks.abandon();
+            }
             Some(disks) if self.held.is_quarantined => {
                 let dir = evidence::dir(&self.cage.places, self.instance());
                 if let Err(error) = disks.keep_as_evidence(&dir) {
-                    problems.push(format!("its disk is not kept as evidence: {error}"));
+                    self.held.is_disk_left = true;
+                    problems.push(format!("its disk is not with its evidence yet: {error}"));
                 }
             }
             disks => drop(disks),
@@ -136,21 +140,21 @@ impl Life<'_> {
             detail = format!("{why}{how}; its evidence is kept");
         }
         let broke = happening == Happening::Broke && outcome == Outcome::Badly;
-        let again = broke && !ran && self.order.cause.tries_left > 0;
-        if again {
-            detail.push_str("; it will be tried again");
-        }
         let (code, signal) = exit.as_ref().map_or((None, None), |exit| (exit.code, exit.signal));
         let by_itself = exit.is_some();
-        let (due, is_killed, by) = self.agent.update(|facts| {
+        let (due, again, is_killed, by) = self.agent.update(|facts| {
             if facts.is_unwanted {
                 outcome = Outcome::Asked;
+            }
+            let again = broke && !facts.is_unwanted && !ran && self.order.cause.tries_left > 0;
+            if again {
+                detail.push_str("; it will be tried again");
             }
             let due = if again { None } else { self.due(outcome, facts.restarts, &mut detail) };
             (facts.exit, facts.console) = (exit, console);
             facts.end(happening, detail);
             facts.restart = due;
-            (due, facts.is_killed, facts.stopped_by.clone())
+            (due, again, facts.is_killed, facts.stopped_by.clone())
         });
         self.agent.log.rest();
         self.cage.events.push(&self.agent.name, "ended", format!("{instance}: {reason}"));
@@ -161,7 +165,9 @@ impl Life<'_> {
             let (instance, reason) = (instance.clone(), reason.clone());
             record(self.cage, Event::AgentExited { instance, reason, code, signal });
         }
+        // An end that is not noted makes the next cage look for the disk.
         if self.held.is_quarantined
+            && !self.held.is_disk_left
             && let Err(error) = evidence::end(&self.cage.places, &instance)
         {
             log::error("evidence_not_closed", &[("instance", &instance), ("error", &error)]);
