@@ -210,9 +210,7 @@ fn create(cage: &Cage, mut call: Call<'_>, by: String) -> Result<Outcome, RpcErr
         RpcError::new(Code::FAILED, format!("its rootfs is not there: {error}"))
             .explained("a workspace is written above one rootfs", "import it: nullctl image import")
     })?;
-    let mut progress = disks::progress(&mut call);
-    disks::create(cage, &loaded.manifest, rootfs, want.snapshot.as_ref(), &mut progress)?;
-    drop(progress);
+    disks::create(cage, &mut call, &loaded.manifest, rootfs, want.snapshot.as_ref())?;
     let AgentCreate { name, snapshot } = want;
     let origin = snapshot.as_ref().map_or("empty".to_owned(), |snapshot| format!("from {snapshot}"));
     cage.events.push(&name, "created", format!("workspace, {origin}"));

@@ -20,10 +20,12 @@ use super::error::DiskError;
 use super::{Origin, WorkspaceRecord};
 use crate::agent::{Agent, Facts};
 use crate::agents::Cage;
+use crate::caller::hung_up;
 use crate::state;
+use crate::turns::Turn;
 
 /// Told how many bytes of a copy are done, of how many; its error ends the copy.
-pub type Watch<'a> = &'a mut dyn FnMut(u64, u64) -> Result<(), DiskError>;
+pub(super) type Watch<'a> = &'a mut dyn FnMut(u64, u64) -> Result<(), DiskError>;
 
 /// How often one who waits for his turn is told so.
 const WAIT_TOLD: Duration = Duration::from_secs(5);
@@ -34,7 +36,7 @@ pub(super) fn receipt(cage: &Cage) -> impl Fn(Event) -> Result<(), DiskError> + 
 }
 
 /// Tells a caller how far a copy is, a hundred times at most. A caller who has gone ends the copy.
-pub fn progress<'a>(call: &'a mut Call<'_>) -> impl FnMut(u64, u64) -> Result<(), DiskError> + 'a {
+fn progress<'a>(call: &'a mut Call<'_>) -> impl FnMut(u64, u64) -> Result<(), DiskError> + 'a {
     let mut told = None;
     move |done, total| {
         let percent = done.saturating_mul(100) / total.max(1);
@@ -69,20 +71,31 @@ pub fn run(cage: &Arc<Cage>, call: Call<'_>) -> Result<Outcome, RpcError> {
     Ok(Outcome::Result(answer))
 }
 
-/// `agent.create`: makes the kept workspace of an agent that does not run. The receipt is the caller's.
+/// `agent.create`: makes the kept workspace of an agent that does not run. The receipt is for who asks here.
 pub fn create(
     cage: &Cage,
+    call: &mut Call<'_>,
     manifest: &Manifest,
     rootfs: Digest,
     snapshot: Option<&Name>,
-    watch: Watch<'_>,
 ) -> Result<(), DiskError> {
     let _work = hold(cage, &manifest.name, "its workspace is being made")?;
-    let _turn = match snapshot {
-        Some(_) => Some(cage.disks.copies.take(&mut || watch(0, 1).is_ok()).ok_or(DiskError::CallerGone)?),
-        None => None,
-    };
-    cage.disks.create(manifest, rootfs, snapshot, watch)
+    let _turn = snapshot.map(|_| turn(cage, call)).transpose()?;
+    cage.disks.create(manifest, rootfs, snapshot, &mut progress(call))
+}
+
+/// A turn to copy. Who waits for it is told so now and then; who has gone waits no more.
+fn turn(cage: &Cage, call: &mut Call<'_>) -> Result<Turn, DiskError> {
+    let mut waited = Instant::now();
+    let turn = cage.disks.copies.take(&mut || {
+        if waited.elapsed() < WAIT_TOLD {
+            return !hung_up(call.connection.stream());
+        }
+        waited = Instant::now();
+        let progress = Progress { stage: "wait for another copy".into(), done: None, total: None };
+        call.notify("progress", json!(progress)).is_ok()
+    });
+    turn.ok_or(DiskError::CallerGone)
 }
 
 /// For `agent.remove`: deletes the kept workspace of an agent that does not run, if there is one. Its volumes stay.
@@ -128,16 +141,7 @@ fn take(cage: &Cage, mut call: Call<'_>) -> Result<Snapshot, RpcError> {
     let SnapshotCreate { agent: name, name: snapshot } = call.request.params()?;
     cage.disks.may_take(&snapshot)?;
     let by = call.caller.to_string();
-    let mut waited = Instant::now();
-    let turn = cage.disks.copies.take(&mut || {
-        if waited.elapsed() < WAIT_TOLD {
-            return true;
-        }
-        waited = Instant::now();
-        let progress = Progress { stage: "wait for another copy".into(), done: None, total: None };
-        call.notify("progress", json!(progress)).is_ok()
-    });
-    let _turn = turn.ok_or(DiskError::CallerGone)?;
+    let _turn = turn(cage, &mut call)?;
     let (agent, origin, still, _work) = origin(cage, &name)?;
     let mut tell = progress(&mut call);
     let taken = cage.disks.take(

@@ -13,7 +13,7 @@ mod snapshots;
 mod template;
 mod volumes;
 
-pub use calls::{Watch, above, create, progress, remove_workspace, run, usage};
+pub use calls::{above, create, remove_workspace, run, usage};
 pub use custody::Custody;
 pub use error::DiskError;
 pub use life::{Disks, rescue};
@@ -33,6 +33,7 @@ use std::path::{Path, PathBuf};
 
 use crate::places::Places;
 use crate::turns::Turns;
+use calls::Watch;
 use copy::Broken;
 use error::at;
 use kept::{Kept, NewDisk};

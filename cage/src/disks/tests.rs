@@ -454,6 +454,19 @@ fn what_is_damaged_of_one_agent_keeps_no_other_from_a_new_volume() {
 }
 
 #[test]
+fn evidence_that_cannot_be_moved_is_not_lost() {
+    let bench = Bench::new();
+    let life: Instance = "a.1".parse().unwrap();
+    let disks = bench.start(&manifest("a", "[capabilities]\nmax_disk_mb = 64\n"), 1, 0).unwrap();
+    write(disks.workspace(), 9 << 20, b"mine");
+    let dir = bench.dir.path().join("state/evidence");
+    assert!(disks.keep_as_evidence(&dir).is_err());
+    fs::create_dir(&dir).unwrap();
+    assert!(rescue(&places(bench.dir.path()), &life, &dir).unwrap());
+    assert_eq!(read(&dir.join("workspace.ext4"), 9 << 20), *b"mine");
+}
+
+#[test]
 fn what_is_removed_while_it_is_listed_is_left_out() {
     let bench = Bench::new();
     drop(bench.start(&kept("a", 64), 1, 0).unwrap());
@@ -468,6 +481,25 @@ fn what_is_removed_while_it_is_listed_is_left_out() {
         bench.depot.list_snapshots().unwrap().is_empty() && bench.depot.list_volumes().unwrap().is_empty()
     );
     assert!(bench.depot.usage(&"a".parse().unwrap()).unwrap().is_empty());
+}
+
+#[test]
+fn a_caller_who_leaves_waits_for_no_copy_and_holds_no_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let cage = crate::agents::bench::cage(dir.path(), &["a"]);
+    let _busy = cage.disks.copies.take(&mut || true).unwrap();
+    let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+    let request = abi::rpc::Request::call(1, "agent.create", serde_json::Value::Null);
+    let caller = abi::identity::Caller::Local { uid: 0 };
+    let mut connection = abi::wire::Connection::new(near);
+    let mut call = abi::door::Call { caller: &caller, request: &request, connection: &mut connection };
+    std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        drop(far);
+    });
+    let made = create(&cage, &mut call, &kept("a", 64), Digest([0; 32]), Some(&"s".parse().unwrap()));
+    assert!(matches!(made, Err(DiskError::CallerGone)), "{made:?}");
+    assert!(cage.disks.custody.may_run(&"a".parse().unwrap()).is_ok());
 }
 
 #[test]
