@@ -88,7 +88,6 @@ fn start(listener: &Arc<Listener>, stream: TcpStream, peer: SocketAddr) {
 
 fn answer(listener: &Listener, stream: &TcpStream) -> io::Result<()> {
     let patience = Duration::from_millis(limits::METRICS_HTTP_MS_MAX);
-    stream.set_write_timeout(Some(patience))?;
     let reply = match head(stream, Instant::now() + patience)? {
         Some(head) => match asked(&head) {
             Ok(()) => page(listener),
@@ -96,27 +95,46 @@ fn answer(listener: &Listener, stream: &TcpStream) -> io::Result<()> {
         },
         None => Reply::refusal("431 Request Header Fields Too Large", "the head is too long"),
     };
-    (&mut &*stream).write_all(reply.to_bytes().as_slice())?;
+    send(stream, &reply.to_bytes(), Instant::now() + patience)?;
     // Closing with unread bytes would reset the connection before the answer was read.
     stream.shutdown(Shutdown::Write)?;
-    stream.set_read_timeout(Some(LINGER))?;
-    (&mut &*stream).take(limits::METRICS_HEAD_BYTES_MAX as u64).read_to_end(&mut Vec::new()).map(drop)
+    let deadline = Instant::now() + LINGER;
+    while read(stream, &mut [0u8; 1024], deadline)? > 0 {}
+    Ok(())
+}
+
+/// What is left until a deadline; an error when it has passed. Each read and write is bounded by it anew, so that a client who
+/// gives or takes a byte at a time gains nothing.
+fn left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+fn read(mut stream: &TcpStream, into: &mut [u8], deadline: Instant) -> io::Result<usize> {
+    stream.set_read_timeout(Some(left(deadline)?))?;
+    stream.read(into)
+}
+
+fn send(mut stream: &TcpStream, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
+    while !bytes.is_empty() {
+        stream.set_write_timeout(Some(left(deadline)?))?;
+        match stream.write(bytes)? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            taken => bytes = bytes.get(taken..).unwrap_or_default(),
+        }
+    }
+    Ok(())
 }
 
 /// A request up to its empty line; none if it is too long.
-fn head(mut stream: &TcpStream, deadline: Instant) -> io::Result<Option<String>> {
+fn head(stream: &TcpStream, deadline: Instant) -> io::Result<Option<String>> {
     let mut bytes = Vec::new();
     while !bytes.windows(4).any(|end| end == b"\r\n\r\n") {
         if bytes.len() >= limits::METRICS_HEAD_BYTES_MAX {
             return Ok(None);
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
         let mut chunk = [0u8; 1024];
-        match stream.read(&mut chunk)? {
+        match read(stream, &mut chunk, deadline)? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             n => bytes.extend(chunk.iter().take(n)),
         }
@@ -200,10 +218,7 @@ fn ask(listener: &Listener, method: &str) -> Result<(String, Value), String> {
     connection.write_line(&Request::call(1, method, params)).map_err(|error| text(&error))?;
     let mut before = String::new();
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err("no answer in time".into());
-        }
+        let left = left(deadline).map_err(|_| "no answer in time")?;
         connection.set_timeout(Some(left)).map_err(|error| text(&error))?;
         let line = connection.read_line().map_err(|error| text(&error))?.ok_or("the connection ended")?;
         match serde_json::from_str::<Incoming>(&line).map_err(|error| text(&error))? {
@@ -250,5 +265,29 @@ mod tests {
         for stranger in ["192.0.3.1:1", "127.0.0.1:1", "[::ffff:192.0.2.9]:1"] {
             assert!(!listener.admits(stranger.parse().unwrap()), "{stranger}");
         }
+    }
+
+    #[test]
+    fn a_client_that_goes_on_talking_or_takes_nothing_is_let_go() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
+        let (stream, _) = tcp.accept().unwrap();
+        client.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+        let talking = std::thread::spawn(move || {
+            // Far longer than it may linger, and always sooner than one read may wait.
+            (0..100).all(|_| {
+                std::thread::sleep(LINGER / 5);
+                client.write_all(b"x").is_ok()
+            })
+        });
+        let listener = Listener::new(Vec::new(), PathBuf::from("/nonexistent"));
+        assert_eq!(answer(&listener, &stream).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        drop(stream);
+        assert!(!talking.join().unwrap(), "it talked to its end");
+        let deaf = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
+        let (stream, _) = tcp.accept().unwrap();
+        let much = vec![b'x'; 64 << 20];
+        assert!(send(&stream, &much, Instant::now() + LINGER).is_err());
+        drop(deaf);
     }
 }
