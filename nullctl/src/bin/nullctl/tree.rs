@@ -77,7 +77,8 @@ fn split(path: &str) -> Option<(&str, &str)> {
 }
 
 /// Whether a link at `path` leads no further up than the copy reaches: `..` stands only in front, where directories of the copy
-/// itself are climbed, and no more often than there are. Each link of a copy keeps to it, so no chain of them leads out.
+/// itself are climbed, and no more often than there are. Each link of a copy keeps to it, so no chain of them leads out. Where the
+/// link is the whole copy, whatever it leads to lies outside.
 fn stays_inside(path: &str, target: &str) -> bool {
     let depth = path.matches('/').count();
     let mut parts = target.split('/').filter(|part| !part.is_empty() && *part != ".").peekable();
@@ -85,7 +86,8 @@ fn stays_inside(path: &str, target: &str) -> bool {
     while parts.next_if_eq(&"..").is_some() {
         climbs += 1;
     }
-    !target.starts_with('/') && !target.is_empty() && climbs <= depth && parts.all(|part| part != "..")
+    let is_relative = !target.starts_with('/') && !target.is_empty();
+    !path.is_empty() && is_relative && climbs <= depth && parts.all(|part| part != "..")
 }
 
 /// Makes files of records, below one directory.
@@ -489,7 +491,7 @@ mod tests {
             ("d/a", "x/..", false),
             ("a", "/etc/passwd", false),
             ("a", "", false),
-            ("", "x", true),
+            ("", "x", false),
             ("", "../x", false),
         ] {
             assert_eq!(stays_inside(path, target), stays, "{path} -> {target}");
