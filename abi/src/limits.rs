@@ -62,7 +62,7 @@ pub const PUBLISH_SOURCES_NODE_MAX: usize = 128;
 pub const PUBLISH_CONNECTIONS_PER_AGENT_MAX: usize = 128;
 /// New connections to one agent's published ports in a second; twice as many at once. More: reset, and counted as a denial.
 pub const PUBLISH_CONNECTIONS_PER_SECOND_MAX: u32 = 100;
-/// Disk traffic a manifest may allow, in MB (1,000,000 bytes) a second, reads and writes each. Above it the guest waits.
+/// Disk traffic a manifest may allow, in MiB a second, reads and writes each. Above it the guest waits.
 pub const DISK_MB_PER_SEC_MAX: u32 = 10_000;
 /// Shortest pause between two health checks, in seconds.
 pub const HEALTH_INTERVAL_SECS_MIN: u32 = 1;

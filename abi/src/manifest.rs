@@ -51,7 +51,7 @@ pub struct Manifest {
     /// A life is ended when so long nobody used it: no output, no exec, no copy, no byte over the network.
     pub idle_secs_max: Option<u32>,
     pub health_check: Option<HealthCheck>,
-    /// MB (1,000,000 bytes) a second of its disks, reads and writes each.
+    /// MiB a second of its disks, reads and writes each.
     pub disk_mb_per_sec: Option<u32>,
     /// By name.
     pub volumes: BTreeMap<Name, VolumeGrant>,
@@ -233,7 +233,7 @@ impl Checker<'_> {
                 caps.max_disk_mb_per_sec,
                 "capabilities.max_disk_mb_per_sec",
                 1..=limits::DISK_MB_PER_SEC_MAX,
-                "MB a second",
+                "MiB a second",
             )?,
             volumes,
             publish: self.publish(caps.network.publish)?,

@@ -61,8 +61,8 @@ fn work(
     job: FilesJob,
 ) -> Result<Outcome, RpcError> {
     let (what, detail, input) = match &job {
-        FilesJob::Read { path } => ("copy-out", path.clone(), false),
-        FilesJob::Write { path } => ("copy-in", path.clone(), true),
+        FilesJob::Read { path } => ("files_read", path.clone(), false),
+        FilesJob::Write { path } => ("files_written", path.clone(), true),
         FilesJob::Changes => ("diff", String::new(), false),
     };
     let channel = living.session.files(job)?;

@@ -294,7 +294,7 @@ pub struct AgentEvent {
     pub seq: u64,
     pub unix_ms: u64,
     pub agent: AgentName,
-    /// `starting`, `ready`, `paused`, `exited`, `unhealthy`, `restarting`, `exec`, `denied`, ...
+    /// `starting`, `ready`, `paused`, `ended`, `unhealthy`, `restarting`, `exec`, `denied`, ...
     pub what: String,
     pub detail: String,
 }
