@@ -216,6 +216,7 @@ fn import(cage: &Cage, call: Call<'_>) -> Result<Outcome, RpcError> {
     });
     let image = outcome
         .map_err(|error| RpcError::new(Code::FAILED, format!("the archive was not imported: {error}")))?;
+    cage.imports.forgive(&want.name);
     life::record(
         cage,
         Event::RootfsImported { name: want.name, digest: image.digest, archive: image.archive },

@@ -62,6 +62,14 @@ impl Imports {
         self.changed.notify_all();
     }
 
+    /// Somebody gave the name to another image: that the configuration's archive was wrong keeps no agent from it any more.
+    pub fn forgive(&self, name: &str) {
+        let mut open = self.lock();
+        if matches!(open.get(name), Some(Import::Failed(_))) {
+            open.remove(name);
+        }
+    }
+
     /// Imports the announced archives, one after the other.
     pub fn run(&self, archives: BTreeMap<String, PathBuf>, store: &Store, ledger: &Client) {
         for (name, path) in archives {
@@ -160,6 +168,12 @@ mod tests {
         );
         imports.run(found, &store, &Client::at("/nonexistent"));
         assert!(imports.wait("bad", &mut |_| true).is_err());
+        imports.forgive("bad");
+        assert_eq!(
+            imports.wait("bad", &mut |_| true),
+            Ok(()),
+            "somebody imported another one under the name"
+        );
         assert_eq!(imports.wait("other", &mut |_| true), Ok(()));
     }
 }
