@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::ending::harmless;
 use crate::guest::Session;
 use crate::jail::cgroup::VmCgroup;
-use crate::life::Mail;
+use crate::life::{Ask, Mail};
 use crate::manifests::Loaded;
 use crate::output::Log;
 use crate::state::{self, Happening, Stateful};
@@ -72,6 +72,8 @@ pub struct Facts {
     pub session: Option<Arc<Session>>,
     pub cgroup: Option<Arc<VmCgroup>>,
     pub mail: Option<SyncSender<Mail>>,
+    /// What is asked of the present life, first come first; beside its mailbox, which a guest can fill.
+    pub asks: VecDeque<Ask>,
     /// Who, or which bound, asked for the present life to end.
     pub stopped_by: String,
     /// Somebody asked for it, so no restart policy has a say.
@@ -173,6 +175,7 @@ impl Facts {
         (self.stages_ms, self.detail, self.denials, self.denials_dropped) = Default::default();
         (self.console, self.guest_stages_us, self.healthy, self.restart) = Default::default();
         (self.is_unwanted, self.is_killed, self.stopped_by) = Default::default();
+        self.asks.clear();
         self.restarts = restarts;
     }
 
@@ -184,6 +187,7 @@ impl Facts {
         self.detail = detail;
         (self.session, self.cgroup, self.mail, self.importing, self.running_since) =
             (None, None, None, None, None);
+        self.asks.clear(); // who waits for an answer hears that it has ended
     }
 
     /// One line of `agent.list`; none if there is no manifest to tell of.

@@ -425,7 +425,7 @@ fn read_frames(
             (Kind::Ready, _) => said(Said::Ready(frame.parse()?)),
             (Kind::Denied, _) => sink.denied(frame.parse()?),
             (Kind::Synced, _) => said(Said::Synced),
-            (Kind::Health, _) => said(Said::Health(frame.parse()?)),
+            (Kind::Health, _) => said(Said::Health(in_short(frame.parse()?))),
             (Kind::Stdout | Kind::Stderr, 0) => {
                 session.touch();
                 sink.output(stream_of(frame.kind), &frame.payload);
@@ -455,6 +455,10 @@ fn read_frames(
         }
     }
     Ok(())
+}
+
+fn in_short(health: Health) -> Health {
+    Health { detail: harmless(&health.detail, limits::GUEST_WORDS_CHARS_MAX), ..health }
 }
 
 fn stream_of(kind: Kind) -> Stream {

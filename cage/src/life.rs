@@ -51,7 +51,8 @@ pub enum Mail {
     Guest(Said),
     VmmEnded(ExitStatus),
     Stop,
-    Ask(Ask),
+    /// There is an [`Ask`].
+    Asked,
 }
 
 /// A life to be lived.
@@ -369,7 +370,7 @@ impl Life<'_> {
                     self.run_began(&ready)?;
                     return Ok(());
                 }
-                Some(Mail::Ask(ask)) => ask.refuse(self.agent.facts().state.now()),
+                Some(Mail::Asked) => {} // nothing may be asked of it yet
                 Some(other) => return Err(self.ended_by(other)),
                 None => {
                     let why =
@@ -411,10 +412,7 @@ impl Life<'_> {
                 self.held.vmm_ended = Some(status);
                 End::Broken(self.explain(status))
             }
-            Mail::Ask(ask) => {
-                ask.refuse(self.agent.facts().state.now());
-                End::Broken("asked for what is not legal now".into())
-            }
+            Mail::Asked => End::Broken("asked for what is not legal now".into()),
             Mail::Guest(Said::Exited(exit)) => End::ByItself(exit),
             Mail::Guest(Said::Failed(failed)) => End::Broken(ending::of_guest(&failed)),
             Mail::Guest(Said::Ended(why)) => self.better_reason(why),
@@ -448,9 +446,12 @@ impl Life<'_> {
         }
     }
 
-    /// The next mail, or none at the deadline.
+    /// The next mail, or none at the deadline, whatever still comes: a guest that floods does not draw a wait out.
     fn mail(&mut self, deadline: Instant) -> Option<Mail> {
-        self.next(Some(deadline)).ok()
+        match Instant::now() < deadline {
+            true => self.next(Some(deadline)).ok(),
+            false => None,
+        }
     }
 
     fn next(&mut self, due: Option<Instant>) -> Result<Mail, RecvTimeoutError> {

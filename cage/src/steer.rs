@@ -90,19 +90,21 @@ fn checked_reason(reason: String) -> Result<String, RpcError> {
 }
 
 /// Has something done by the life's own thread, and waits for it.
-fn change(cage: &Cage, name: &AgentName, change: Asked, by: String) -> Result<Outcome, RpcError> {
+pub(crate) fn change(cage: &Cage, name: &AgentName, change: Asked, by: String) -> Result<Outcome, RpcError> {
     let agent = cage.named(name)?;
     let (answer, outcome) = sync_channel(1);
     {
-        let facts = agent.facts();
+        let mut facts = agent.facts();
         state::next(facts.state.now(), change.happening())?;
-        let mail = facts.mail.as_ref().ok_or(Illegal::NotAlive)?;
-        mail.try_send(Mail::Ask(Ask { change, by, answer })).map_err(|_| {
-            RpcError::new(Code::LIMIT, format!("{name} has more to do than it can")).explained(
+        let mail = facts.mail.clone().ok_or(Illegal::NotAlive)?;
+        if facts.asks.len() >= life::MAIL_MAX {
+            return Err(RpcError::new(Code::LIMIT, format!("{name} has more to do than it can")).explained(
                 format!("{} things wait for one life at most", life::MAIL_MAX),
                 "try again, or agent kill it",
-            )
-        })?;
+            ));
+        }
+        facts.asks.push_back(Ask { change, by, answer });
+        let _ = mail.try_send(Mail::Asked); // full: it has enough reasons to look
     }
     match outcome.recv_timeout(Duration::from_millis(CHANGE_MS_MAX)) {
         Ok(outcome) => outcome.map(|()| Outcome::Result(json!({}))),

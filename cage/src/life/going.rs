@@ -4,13 +4,12 @@
 
 use abi::guest::Health;
 use abi::ledger::Event;
-use abi::{limits, log};
+use abi::log;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Instant;
 
 use super::vigil::{Change, Verdict, Vigil};
 use super::{End, Life, Mail, again, note};
-use crate::ending::harmless;
 use crate::guest::Said;
 use crate::lease;
 use crate::state::Happening;
@@ -25,13 +24,22 @@ impl Life<'_> {
             }
             let due = if self.held.is_quarantined { None } else { vigil.due(self.held.frozen.is_some()) };
             let mail = self.next(due);
-            // The mailbox may have been too full to tell of it.
+            // The mailbox may have been too full to tell of either.
             if self.asked_to_stop() {
                 return End::Stopped;
             }
+            let ask = self.agent.facts().asks.pop_front();
+            if let Some(ask) = ask {
+                mail.into_iter().for_each(|mail| self.waiting.push_front(mail));
+                self.steered(ask, &mut vigil);
+                continue;
+            }
             match mail {
-                Ok(Mail::Connected(_) | Mail::Guest(Said::Hello(_) | Said::Ready(_) | Said::Synced)) => {}
-                Ok(Mail::Ask(ask)) => self.steered(ask, &mut vigil),
+                Ok(
+                    Mail::Asked
+                    | Mail::Connected(_)
+                    | Mail::Guest(Said::Hello(_) | Said::Ready(_) | Said::Synced),
+                ) => {}
                 Ok(Mail::Guest(_)) if self.held.is_quarantined => {} // said before it was frozen
                 Ok(Mail::Guest(Said::Health(health))) => {
                     if let Some(verdict) = self.checked(&mut vigil, &health) {
@@ -83,17 +91,22 @@ impl Life<'_> {
 
     /// Tells of a health check's outcome, where it changed something.
     fn checked(&mut self, vigil: &mut Vigil, health: &Health) -> Option<Verdict> {
-        let detail = harmless(&health.detail, limits::GUEST_WORDS_CHARS_MAX);
-        let (change, verdict) = vigil.checked(Instant::now(), health.healthy, &detail);
+        let (change, verdict) = vigil.checked(Instant::now(), health.healthy, &health.detail);
         if change != Change::None {
             self.agent.update(|facts| facts.healthy = vigil.healthy());
         }
         match change {
             Change::None => {}
-            Change::BecameHealthy => self.cage.events.push(&self.agent.name, "healthy", &detail),
+            Change::BecameHealthy => self.cage.events.push(&self.agent.name, "healthy", &health.detail),
             Change::BecameUnhealthy => {
-                self.cage.events.push(&self.agent.name, "unhealthy", &detail);
-                note(self.cage, Event::AgentUnhealthy { instance: self.instance().clone(), detail });
+                self.cage.events.push(&self.agent.name, "unhealthy", &health.detail);
+                note(
+                    self.cage,
+                    Event::AgentUnhealthy {
+                        instance: self.instance().clone(),
+                        detail: health.detail.clone(),
+                    },
+                );
             }
         }
         verdict

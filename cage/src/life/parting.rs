@@ -69,7 +69,7 @@ impl Life<'_> {
         let_go.is_ok()
     }
 
-    fn await_vmm(&mut self, patience: Duration) {
+    pub(super) fn await_vmm(&mut self, patience: Duration) {
         let deadline = Instant::now() + patience;
         while self.held.vmm_ended.is_none() {
             match self.mail(deadline) {

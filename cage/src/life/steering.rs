@@ -120,10 +120,12 @@ impl Life<'_> {
     /// Waits until the guest has written its disks out; no longer than it may take, nor when something more urgent comes.
     fn await_sync(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_millis(limits::PAUSE_SYNC_MS_MAX);
-        while !self.is_pressed() {
+        while !self.is_pressed() && Instant::now() < deadline {
             let patience = deadline.saturating_duration_since(Instant::now());
             match self.order.mail.recv_timeout(patience) {
                 Ok(Mail::Guest(Said::Synced)) => return true,
+                // A guest may send any number of them, and they are not kept.
+                Ok(Mail::Guest(Said::Health(_)) | Mail::Asked) => {}
                 Ok(other) => self.waiting.push_back(other),
                 Err(_) => return false,
             }
@@ -136,10 +138,12 @@ impl Life<'_> {
         let urgent = |mail: &Mail| match mail {
             Mail::Stop | Mail::VmmEnded(_) => true,
             Mail::Guest(said) => matches!(said, Said::Exited(_) | Said::Failed(_) | Said::Ended(_)),
-            Mail::Ask(ask) => matches!(ask.change, Change::Quarantine { .. }),
-            Mail::Connected(_) => false,
+            Mail::Connected(_) | Mail::Asked => false,
         };
-        self.asked_to_stop() || self.waiting.iter().any(urgent)
+        let is_quarantine = |ask: &Ask| matches!(ask.change, Change::Quarantine { .. });
+        self.asked_to_stop()
+            || self.waiting.iter().any(urgent)
+            || self.agent.facts().asks.iter().any(is_quarantine)
     }
 
     fn resume(&mut self, by: &str, vigil: &mut Vigil) -> Result<(), RpcError> {
@@ -229,5 +233,103 @@ impl Life<'_> {
                 "agent kill ends it; its disk is kept all the same",
             )
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agents::bench;
+    use crate::agents::{Cage, Cause};
+    use crate::life::{End, MAIL_MAX, Order};
+    use abi::guest::Health;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    const BY: &str = "alice";
+
+    fn life<'a>(cage: &'a Arc<Cage>, agent: &'a Arc<crate::agent::Agent>) -> Life<'a> {
+        let order = cage.begin(agent, Cause::asked(BY)).unwrap();
+        agent.update(|facts| facts.state.let_happen(Happening::Ready)).unwrap();
+        Life {
+            cage,
+            agent,
+            order,
+            console: Arc::default(),
+            held: crate::life::Held::default(),
+            waiting: Default::default(),
+            ran_since: None,
+        }
+    }
+
+    /// A guest that says nothing but how well it is, as fast as it is heard, until told to end.
+    fn flood(order: &Order) -> (Arc<AtomicBool>, std::thread::JoinHandle<()>) {
+        let (mailbox, ends) = (order.mailbox.clone(), Arc::new(AtomicBool::new(false)));
+        let told = ends.clone();
+        let thread = std::thread::spawn(move || {
+            while !told.load(Ordering::Relaxed) {
+                let health = Health { healthy: true, detail: String::new() };
+                if mailbox.send(Mail::Guest(Said::Health(health))).is_err() {
+                    return;
+                }
+            }
+        });
+        (ends, thread)
+    }
+
+    #[test]
+    fn a_guest_that_floods_draws_no_wait_out_and_fills_no_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let cage = bench::cage(dir.path(), &["a"]);
+        let agent = cage.agent(&"a".parse().unwrap());
+        let mut life = life(&cage, &agent);
+        let (ends, thread) = flood(&life.order);
+        assert!(!life.await_sync());
+        assert!(life.waiting.len() <= 1, "{}", life.waiting.len());
+        life.await_vmm(Duration::from_millis(200));
+        ends.store(true, Ordering::Relaxed);
+        drop(life);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_guest_that_floods_keeps_nobody_from_asking() {
+        let dir = tempfile::tempdir().unwrap();
+        let cage = bench::cage(dir.path(), &["a"]);
+        let name = "a".parse().unwrap();
+        let agent = cage.agent(&name);
+        let mut life = life(&cage, &agent);
+        for _ in 0..MAIL_MAX {
+            let health = Health { healthy: true, detail: String::new() };
+            life.order.mailbox.try_send(Mail::Guest(Said::Health(health))).unwrap();
+        }
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| crate::steer::change(&cage, &name, Change::Pause, BY.into()));
+            let going = scope.spawn(|| life.go_on());
+            // This life has no VM, so it cannot be paused; but it is heard.
+            let error = asking.join().unwrap().map(drop).unwrap_err();
+            assert!(error.message.contains("cgroup"), "{error}");
+            cage.stop(&name, BY).unwrap();
+            assert!(matches!(going.join().unwrap(), End::Stopped));
+        });
+    }
+
+    #[test]
+    fn who_asks_when_it_ends_hears_that_it_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let cage = bench::cage(dir.path(), &["a"]);
+        let name = "a".parse().unwrap();
+        let agent = cage.agent(&name);
+        let life = life(&cage, &agent);
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| crate::steer::change(&cage, &name, Change::Pause, BY.into()));
+            while agent.facts().asks.is_empty() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            agent.update(|facts| facts.end(Happening::Broke, String::new()));
+            let error = asking.join().unwrap().map(drop).unwrap_err();
+            assert!(error.message.contains("ended meanwhile"), "{error}");
+        });
+        drop(life);
     }
 }
