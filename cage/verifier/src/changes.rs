@@ -163,7 +163,10 @@ impl<W: Write, E: Write> Comparison<'_, W, E> {
             _ if self.own.directories.contains(path) => {}
             old => self.tell(path, &stat, Content::Directory, old.is_some())?,
         }
-        let alone = alone || is_opaque(upper, name)?;
+        let alone = match is_opaque(upper, name) {
+            Ok(opaque) => alone || opaque,
+            Err(error) => return self.pass_over(path, error), // the agent removed it meanwhile
+        };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let lower = match (old, lower) {
             (Some(_), Some(lower)) => Some(open_beneath(lower, name, flags)?),

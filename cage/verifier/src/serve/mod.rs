@@ -190,7 +190,10 @@ impl Server {
             tokens.push(Token::Link(index));
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         }
-        if let Some((fd, flags)) = self.probe.as_ref().and_then(Probe::interest) {
+        // Not looked after without room for what it says, so not waited for either.
+        if let Some((fd, flags)) =
+            self.probe.as_ref().filter(|_| self.control.has_room()).and_then(Probe::interest)
+        {
             tokens.push(Token::Health);
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         }

@@ -4,6 +4,7 @@
 //! error.
 
 use rustix::process::Pid;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use abi::guest::{
@@ -152,7 +153,12 @@ impl Server {
                 self.childless = false;
                 self.sync.child = Pid::from_raw(pid);
             }
-            Ok(None) => sys::exit_now(i32::from(disks::sync(&self.world.disks).is_err())),
+            Ok(None) => {
+                // It may take long, and a copy of a pipe's end would keep a program's input from ending meanwhile.
+                let keep: Vec<_> = self.world.disks.iter().map(AsFd::as_fd).collect();
+                let synced = sys::close_from(3, &keep).and_then(|()| disks::sync(&self.world.disks));
+                sys::exit_now(i32::from(synced.is_err()))
+            }
             Err(error) => console::say(format_args!("sync: {error}")),
         }
     }
