@@ -1,7 +1,8 @@
 //! All agents of the node: what is known of each, and who starts and stops them.
 //!
 //! Must hold: the states change only by `state::next`; a generation is on disk before it is used, so it never comes twice.
-//! Must never: hold a lock while it waits for a guest, a peer or a disk, but for the small files written here.
+//! Must never: hold an agent's record or the list of them while it waits for a guest, a peer or a disk: whether cage is alive is told
+//! with both.
 
 use abi::control::{AgentState, AgentStatus};
 use abi::ids::{AgentName, Instance};
@@ -122,9 +123,13 @@ impl Cage {
 
     /// The record of an agent, made when it is new.
     pub fn agent(&self, name: &AgentName) -> Arc<Agent> {
+        if let Some(agent) = self.known(name) {
+            return agent;
+        }
+        // Made before the list is locked, since its log is read from the disk.
+        let new = Arc::new(Agent::new(name.clone(), &self.places.state.join("logs")));
         let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
-        let make = || Arc::new(Agent::new(name.clone(), &self.places.state.join("logs")));
-        agents.entry(name.clone()).or_insert_with(make).clone()
+        agents.entry(name.clone()).or_insert(new).clone()
     }
 
     /// The agents that cage has had to do with since it began, by name.
@@ -199,13 +204,18 @@ impl Cage {
         let (name, asked) = (&agent.name, Instant::now());
         let loaded = find(manifests::load(&self.places.config), name)?;
         let (mailbox, mail) = std::sync::mpsc::sync_channel(life::MAIL_MAX);
-        let mut facts = agent.facts();
-        self.may_start(&facts, &cause)?;
-        self.disks.custody.may_run(name)?;
+        self.may_start(&agent.facts(), &cause)?;
+        // On the disk before the record is locked. One that is not used then never comes again.
         let generation = self.next_generation().map_err(|error| {
             RpcError::new(Code::FAILED, format!("no generation for {name}: {error}"))
                 .explained("a life has a generation that never repeats", "look at /state: is it full?")
         })?;
+        let mut facts = agent.facts();
+        self.may_start(&facts, &cause)?;
+        if facts.instance.as_ref().is_some_and(|last| last.generation > generation) {
+            return Err(RpcError::new(Code::CONFLICT, "the agent was started and ended meanwhile"));
+        }
+        self.disks.custody.may_run(name)?;
         facts.state.let_happen(Happening::StartAsked)?;
         let instance = Instance { agent: name.clone(), generation };
         facts.begin(instance.clone(), loaded.clone(), mailbox.clone(), asked, cause.restarts);
@@ -335,6 +345,8 @@ impl Cage {
     pub fn status(&self, name: &AgentName) -> Result<AgentStatus, RpcError> {
         let known = self.known(name);
         let configured = find(manifests::load(&self.places.config), name);
+        let disks = crate::disks::usage(self, name);
+        let evidence = evidence::of(&self.places, name).unwrap_or_default();
         let facts = known.as_ref().map(|agent| agent.facts());
         let facts = facts.as_deref();
         let living =
@@ -356,8 +368,8 @@ impl Cage {
             cpu_ms: usage.map(|usage| usage.cpu_ms),
             stages_ms: facts.stages_ms.clone(),
             guest_stages_us: facts.guest_stages_us.clone(),
-            disks: crate::disks::usage(self, name),
-            evidence: evidence::of(&self.places, name).unwrap_or_default(),
+            disks,
+            evidence,
             exit: facts.exit.clone(),
             execs_running: facts.session.as_ref().map_or(0, |session| session.execs_running()),
             guest_denials: facts.guest_denials(),
