@@ -118,7 +118,7 @@ pub fn above(cage: &Cage) -> Result<BTreeMap<Digest, String>, DiskError> {
 }
 
 fn remove_volume(cage: &Cage, agent: &AgentName, name: &Name, by: &str) -> Result<(), DiskError> {
-    if !cage.disks.volumes_of(agent)?.iter().any(|volume| volume.name == *name) {
+    if !cage.disks.kept_volume(agent, name).is_there() {
         return Err(DiskError::UnknownVolume { agent: agent.clone(), volume: name.clone() });
     }
     let _work = hold(cage, agent, "a volume of it is being removed")?;

@@ -49,6 +49,11 @@ impl Kept {
         self.dir.join(format!("{}.json", self.name))
     }
 
+    /// Whether there is one, however damaged its record may be.
+    pub fn is_there(&self) -> bool {
+        self.record().symlink_metadata().is_ok()
+    }
+
     /// What is recorded; none: there is no such disk.
     pub fn read<R: DeserializeOwned>(&self) -> Result<Option<R>, DiskError> {
         let path = self.record();

@@ -93,7 +93,10 @@ impl Depot {
         by: &str,
         receipt: Receipt<'_>,
     ) -> Result<(), DiskError> {
-        let (kept, _) = self.snapshot(name)?;
+        let kept = self.kept_snapshot(name);
+        if !kept.is_there() {
+            return Err(DiskError::UnknownSnapshot(name.clone()));
+        }
         receipt(Event::SnapshotRemoved { snapshot: name.clone(), by: by.to_owned() })?;
         kept.remove()
     }

@@ -454,6 +454,23 @@ fn what_is_damaged_of_one_agent_keeps_no_other_from_a_new_volume() {
 }
 
 #[test]
+fn what_is_damaged_can_be_removed() {
+    let bench = Bench::new();
+    drop(bench.start(&with_volume(64, false), 1, 0).unwrap());
+    drop(bench.start(&kept("a", 64), 2, 0).unwrap());
+    bench.take("s", "a").unwrap();
+    for record in ["volumes/a/data.json", "snapshots/s.json"] {
+        fs::write(bench.dir.path().join("state").join(record), b"{").unwrap();
+    }
+    let (a, data) = ("a".parse().unwrap(), "data".parse().unwrap());
+    bench.depot.remove_volume(&a, &data, "alice", &bench.receipt()).unwrap();
+    bench.depot.remove_snapshot(&"s".parse().unwrap(), "alice", &bench.receipt()).unwrap();
+    assert_eq!(bench.files(), ["workspaces/a.ext4", "workspaces/a.json"]);
+    let gone = bench.depot.remove_volume(&a, &data, "alice", &bench.receipt()).unwrap_err();
+    assert!(matches!(gone, DiskError::UnknownVolume { .. }), "{gone}");
+}
+
+#[test]
 fn evidence_that_cannot_be_moved_is_not_lost() {
     let bench = Bench::new();
     let life: Instance = "a.1".parse().unwrap();

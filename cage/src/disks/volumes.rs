@@ -97,7 +97,7 @@ impl Depot {
         receipt: Receipt<'_>,
     ) -> Result<(), DiskError> {
         let kept = self.kept_volume(agent, name);
-        if kept.read::<VolumeRecord>()?.is_none() {
+        if !kept.is_there() {
             return Err(DiskError::UnknownVolume { agent: agent.clone(), volume: name.clone() });
         }
         receipt(Event::VolumeRemoved { agent: agent.clone(), volume: name.clone(), by: by.to_owned() })?;
