@@ -131,8 +131,10 @@ struct Relay<'a> {
 impl Relay<'_> {
     fn run(&mut self) -> Result<Totals, RelayError> {
         loop {
-            self.take_plaintext()?;
+            // In this order: who then waits has nothing decrypted left behind `inbound`. It would stay there until the peer says
+            // more, and a few of these rounds fill what rustls keeps, which is an error.
             self.send_inbound()?;
+            self.take_plaintext()?;
             flush(self.tls, self.tcp)?;
             let outbound_done = !self.local_reads && !self.tls.wants_write();
             if outbound_done && (!self.local_writes || !self.tls_reads && self.inbound.is_empty()) {
@@ -142,7 +144,7 @@ impl Relay<'_> {
         }
     }
 
-    /// Moves decrypted bytes to `inbound`, when that is empty.
+    /// Passes decrypted bytes on through `inbound`, until `local` takes no more or there are none.
     fn take_plaintext(&mut self) -> Result<(), RelayError> {
         while self.tls_reads && self.inbound.is_empty() {
             let mut chunk = [0u8; 8192];
@@ -307,4 +309,111 @@ pub fn expect_a_living_peer(tcp: &TcpStream) -> io::Result<()> {
     sockopt::set_tcp_keepcnt(fd, 4)?;
     sockopt::set_tcp_user_timeout(fd, 120_000)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::PrivateKey;
+    use crate::tls;
+    use std::net::TcpListener;
+    use std::sync::mpsc::{Receiver, channel};
+    use std::thread;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    fn key(name: &str) -> PrivateKey {
+        let path = std::env::temp_dir().join(format!("relay-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path); // of an earlier process with this id
+        let key = PrivateKey::create(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        key
+    }
+
+    /// What nullctl and a service hold of one session: two relays with TLS between them, each with little room for what its side
+    /// has not read. Also how each relay ended.
+    fn session(name: &str) -> (UnixStream, UnixStream, Receiver<Result<Totals, RelayError>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let dialled = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let taken = listener.accept().unwrap().0;
+        let (ours, theirs) = (key(&format!("{name}-client")), key(&format!("{name}-server")));
+        let (client, _) = tls::client(&ours, Some(theirs.public().fingerprint())).unwrap();
+        let (server, _) = tls::server(&theirs, |_| true).unwrap();
+        let (told, ended) = channel();
+        let mut ends = Vec::new();
+        for (tls, tcp) in [(Connection::Client(client), dialled), (Connection::Server(server), taken)] {
+            let (outer, inner) = UnixStream::pair().unwrap();
+            rustix::net::sockopt::set_socket_send_buffer_size(&inner, 16 * 1024).unwrap();
+            outer.set_read_timeout(Some(SOON)).unwrap();
+            let (told, mut tls) = (told.clone(), tls);
+            thread::spawn(move || {
+                let outcome = handshake(&mut tls, &tcp, SOON).and_then(|()| relay(tls, &tcp, &inner));
+                told.send(outcome).unwrap_or(());
+            });
+            ends.push(outer);
+        }
+        let service = ends.pop().unwrap();
+        (ends.pop().unwrap(), service, ended)
+    }
+
+    fn pattern(bytes: usize) -> Vec<u8> {
+        (0..bytes).map(|at| (at / 251 + at) as u8).collect()
+    }
+
+    #[test]
+    fn the_last_bytes_reach_a_reader_who_came_late() {
+        // Which of these lengths ends where there is no more room depends on the kernel.
+        let late = (16..96).step_by(4).map(|kib| {
+            thread::spawn(move || {
+                let (mut operator, mut service, _ended) = session(&format!("late-{kib}"));
+                let sent = pattern(kib << 10);
+                let feeding = sent.clone();
+                let feeder = thread::spawn(move || operator.write_all(&feeding).map(|()| operator));
+                thread::sleep(Duration::from_millis(300)); // all that can be on its way is on it
+                let mut came = vec![0; sent.len()];
+                let read = service.read_exact(&mut came);
+                feeder.join().unwrap().unwrap(); // it was open, and said no more
+                (kib, read.is_ok() && came == sent)
+            })
+        });
+        let late: Vec<_> = late.collect();
+        let cut: Vec<_> =
+            late.into_iter().map(|one| one.join().unwrap()).filter(|(_, whole)| !whole).collect();
+        assert!(cut.is_empty(), "of these KiB the last never came: {cut:?}");
+    }
+
+    #[test]
+    fn both_ways_at_once_arrive_whole_where_both_are_held_up() {
+        let (mut operator, mut service, ended) = session("both");
+        let sent = pattern(4 << 20);
+        let echo = thread::spawn(move || {
+            let mut piece = [0u8; 3000];
+            loop {
+                match service.read(&mut piece)? {
+                    0 => return service.shutdown(Shutdown::Write),
+                    n => service.write_all(&piece[..n])?,
+                }
+                thread::sleep(Duration::from_micros(100)); // the relay finds no room, and is woken by what goes back
+            }
+        });
+        let (feeding, mut to) = (sent.clone(), operator.try_clone().unwrap());
+        let feeder = thread::spawn(move || {
+            to.write_all(&feeding)?;
+            to.shutdown(Shutdown::Write)
+        });
+        let (mut came, mut piece) = (Vec::new(), [0u8; 5000]);
+        loop {
+            match operator.read(&mut piece).unwrap() {
+                0 => break,
+                n => came.extend_from_slice(&piece[..n]),
+            }
+        }
+        for _ in 0..2 {
+            let totals = ended.recv_timeout(SOON).unwrap().unwrap();
+            assert_eq!((totals.from_tls, totals.to_tls), (sent.len() as u64, sent.len() as u64));
+        }
+        assert!(came == sent);
+        feeder.join().unwrap().unwrap();
+        echo.join().unwrap().unwrap();
+    }
 }
