@@ -1,8 +1,8 @@
 //! A caller's end of a call that streams both ways: what he says meanwhile, and how he is told.
 //!
-//! Must hold: a caller who takes nothing for [`limits::CALLER_STALL_MS_MAX`] is given up; what he says is one of [`Note`].
+//! Must hold: a caller who takes nothing for [`STALL_MAX`] is given up; what he says is one of [`Note`].
 
-use abi::control::{StdinData, Stream};
+use abi::control::{Progress, StdinData, Stream};
 use abi::door::Call;
 use abi::guest::{Signal, TerminalSize};
 use abi::limits;
@@ -16,6 +16,9 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use crate::output::{self, CHUNK_BYTES_MAX, Chunk};
+
+/// How long a caller may take nothing.
+pub const STALL_MAX: Duration = Duration::from_millis(limits::CALLER_STALL_MS_MAX);
 
 /// What a caller may say after his request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,11 +75,11 @@ pub struct Teller {
 }
 
 impl Teller {
-    /// Of a call's connection.
-    pub fn new(call: &Call<'_>) -> Result<Teller, RpcError> {
+    /// Of a call's connection; a caller who takes nothing for so long is given up.
+    pub fn new(call: &Call<'_>, stall: Duration) -> Result<Teller, RpcError> {
         let make = || {
             let stream = call.connection.stream().try_clone()?;
-            stream.set_write_timeout(Some(Duration::from_millis(limits::CALLER_STALL_MS_MAX)))?;
+            stream.set_write_timeout(Some(stall))?;
             io::Result::Ok(Teller { writer: call.connection.writer()?, stream, id: call.request.id, seq: 0 })
         };
         make().map_err(|error| RpcError::new(Code::FAILED, format!("the caller's connection: {error}")))
@@ -97,6 +100,11 @@ impl Teller {
         self.writer.write_line(&Request::notification("output", json!(chunk.to_output())))
     }
 
+    /// Tells how far it is.
+    pub fn progress(&mut self, progress: &Progress) -> Result<(), WireError> {
+        self.writer.write_line(&Request::notification("progress", json!(progress)))
+    }
+
     /// Answers, and ends the connection's reading side, which ends who reads it.
     pub fn answer(mut self, outcome: Option<Result<Value, RpcError>>) -> Result<(), WireError> {
         let answered = match outcome {
@@ -115,6 +123,62 @@ pub fn hung_up(stream: &UnixStream) -> bool {
     match poll(&mut fd, Some(&now)) {
         Ok(_) => fd[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR),
         Err(_) => false,
+    }
+}
+
+/// For tests: the caller's side of a call, in the test's hands.
+#[cfg(test)]
+pub(crate) mod fake {
+    use super::*;
+    use abi::door::Outcome;
+    use abi::identity::Caller;
+    use abi::rpc::Incoming;
+    use abi::wire::Connection;
+    use std::thread::JoinHandle;
+
+    /// Has a call answered on a thread of its own; the caller's end of its connection, and how it ended.
+    pub(crate) fn call(
+        serve: impl FnOnce(Call<'_>) -> Result<Outcome, RpcError> + Send + 'static,
+    ) -> (Connection, JoinHandle<Result<Outcome, RpcError>>) {
+        let (near, far) = UnixStream::pair().unwrap();
+        near.set_read_timeout(Some(crate::guest::fake::SOON)).unwrap();
+        let served = std::thread::spawn(move || {
+            let request = Request::call(1, "agent.exec", json!({}));
+            let mut connection = Connection::new(far);
+            serve(Call { caller: &Caller::Local { uid: 0 }, request: &request, connection: &mut connection })
+        });
+        (Connection::new(near), served)
+    }
+
+    /// What the caller hears next: output, or the answer.
+    pub(crate) fn heard(caller: &mut Connection) -> Result<Chunk, Result<Value, RpcError>> {
+        match serde_json::from_str(&caller.read_line().unwrap().expect("an answer")).unwrap() {
+            Incoming::Notification(note) => {
+                let output: abi::control::Output = note.params().unwrap();
+                let data = output::decode(&output.data).unwrap();
+                Ok(Chunk { stream: output.stream, seq: output.seq, unix_ms: output.unix_ms, data })
+            }
+            Incoming::Response(Response { error: Some(error), .. }) => Err(Err(error)),
+            Incoming::Response(Response { result, .. }) => Err(Ok(result.unwrap())),
+        }
+    }
+
+    /// All that comes until the answer: bytes, and the answer.
+    pub(crate) fn heard_out(caller: &mut Connection) -> (Vec<u8>, Result<Value, RpcError>) {
+        let mut bytes = Vec::new();
+        loop {
+            match heard(caller) {
+                Ok(chunk) => bytes.extend(chunk.data),
+                Err(answer) => return (bytes, answer),
+            }
+        }
+    }
+
+    /// A note as a line's value.
+    pub(crate) fn stdin(bytes: &[u8]) -> Request {
+        use base64::Engine;
+        let data = base64::engine::general_purpose::STANDARD.encode(bytes);
+        Request::notification("stdin", json!({ "data": data }))
     }
 }
 

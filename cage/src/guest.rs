@@ -5,6 +5,8 @@
 //! hold up another, or this connection.
 
 mod channel;
+#[cfg(test)]
+pub(crate) mod fake;
 mod window;
 
 pub use channel::{Channel, ChannelSaid};
@@ -467,19 +469,10 @@ fn stream_of(kind: Kind) -> Stream {
 
 #[cfg(test)]
 mod tests {
+    use super::fake::{Kept, SOON, any_exec, exit, hello, ready, ready_session, sent};
     use super::*;
     use std::io::Write;
     use std::sync::mpsc::channel;
-
-    struct Kept(Vec<u8>, usize);
-    impl Sink for Kept {
-        fn output(&mut self, _: Stream, data: &[u8]) {
-            self.0.extend_from_slice(data);
-        }
-        fn denied(&mut self, _: Denied) {
-            self.1 += 1;
-        }
-    }
 
     /// Lets a guest say `frames` and returns what came of it.
     fn hear(frames: &[Frame]) -> (Vec<Said>, Kept) {
@@ -494,19 +487,6 @@ mod tests {
         listen(host, &session, &mut kept, &|said| sender.send(said).unwrap());
         drop(sender);
         (receiver.iter().collect(), kept)
-    }
-
-    fn hello() -> Frame {
-        Frame::json(Kind::Hello, 0, &Hello { protocol: 2, uptime_us: 5 }).unwrap()
-    }
-
-    fn ready() -> Frame {
-        Frame::json(Kind::Ready, 0, &Ready { stages_us: vec![] }).unwrap()
-    }
-
-    fn exit(channel: u32) -> Frame {
-        let exit = Exit { code: Some(3), signal: None, oom_killed: false, dropped_bytes: 0 };
-        Frame::json(Kind::Exit, channel, &exit).unwrap()
     }
 
     #[test]
@@ -562,47 +542,12 @@ mod tests {
         assert!(why.chars().count() < 600, "{}", why.len());
     }
 
-    fn any_exec() -> Exec {
-        Exec {
-            command: vec!["/bin/x".into()],
-            env: vec![],
-            workdir: String::new(),
-            terminal: None,
-            window_bytes: 65536,
-        }
-    }
-
-    const SOON: Duration = Duration::from_secs(20);
-
-    /// A session whose guest is ready, and what it says to its life.
-    fn ready_session() -> (UnixStream, Arc<Session>, std::sync::mpsc::Receiver<Said>) {
-        let (mut guest, host) = UnixStream::pair().unwrap();
-        guest.set_read_timeout(Some(SOON)).unwrap();
-        let session = Arc::new(Session::new(&host).unwrap());
-        hello().write_to(&mut guest).unwrap();
-        ready().write_to(&mut guest).unwrap();
-        let (sender, receiver) = channel();
-        let listening = session.clone();
-        std::thread::spawn(move || {
-            listen(host, &listening, &mut Kept(vec![], 0), &|said| sender.send(said).unwrap_or(()));
-        });
-        for _ in 0..2 {
-            receiver.recv_timeout(SOON).unwrap();
-        }
-        (guest, session, receiver)
-    }
-
     fn why_ended(said: &std::sync::mpsc::Receiver<Said>) -> String {
         loop {
             if let Said::Ended(why) = said.recv_timeout(SOON).unwrap() {
                 return why;
             }
         }
-    }
-
-    /// The next frame the host sends.
-    fn sent(guest: &mut UnixStream) -> Frame {
-        Frame::read_from(guest).unwrap().unwrap()
     }
 
     #[test]

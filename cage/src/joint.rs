@@ -13,12 +13,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::caller::{Note, Teller, hung_up};
+use crate::caller::{Note, STALL_MAX, Teller, hung_up};
 use crate::guest::{Channel, ChannelSaid, Session, SessionError};
 use crate::output::CHUNK_BYTES_MAX;
 
-/// How long a killed channel may take to say its last. Then the caller is answered without it.
-const LAST_MAX: Duration = Duration::from_secs(10);
+/// How long is waited for whom.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// For a caller who takes nothing.
+    stall: Duration,
+    /// For the last word of a killed channel. Then the caller is answered without it.
+    last: Duration,
+}
+
+const PATIENCE: Patience = Patience { stall: STALL_MAX, last: Duration::from_secs(10) };
+
 /// How often each side looks at what the other one found.
 const STEP: Duration = Duration::from_millis(500);
 const SIGKILL: i32 = 9;
@@ -43,6 +52,7 @@ impl From<SessionError> for RpcError {
 struct Joint {
     session: Arc<Session>,
     channel: Arc<Channel>,
+    patience: Patience,
     /// Decided here, whatever the channel says in the end; and when.
     verdict: Mutex<Option<(RpcError, Instant)>>,
     is_gone: AtomicBool,
@@ -55,14 +65,25 @@ pub fn join(
     channel: Arc<Channel>,
     terms: Terms,
 ) -> Result<Outcome, RpcError> {
+    join_within(PATIENCE, call, session, channel, terms)
+}
+
+fn join_within(
+    patience: Patience,
+    call: Call<'_>,
+    session: &Arc<Session>,
+    channel: Arc<Channel>,
+    terms: Terms,
+) -> Result<Outcome, RpcError> {
     let joint = Arc::new(Joint {
         session: session.clone(),
         channel,
+        patience,
         verdict: Mutex::default(),
         is_gone: AtomicBool::new(false),
     });
     let telling = joint.clone();
-    let started = Teller::new(&call).and_then(|teller| {
+    let started = Teller::new(&call, patience.stall).and_then(|teller| {
         let thread = std::thread::Builder::new().name("exec".into()).stack_size(128 * 1024);
         let tell = move || telling.tell(teller);
         thread.spawn(tell).map_err(|error| RpcError::new(Code::FAILED, format!("no thread: {error}")))
@@ -183,7 +204,7 @@ impl Joint {
                 }
                 ChannelSaid::Nothing if self.is_gone.load(Ordering::Relaxed) => return None,
                 ChannelSaid::Nothing => match verdict {
-                    Some((why, since)) if since.elapsed() > LAST_MAX => return Some(Err(why)),
+                    Some((why, since)) if since.elapsed() > self.patience.last => return Some(Err(why)),
                     _ => continue,
                 },
                 ChannelSaid::Exited(exit) => Ok(json!(exit)),
@@ -205,4 +226,225 @@ impl Joint {
 fn too_long(limit: Duration) -> RpcError {
     RpcError::new(Code::TIMEOUT, format!("it ran longer than {} ms and was killed", limit.as_millis()))
         .explained("the caller set `timeout_ms`", "give it more time, or look at what it waits for")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::caller::fake::{call, heard, heard_out, stdin};
+    use crate::guest::fake::{SOON, any_exec, exit, ready_session, sent};
+    use abi::control::Stream;
+    use abi::guest::{Frame, Kind, Signal, Window};
+    use abi::limits;
+    use abi::rpc::Request;
+    use abi::wire::Connection;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::thread::{JoinHandle, spawn};
+
+    const ALL: Terms = Terms { input: true, signals: true, resize: true, time_limit: None };
+    const SHORT: Duration = Duration::from_millis(100);
+
+    struct Bench {
+        guest: UnixStream,
+        session: Arc<Session>,
+        number: u32,
+        caller: Connection,
+        served: JoinHandle<Result<Outcome, RpcError>>,
+    }
+
+    /// An exec that has begun, joined to a caller.
+    fn bench(terms: Terms, patience: Patience) -> Bench {
+        let (mut guest, session, _) = ready_session();
+        let channel = session.exec(&any_exec()).unwrap();
+        let number = channel.number();
+        assert_eq!(sent(&mut guest).kind, Kind::Exec);
+        let joined = session.clone();
+        let (caller, served) = call(move |call| join_within(patience, call, &joined, channel, terms));
+        Bench { guest, session, number, caller, served }
+    }
+
+    /// The guest is told to kill the channel; what else it is told on the way does not matter.
+    fn is_killed(guest: &mut UnixStream, number: u32) {
+        loop {
+            let frame = sent(guest);
+            if frame.kind == Kind::Signal {
+                assert_eq!((frame.channel, frame.parse::<Signal>().unwrap().signal), (number, SIGKILL));
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn a_caller_who_hangs_up_takes_the_channel_with_him() {
+        let Bench { mut guest, session, number, caller, served } = bench(ALL, PATIENCE);
+        drop(caller);
+        is_killed(&mut guest, number);
+        exit(number).write_to(&mut guest).unwrap();
+        served.join().unwrap().unwrap();
+        // His channel is free again once its end was heard.
+        let until = Instant::now() + SOON;
+        while session.execs_running() > 0 {
+            assert!(Instant::now() < until);
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_caller_who_hangs_up_while_his_input_waits_takes_the_channel_with_him() {
+        let Bench { mut guest, number, mut caller, served, .. } = bench(ALL, PATIENCE);
+        for _ in 0..8 {
+            caller.write_line(&stdin(&[7; 32 * 1024])).unwrap(); // twice the window, and the guest takes none
+        }
+        drop(caller);
+        is_killed(&mut guest, number);
+        served.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_caller_who_reads_nothing_is_given_up() {
+        let Bench { mut guest, number, caller, served, .. } =
+            bench(ALL, Patience { stall: SHORT, ..PATIENCE });
+        // As much as the host takes, until it kills the channel.
+        let mut left = any_exec().window_bytes as usize;
+        loop {
+            while left > 0 {
+                let now = left.min(16 * 1024);
+                Frame::data(Kind::Stdout, number, &vec![b'x'; now]).write_to(&mut guest).unwrap();
+                left -= now;
+            }
+            let frame = sent(&mut guest);
+            if frame.kind == Kind::Signal {
+                assert_eq!(frame.parse::<Signal>().unwrap().signal, SIGKILL);
+                break;
+            }
+            left += frame.parse::<Window>().unwrap().bytes as usize;
+        }
+        served.join().unwrap().unwrap();
+        drop(caller); // he was there all the time
+    }
+
+    #[test]
+    fn an_illegal_note_ends_the_channel_with_the_error_that_names_it() {
+        let none = Terms::default();
+        let note = |method: &str, params: Value| Request::notification(method, params);
+        for (terms, note, expected) in [
+            (none, stdin(b"x"), "no `stdin` is taken"),
+            (none, note("signal", json!({"signal": 15})), "no `signal` is taken"),
+            (none, note("resize", json!({"rows": 24, "columns": 80})), "no terminal to `resize`"),
+            (ALL, note("stdin", json!({"data": "?"})), "stdin"),
+            (ALL, note("signal", json!({"signal": 64})), "signal 64 is not one of 1 to 31"),
+            (ALL, note("resize", json!({"rows": 0, "columns": 80})), "0 rows"),
+            (ALL, note("agent.stop", json!({})), "`agent.stop` is not legal"),
+        ] {
+            let Bench { mut guest, number, mut caller, served, .. } = bench(terms, PATIENCE);
+            caller.write_line(&note).unwrap();
+            is_killed(&mut guest, number);
+            Frame::data(Kind::Stdout, number, b"last words").write_to(&mut guest).unwrap();
+            exit(number).write_to(&mut guest).unwrap();
+            let (bytes, answer) = heard_out(&mut caller);
+            let error = answer.unwrap_err();
+            assert!(error.message.contains(expected), "{expected}: {error}");
+            assert_eq!(bytes, b"last words");
+            served.join().unwrap().unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_no_note_at_all_ends_the_channel() {
+        let Bench { mut guest, number, mut caller, served, .. } = bench(ALL, PATIENCE);
+        caller.stream().write_all(b"garbage\n").unwrap();
+        is_killed(&mut guest, number);
+        exit(number).write_to(&mut guest).unwrap();
+        assert_eq!(heard_out(&mut caller).1.unwrap_err().code, Code::INVALID_REQUEST);
+        served.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn the_time_limit_kills_and_says_so_even_where_the_guest_says_nothing_more() {
+        let terms = Terms { time_limit: Some(SHORT), ..ALL };
+        for answers in [true, false] {
+            let Bench { mut guest, number, mut caller, served, .. } =
+                bench(terms, Patience { last: SHORT, ..PATIENCE });
+            is_killed(&mut guest, number);
+            if answers {
+                exit(number).write_to(&mut guest).unwrap();
+            }
+            let error = heard_out(&mut caller).1.unwrap_err();
+            assert_eq!(error.code, Code::TIMEOUT);
+            assert!(error.message.contains("longer than 100 ms"), "{error}");
+            served.join().unwrap().unwrap();
+        }
+    }
+
+    #[test]
+    fn the_vms_end_is_the_channels_end() {
+        let Bench { guest, mut caller, served, .. } = bench(ALL, PATIENCE);
+        drop(guest);
+        assert!(heard_out(&mut caller).1.unwrap_err().message.contains("VM has ended"));
+        served.join().unwrap().unwrap();
+    }
+
+    /// A guest that says what it hears, each way within its window, and ends after the end of its input.
+    fn echo(mut guest: UnixStream, number: u32) -> UnixStream {
+        let (mut waiting, mut owed) = (std::collections::VecDeque::new(), 0u32);
+        let (mut room, mut is_end) = (any_exec().window_bytes as usize, false);
+        let mut may_come = limits::EXEC_INPUT_WINDOW_BYTES as usize;
+        while !is_end || !waiting.is_empty() {
+            let frame = sent(&mut guest);
+            match frame.kind {
+                Kind::Window => room += frame.parse::<Window>().unwrap().bytes as usize,
+                Kind::Stdin if frame.payload.is_empty() => is_end = true,
+                Kind::Stdin => {
+                    may_come = may_come.checked_sub(frame.payload.len()).expect("more than the window");
+                    waiting.extend(frame.payload);
+                }
+                other => panic!("{other:?}"),
+            }
+            let now = waiting.len().min(room);
+            let echoed: Vec<u8> = waiting.drain(..now).collect();
+            for part in echoed.chunks(20_000) {
+                Frame::data(Kind::Stdout, number, part).write_to(&mut guest).unwrap();
+            }
+            (room, owed) = (room - now, owed + now as u32);
+            if owed >= limits::EXEC_INPUT_WINDOW_BYTES / 2 {
+                Frame::json(Kind::Window, number, &Window { bytes: owed })
+                    .unwrap()
+                    .write_to(&mut guest)
+                    .unwrap();
+                may_come += std::mem::take(&mut owed) as usize;
+            }
+        }
+        exit(number).write_to(&mut guest).unwrap();
+        guest
+    }
+
+    #[test]
+    fn megabytes_go_both_ways_at_once_in_order_and_whole() {
+        const BYTES: usize = 4 << 20;
+        let Bench { guest, number, mut caller, served, .. } = bench(ALL, PATIENCE);
+        let guest = spawn(move || echo(guest, number));
+        let sent: Vec<u8> = (0..BYTES).map(|at| (at / 253 + at) as u8).collect();
+        let (feeding, mut writer) = (sent.clone(), caller.writer().unwrap());
+        let feeder = spawn(move || {
+            feeding.chunks(32 * 1024).for_each(|part| writer.write_line(&stdin(part)).unwrap());
+            writer.write_line(&stdin(b"")).unwrap();
+        });
+        let (mut came, mut next) = (Vec::with_capacity(BYTES), 0);
+        let answer = loop {
+            match heard(&mut caller) {
+                Ok(chunk) => {
+                    assert_eq!((chunk.seq, chunk.stream), (next, Stream::Stdout));
+                    next += 1;
+                    came.extend(chunk.data);
+                }
+                Err(answer) => break answer.unwrap(),
+            }
+        };
+        assert!(came == sent, "{} of {BYTES} bytes", came.len());
+        assert_eq!(answer["code"], 3);
+        feeder.join().unwrap();
+        served.join().unwrap().unwrap();
+        drop(guest.join().unwrap());
+    }
 }
