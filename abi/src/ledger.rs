@@ -125,6 +125,16 @@ pub enum Event {
         agent: AgentName,
         by: String,
     },
+    /// Somebody copies all that is kept of a quarantined life off the node.
+    EvidenceRead {
+        instance: Instance,
+        by: String,
+    },
+    /// All that was kept of a quarantined life was deleted.
+    EvidenceRemoved {
+        instance: Instance,
+        by: String,
+    },
     /// Somebody sees the command's output and writes its input.
     AgentAttached {
         instance: Instance,

@@ -91,7 +91,7 @@ pub const PAUSE_SYNC_MS_MAX: u64 = 5_000;
 /// How long the kernel may take to stop all tasks of a VM, or to let them go on. Later: the pause is refused and undone.
 pub const FREEZE_MS_MAX: u64 = 5_000;
 /// Quarantined lives whose evidence a node keeps. One more: the quarantine is refused before anything happens; old evidence is
-/// never deleted but by `agent.remove`.
+/// never deleted but by `agent.remove_evidence` and `agent.remove`.
 pub const EVIDENCE_MAX: usize = 64;
 /// Characters of the reason that an operator gives for a quarantine. More: refused.
 pub const REASON_CHARS_MAX: usize = 500;

@@ -12,7 +12,7 @@ use crate::agent::Agent;
 use crate::agents::Cage;
 use crate::caller::hung_up;
 use crate::output::Chunk;
-use crate::{attach, disks, exec, files, images, state, steer, watch};
+use crate::{attach, disks, evidence, exec, files, images, state, steer, watch};
 
 /// How long a caller may leave a notification unread. Then its call ends.
 const CALLER_MS_MAX: u64 = 10_000;
@@ -44,6 +44,9 @@ impl Handler for Door {
             "agent.attach" => attach::run(&self.cage, call),
             "agent.start" | "agent.stop" | "agent.create" | "agent.pause" | "agent.resume" | "agent.kill"
             | "agent.restart" | "agent.quarantine" | "agent.remove" => steer::run(&self.cage, call),
+            "agent.evidence" | "agent.read_evidence" | "agent.remove_evidence" => {
+                evidence::calls::run(&self.cage, call)
+            }
             "agent.read_files" | "agent.write_files" | "agent.diff" => files::run(&self.cage, call),
             "agent.top" | "agent.events" | "agent.metrics" => watch::run(&self.cage, call),
             "snapshot.list" | "snapshot.create" | "snapshot.remove" | "volume.list" | "volume.remove" => {

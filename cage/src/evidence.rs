@@ -1,15 +1,21 @@
 //! What is kept of quarantined lives: a directory `evidence/NAME.GENERATION` each, with `status.json`, `console.txt`, the agent's
 //! log and, once its VM is gone, the disk it wrote.
 //!
-//! Must hold: evidence is deleted by `agent.remove` alone; there is room for it before an agent is quarantined. Its directory on
-//! disk is the mark of the quarantine, so it outlives cage. Must never: look into a disk.
+//! Must hold: evidence is deleted when somebody asks, and never else; there is room for it before an agent is quarantined. Its
+//! directory on disk is the mark of the quarantine, so it outlives cage. Must never: look into a disk.
 
-use abi::control::AgentStatus;
+pub mod archive;
+pub mod calls;
+
+use abi::control::{AgentStatus, Evidence, EvidenceFile, Quarantine};
 use abi::ids::{AgentName, Instance};
 use abi::limits;
-use serde::Serialize;
-use std::fs;
-use std::io;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use crate::agents::write_whole;
@@ -26,6 +32,22 @@ pub struct Record<'a> {
     pub status: &'a AgentStatus,
 }
 
+/// What of a [`Record`] a listing tells.
+#[derive(Debug, Deserialize)]
+struct Head {
+    by: String,
+    reason: String,
+    unix_ms: u64,
+}
+
+/// The files that evidence may consist of.
+const FILES: [&str; 5] = [STATUS, "console.txt", "agent.old", "agent.log", disks::EVIDENCE];
+const STATUS: &str = "status.json";
+/// More than a status can have; a listing reads no more of one.
+const STATUS_BYTES_MAX: u64 = 4 << 20;
+
+/// What the name of a directory begins with that is being deleted; no agent's name does.
+const REMOVED: &str = ".removed-";
 /// A file in a directory of evidence: its life is over.
 const ENDED: &str = "ended";
 
@@ -75,7 +97,7 @@ pub fn begin(places: &Places, instance: &Instance) -> io::Result<PathBuf> {
 /// Writes what is known while the VM stands still.
 pub fn write(places: &Places, record: &Record<'_>, console: &[String], log: &Path) -> io::Result<()> {
     let dir = dir(places, record.instance);
-    write_whole(&dir.join("status.json"), &serde_json::to_vec_pretty(record)?)?;
+    write_whole(&dir.join(STATUS), &serde_json::to_vec_pretty(record)?)?;
     write_whole(&dir.join("console.txt"), (console.join("\n") + "\n").as_bytes())?;
     for (from, to) in [(log.to_owned(), "agent.log"), (log.with_extension("old"), "agent.old")] {
         match fs::copy(&from, dir.join(to)) {
@@ -87,11 +109,12 @@ pub fn write(places: &Places, record: &Record<'_>, console: &[String], log: &Pat
     Ok(())
 }
 
-/// After a cage or a node that died: takes disks of quarantined lives out of the way of the sweep, and of the agent's next life.
+/// After a cage or a node that died: finishes removals, and takes disks of quarantined lives out of the way of the sweep, and of the agent's next life.
 pub fn rescue(places: &Places) -> io::Result<()> {
+    sweep(places)?;
     for instance in all(places)? {
         let dir = dir(places, &instance);
-        if !dir.join(ENDED).exists() && disks::rescue(places, &instance, &dir)? {
+        if !has_ended(places, &instance) && disks::rescue(places, &instance, &dir)? {
             abi::log::warning("evidence_rescued", &[("instance", &instance)]);
         }
     }
@@ -106,16 +129,99 @@ pub fn end(places: &Places, instance: &Instance) -> io::Result<()> {
 /// The quarantined lives of which nobody has noted the end: they ended with the cage they were in. From now on it is noted.
 pub fn close(places: &Places) -> io::Result<Vec<Instance>> {
     let mut open = all(places)?;
-    open.retain(|instance| !dir(places, instance).join(ENDED).exists());
+    open.retain(|instance| !has_ended(places, instance));
     for instance in &open {
         end(places, instance)?;
     }
     Ok(open)
 }
 
-/// Deletes one life's.
+/// One file of a life's evidence, open for reading.
+#[derive(Debug)]
+pub struct Piece {
+    pub name: &'static str,
+    pub file: File,
+    pub bytes: u64,
+}
+
+/// Opens all files of a life's evidence; none: there is no such evidence. No name leads out of its directory.
+pub fn open(places: &Places, instance: &Instance) -> io::Result<Option<Vec<Piece>>> {
+    let root = match File::open(root(places)) {
+        Ok(root) => OwnedFd::from(root),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let Some(dir) = beneath(&root, &instance.to_string(), OFlags::DIRECTORY)? else { return Ok(None) };
+    let mut pieces = Vec::new();
+    for name in FILES {
+        // Who stands in a file's place may be a FIFO: opening it must not wait for a writer.
+        let Some(file) = beneath(&dir, name, OFlags::NONBLOCK)? else { continue };
+        let file = File::from(file);
+        let meta = file.metadata()?;
+        if !meta.is_file() {
+            return Err(io::Error::other(format!("{name} is no file")));
+        }
+        pieces.push(Piece { name, file, bytes: meta.len() });
+    }
+    Ok(Some(pieces))
+}
+
+/// Opens what a directory has at a name, through no link; none: nothing.
+fn beneath(dir: &OwnedFd, name: &str, flags: OFlags) -> io::Result<Option<OwnedFd>> {
+    let flags = flags | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    match rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve) {
+        Ok(file) => Ok(Some(file)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(io::Error::new(io::Error::from(error).kind(), format!("{name}: {error}"))),
+    }
+}
+
+/// Whether somebody noted that a quarantined life has ended.
+pub fn has_ended(places: &Places, instance: &Instance) -> bool {
+    dir(places, instance).join(ENDED).exists()
+}
+
+/// What is kept of a life; none: nothing is.
+pub fn describe(places: &Places, instance: &Instance) -> io::Result<Option<Evidence>> {
+    let Some(pieces) = open(places, instance)? else { return Ok(None) };
+    let status = pieces.iter().find(|piece| piece.name == STATUS);
+    let head = status.map(|piece| {
+        let mut text = Vec::new();
+        (&piece.file).take(STATUS_BYTES_MAX).read_to_end(&mut text)?;
+        Ok::<_, io::Error>(serde_json::from_slice::<Head>(&text)?)
+    });
+    let quarantine = head.transpose()?.map(|Head { by, reason, unix_ms }| Quarantine { by, reason, unix_ms });
+    let file = |piece: &Piece| EvidenceFile { name: piece.name.into(), bytes: piece.bytes, digest: None };
+    Ok(Some(Evidence {
+        instance: instance.clone(),
+        quarantine,
+        has_ended: has_ended(places, instance),
+        files: pieces.iter().map(file).collect(),
+    }))
+}
+
+/// Deletes one life's. It loses its name first: half of it must not be taken for a life that has not ended.
 pub fn remove(places: &Places, instance: &Instance) -> io::Result<()> {
-    fs::remove_dir_all(dir(places, instance))
+    let removed = root(places).join(format!("{REMOVED}{instance}"));
+    fs::rename(dir(places, instance), &removed)?;
+    File::open(root(places))?.sync_all()?;
+    fs::remove_dir_all(removed)
+}
+
+/// Deletes what an earlier cage had begun to delete.
+fn sweep(places: &Places) -> io::Result<()> {
+    let entries = match fs::read_dir(root(places)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(REMOVED) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -144,6 +250,20 @@ mod tests {
     }
 
     #[test]
+    fn a_removal_that_was_cut_short_is_no_evidence_and_is_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(dir.path());
+        let life: Instance = "a.1".parse().unwrap();
+        let evidence = begin(&places, &life).unwrap();
+        fs::write(evidence.join("agent.log"), "half").unwrap();
+        let cut = root(&places).join(".removed-a.1");
+        fs::rename(&evidence, &cut).unwrap();
+        assert_eq!((all(&places).unwrap(), close(&places).unwrap()), (vec![], vec![]));
+        rescue(&places).unwrap();
+        assert!(!cut.exists());
+    }
+
+    #[test]
     fn an_end_that_nobody_noted_is_told_once() {
         let dir = tempfile::tempdir().unwrap();
         let places = places(dir.path());
@@ -153,6 +273,50 @@ mod tests {
         end(&places, &noted).unwrap();
         assert_eq!(close(&places).unwrap(), [lost]);
         assert_eq!(close(&places).unwrap(), []);
+    }
+
+    #[test]
+    fn what_is_kept_is_described_and_what_is_not_is_no_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(dir.path());
+        let life: Instance = "a.1".parse().unwrap();
+        assert!(describe(&places, &life).unwrap().is_none());
+        let evidence = begin(&places, &life).unwrap();
+        assert_eq!(describe(&places, &life).unwrap().unwrap().quarantine, None);
+        let status =
+            "{\"instance\": \"a.1\", \"by\": \"olga\", \"reason\": \"odd\", \"unix_ms\": 7, \"status\": {}}";
+        fs::write(evidence.join(STATUS), status).unwrap();
+        File::create(evidence.join("workspace.ext4")).unwrap().set_len(1 << 30).unwrap();
+        fs::write(evidence.join("other"), "not ours").unwrap();
+        end(&places, &life).unwrap();
+        let told = describe(&places, &life).unwrap().unwrap();
+        let quarantine = told.quarantine.unwrap();
+        assert_eq!(
+            (quarantine.by.as_str(), quarantine.reason.as_str(), quarantine.unix_ms),
+            ("olga", "odd", 7)
+        );
+        let files: Vec<_> = told.files.iter().map(|file| (file.name.as_str(), file.bytes)).collect();
+        assert_eq!(files, [(STATUS, status.len() as u64), ("workspace.ext4", 1 << 30)]);
+        assert!(told.has_ended && told.files.iter().all(|file| file.digest.is_none()));
+    }
+
+    #[test]
+    fn no_name_leads_out_of_the_evidence() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(dir.path());
+        let life: Instance = "a.1".parse().unwrap();
+        let evidence = begin(&places, &life).unwrap();
+        fs::write(dir.path().join("secret"), "another's").unwrap();
+        for (name, target) in [("console.txt", "../../../secret"), (STATUS, "/etc/passwd")] {
+            std::os::unix::fs::symlink(target, evidence.join(name)).unwrap();
+            assert!(open(&places, &life).is_err(), "{name}");
+            fs::remove_file(evidence.join(name)).unwrap();
+        }
+        fs::create_dir(evidence.join("agent.log")).unwrap();
+        assert!(open(&places, &life).unwrap_err().to_string().contains("no file"));
+        // Nor does a directory that is a link.
+        std::os::unix::fs::symlink(&evidence, root(&places).join("b.2")).unwrap();
+        assert!(open(&places, &"b.2".parse().unwrap()).is_err());
     }
 
     #[test]

@@ -92,7 +92,7 @@ fn is_suspect(cage: &Cage, name: &AgentName) -> bool {
     // What cannot be read may hold anything.
     let is_suspect = evidence::of(&cage.places, name).map_or(true, |lives| !lives.is_empty());
     if is_suspect {
-        let remedy = "agent start runs it; agent remove deletes the evidence";
+        let remedy = "agent start runs it; agent evidence remove deletes what is kept of it";
         log::warning("quarantined_not_started", &[("agent", name), ("remedy", &remedy)]);
     }
     is_suspect

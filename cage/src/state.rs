@@ -137,7 +137,7 @@ impl From<Illegal> for RpcError {
             Illegal::StillStopping => ("the agent is still stopping", "wait until it has stopped"),
             Illegal::Paused => ("the agent is paused", "resume it, or stop it"),
             Illegal::Quarantined => {
-                ("the agent is quarantined", "stop it; its evidence stays until agent remove")
+                ("the agent is quarantined", "stop it; its evidence stays until it is removed")
             }
             Illegal::NotPaused => ("the agent runs and is not paused", "there is nothing to resume"),
             Illegal::NotAlive => ("the agent does not run", "start it first"),

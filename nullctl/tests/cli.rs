@@ -225,6 +225,39 @@ fn import_sends_the_whole_file_and_shows_progress() {
 }
 
 #[test]
+fn evidence_comes_whole_or_not_at_all() {
+    use std::os::unix::fs::PermissionsExt;
+    let (gate, dir) = (Gate::start(), Scratch::new());
+    let get = |life: &str, file: &str| {
+        let to = dir.0.join(file).display().to_string();
+        run(&mut with(&gate, "olga", &["agent", "evidence", "get", life, &to]))
+    };
+    let whole = get("researcher.7", "whole");
+    assert_eq!(whole.status, 0, "{}", whole.err);
+    assert!(whole.out.contains(&format!("sha256:{}  agent.log", "ab".repeat(32))), "{}", whole.out);
+    assert!(whole.err.contains("researcher.7: agent.log"), "{}", whole.err);
+    let kept = dir.0.join("whole");
+    assert_eq!(std::fs::read_to_string(&kept).unwrap(), "the beginning and the end");
+    assert_eq!(kept.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    for (life, file, status, why) in [
+        ("cut.1", "other", 1, "the disk broke"),
+        ("gap.1", "other", 1, "a part of the archive is missing"),
+        ("researcher.7", "whole", 2, "not replaced"),
+        ("researcher.7", "no/such/place", 2, "No such file"),
+        ("researcher", "other", 2, "correct the name"),
+    ] {
+        let failed = get(life, file);
+        assert_eq!(failed.status, status, "{life}: {}", failed.err);
+        assert!(failed.err.contains(why), "{life}: {}", failed.err);
+    }
+    let to = dir.0.join("other").display().to_string();
+    let refused = run(&mut with(&gate, "rita", &["agent", "evidence", "get", "researcher.7", &to]));
+    assert_eq!(refused.status, 4, "a reader may list it and no more: {}", refused.err);
+    let left: Vec<_> = std::fs::read_dir(&dir.0).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["whole"]);
+}
+
+#[test]
 fn following_shows_what_comes_later() {
     let gate = Gate::start();
     let ran = run(&mut with(&gate, "rita", &["net", "denials", "-f"]));

@@ -220,6 +220,75 @@ pub struct AgentRemoved {
     pub evidence: Vec<Instance>,
 }
 
+/// Parameters of `agent.evidence`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvidenceListing {
+    /// Of this agent alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<AgentName>,
+    /// Go on after this one: `next` of the answer before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Instance>,
+}
+
+/// Result of `agent.evidence`: oldest first, as many as fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvidenceList {
+    pub lives: Vec<Evidence>,
+    /// There are more after this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Instance>,
+}
+
+/// What is kept of one quarantined life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evidence {
+    pub instance: Instance,
+    /// Absent where cage died before it had written it down.
+    pub quarantine: Option<Quarantine>,
+    /// Not yet: its VM stands still, and its disk comes when it ends.
+    pub has_ended: bool,
+    pub files: Vec<EvidenceFile>,
+}
+
+/// Why a life is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quarantine {
+    pub by: String,
+    pub reason: String,
+    pub unix_ms: u64,
+}
+
+/// One file of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvidenceFile {
+    pub name: String,
+    /// Its length; holes count.
+    pub bytes: u64,
+    /// SHA-256 of what was sent; absent in a listing, since nothing was read for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
+}
+
+/// Parameters of `agent.read_evidence` and `agent.remove_evidence`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvidenceRef {
+    pub instance: Instance,
+}
+
+/// Result of `agent.read_evidence`, after a gzipped tar archive as notifications `output` and how far it is as `progress`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvidenceSent {
+    pub files: Vec<EvidenceFile>,
+}
+
 /// Parameters of `agent.read_files` and `agent.write_files`: records of [`crate::files`] as notifications `output` (read) or
 /// `stdin` (write; an empty one ends it). Result: [`crate::guest::Exit`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

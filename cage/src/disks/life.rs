@@ -20,7 +20,7 @@ use crate::jail::JailVolume;
 use crate::places::Places;
 
 /// What a workspace is called as evidence.
-const EVIDENCE: &str = "workspace.ext4";
+pub const EVIDENCE: &str = "workspace.ext4";
 
 /// The disks of one life; what is ephemeral is removed when dropped.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ mod volumes;
 pub use calls::{above, create, remove_workspace, run, usage};
 pub use custody::Custody;
 pub use error::DiskError;
-pub use life::{Disks, rescue};
+pub use life::{Disks, EVIDENCE, rescue};
 
 use abi::control::DiskUse;
 use abi::ids::{AgentName, Digest, Name};

@@ -190,7 +190,7 @@ impl Life<'_> {
         evidence::begin(&cage.places, &instance).map_err(|error| {
             RpcError::new(Code::LIMIT, format!("there is no place for its evidence: {error}")).explained(
                 "a quarantine keeps everything, and deletes no older evidence for it",
-                "agent remove what is not needed; until then agent pause freezes it, agent kill ends it",
+                "agent evidence remove what is not needed; until then agent pause freezes it, agent kill ends it",
             )
         })?;
         // Before its state says so, which lets copies begin: none may before it stands still. One under way is of a paused VM.

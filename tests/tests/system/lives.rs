@@ -2,6 +2,8 @@
 
 use std::io::Read;
 use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -73,7 +75,7 @@ const AGENTS: &[(&str, &str, &str, &str)] = &[
         "[capabilities.health_check]\nport = 8080\npath = \"/health\"\ninterval_secs = 1\nmax_failures = 2",
     ),
     ("hungry", "eat", "", ""),
-    ("suspect", "hold", "restart = \"always\"", "network.allow = [\"web.test:80\"]"),
+    ("suspect", "hold", "restart = \"always\"", "max_disk_mb = 64\nnetwork.allow = [\"web.test:80\"]"),
 ];
 
 fn start() -> Result<Bench> {
@@ -293,11 +295,13 @@ fn empty_memory_is_explained() -> Result<()> {
     })
 }
 
+const REASON: &str = "it looks at us strangely";
+
 /// Starts the suspect and quarantines it once it holds a connection.
 fn quarantined(Bench { node, open, .. }: &Bench) -> Result<String> {
     node.json(&["agent", "start", "suspect"])?;
     eventually(Duration::from_secs(40), "it is connected", || Ok(open.load(Ordering::SeqCst) == 1))?;
-    node.json(&["agent", "quarantine", "suspect", "--reason", "it looks at us strangely"])?;
+    node.json(&["agent", "quarantine", "suspect", "--reason", REASON])?;
     eventually(Duration::from_secs(15), "its connection is cut", || Ok(open.load(Ordering::SeqCst) == 0))?;
     let now = status(node, "suspect")?;
     ensure!(now["summary"]["state"] == "quarantined", "{now}");
@@ -316,6 +320,9 @@ fn quarantine_cuts_and_keeps() -> Result<()> {
         let cpu = status(node, "suspect")?["cpu_ms"].clone();
         std::thread::sleep(Duration::from_secs(2));
         ensure!(status(node, "suspect")?["cpu_ms"] == cpu, "it does not stand still");
+        let frozen = listed(node, &life)?.context("its evidence is not listed")?;
+        ensure!(frozen["has_ended"] == false && frozen["quarantine"]["reason"] == REASON, "{frozen}");
+        refused(node, &["agent", "evidence", "remove", &life], "has not ended")?;
         node.json(&["agent", "stop", "suspect"])?;
         std::thread::sleep(Duration::from_secs(3));
         let end = status(node, "suspect")?;
@@ -325,8 +332,67 @@ fn quarantine_cuts_and_keeps() -> Result<()> {
             ensure!(kept.contains(file), "{file} is not among {kept}");
         }
         ensure!(receipts(node, "suspect", "agent_quarantined")? == 1);
+        fetch_evidence(node, &life)?;
+        node.json(&["agent", "evidence", "remove", &life])?;
+        ensure!(listed(node, &life)?.is_none(), "it is still listed");
+        let left = node.fault("list /state/cage/evidence")?;
+        ensure!(!left.contains(&life), "{left}");
+        let to = system_tests::workspace()?.join("no-evidence.tar.gz");
+        refused(
+            node,
+            &["agent", "evidence", "get", &life, &to.display().to_string()],
+            "there is no evidence",
+        )?;
+        ensure!(!to.exists(), "a refused copy left a file");
+        refused(node, &["agent", "evidence", "remove", &life], "there is no evidence")?;
+        ensure!(
+            receipts(node, &life, "evidence_read")? == 1 && receipts(node, &life, "evidence_removed")? == 1
+        );
         Ok(())
     })
+}
+
+/// What is kept of one life, as the node lists it.
+fn listed(node: &Node, life: &str) -> Result<Option<Value>> {
+    let list = node.json(&["agent", "evidence", "list", "suspect"])?;
+    let lives = list["lives"].as_array().cloned().unwrap_or_default();
+    Ok(lives.into_iter().find(|one| one["instance"] == life))
+}
+
+/// Fetches a life's evidence and looks into it with other programs than ours: every file is there, as long as listed, with the
+/// digest that the node told.
+fn fetch_evidence(node: &Node, life: &str) -> Result<()> {
+    let dir = system_tests::workspace()?.join(format!("evidence-{life}-{}", std::process::id()));
+    std::fs::create_dir(&dir)?;
+    let archive = dir.join("suspect.tar.gz");
+    let to = archive.to_str().context("a path that is not UTF-8")?;
+    let sent = node.json(&["agent", "evidence", "get", life, to])?;
+    refused(node, &["agent", "evidence", "get", life, to], "not replaced")?;
+    let run = |program: &str, arguments: &[&str], within: &Path| -> Result<String> {
+        let ran = Command::new(program).args(arguments).current_dir(within).output()?;
+        ensure!(ran.status.success(), "{program}: {}", String::from_utf8_lossy(&ran.stderr));
+        Ok(String::from_utf8(ran.stdout)?)
+    };
+    run("tar", &["xzf", to], &dir)?;
+    let kept = dir.join(life);
+    let checked = run("sha256sum", &["--strict", "--check", "SHA256SUMS"], &kept)?;
+    let listed = listed(node, life)?.context("its evidence is not listed")?;
+    ensure!(listed["has_ended"] == true, "{listed}");
+    for file in ["status.json", "console.txt", "agent.log", "workspace.ext4"] {
+        ensure!(checked.contains(&format!("{file}: OK")), "{file}: {checked}");
+        let of = |all: &Value| all["files"].as_array()?.iter().find(|one| one["name"] == file).cloned();
+        let (told, known) = of(&sent).zip(of(&listed)).with_context(|| format!("{file}: {sent} {listed}"))?;
+        let bytes = std::fs::metadata(kept.join(file))?.len();
+        ensure!(told["bytes"] == bytes && known["bytes"] == bytes, "{file}: {bytes} {told} {known}");
+        let sum = run("sha256sum", &[file], &kept)?;
+        let digest = told["digest"].as_str().and_then(|digest| digest.strip_prefix("sha256:"));
+        ensure!(digest.is_some_and(|digest| sum.starts_with(digest)), "{sum} {told}");
+    }
+    let status: Value = serde_json::from_slice(&std::fs::read(kept.join("status.json"))?)?;
+    ensure!(status["reason"] == REASON && status["instance"] == life, "{status}");
+    let disk = run("dumpe2fs", &["-h", "workspace.ext4"], &kept)?;
+    ensure!(disk.contains("Filesystem magic number:  0xEF53"), "{disk}");
+    Ok(std::fs::remove_dir_all(dir)?)
 }
 
 fn quarantine_outlives_cage() -> Result<()> {

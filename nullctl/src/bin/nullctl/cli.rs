@@ -369,6 +369,9 @@ mod tests {
         for method in METHODS {
             let command = match method.name {
                 "agent.read_files" | "agent.write_files" => "agent cp".to_owned(),
+                "agent.evidence" => "agent evidence list".to_owned(),
+                "agent.read_evidence" => "agent evidence get".to_owned(),
+                "agent.remove_evidence" => "agent evidence remove".to_owned(),
                 name => name.replace('.', " "),
             };
             if matches!(method.audience, Audience::Operators(_)) {

@@ -4,6 +4,7 @@ use crate::cli::{Command, Opt, switch, valued};
 
 mod agent;
 mod disks;
+mod evidence;
 mod exec;
 mod files;
 mod image;
@@ -26,6 +27,7 @@ const RAW: Opt = switch("raw", None, "control characters as they are, to a termi
 const GROUPS: &[&[Command]] = &[
     system::COMMANDS,
     agent::COMMANDS,
+    evidence::COMMANDS,
     exec::COMMANDS,
     files::COMMANDS,
     watch::COMMANDS,

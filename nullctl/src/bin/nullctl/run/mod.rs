@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod disks;
 pub mod doctor;
+pub mod evidence;
 pub mod exec;
 pub mod files;
 pub mod image;
