@@ -60,10 +60,10 @@ def inodes():
 
 
 def forks():
-    """Processes that fork without end, for some seconds."""
-    deadline = time.monotonic() + 5
+    """Processes that fork without end, until some forks were refused; what is left of them ends with the exec."""
+    deadline = time.monotonic() + 90
     made, refused = 0, 0
-    while time.monotonic() < deadline:
+    while refused < 20 and time.monotonic() < deadline:
         try:
             if os.fork() == 0:
                 while time.monotonic() < deadline:

@@ -119,6 +119,10 @@ fn start() -> Result<(Node, Config)> {
     let node = Node::boot(machine)?;
     // Whose life goes on beside all attacks. It waits for the import of the rootfs, after which the node is at rest.
     running(&node, "bystander")?;
+    // Its first line opens its log, which a census counts.
+    eventually(Duration::from_secs(30), "the bystander has said something", || {
+        Ok(!node.ctl(&["agent", "logs", "bystander"])?.ok()?.stdout.is_empty())
+    })?;
     Ok((node, config))
 }
 
