@@ -447,10 +447,7 @@ pub(crate) mod bench {
                 format!("[agent]\nname = \"{name}\"\nversion = \"1\"\nrootfs = \"r\"\ncommand = [\"/x\"]\n");
             fs::write(places.config.join(format!("agents/{name}.toml")), text).unwrap();
         }
-        let cgroup = dir.join("cgroup");
-        fs::create_dir(&cgroup).unwrap();
-        fs::write(cgroup.join("cgroup.controllers"), "cpu memory pids").unwrap();
-        fs::write(cgroup.join("cgroup.subtree_control"), "").unwrap();
+        let cgroups = cgroups(dir);
         let ledger = UnixListener::bind(ctxgraph).unwrap();
         std::thread::spawn(move || {
             for stream in ledger.incoming() {
@@ -461,6 +458,15 @@ pub(crate) mod bench {
                 }
             }
         });
-        Arc::new(Cage::open(places, Delegated::at(cgroup).unwrap()).unwrap().0)
+        Arc::new(Cage::open(places, cgroups).unwrap().0)
+    }
+
+    /// What looks like a cgroup that is cage's.
+    pub fn cgroups(dir: &Path) -> Delegated {
+        let cgroup = dir.join("cgroup");
+        fs::create_dir(&cgroup).unwrap();
+        fs::write(cgroup.join("cgroup.controllers"), "cpu memory pids").unwrap();
+        fs::write(cgroup.join("cgroup.subtree_control"), "").unwrap();
+        Delegated::at(cgroup).unwrap()
     }
 }

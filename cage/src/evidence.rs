@@ -9,7 +9,7 @@ pub mod calls;
 
 use abi::control::{AgentStatus, Evidence, EvidenceFile, Quarantine};
 use abi::ids::{AgentName, Instance};
-use abi::limits;
+use abi::{limits, log};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -48,10 +48,13 @@ const STATUS_BYTES_MAX: u64 = 4 << 20;
 
 /// What the name of a directory begins with that is being deleted; no agent's name does.
 const REMOVED: &str = ".removed-";
-/// A file in a directory of evidence: its life is over.
+/// A file in a directory of evidence: its life is over, and has its receipt.
+const TOLD: &str = "told";
+/// The same, and its disk is here if it had one: nothing is left to be done.
 const ENDED: &str = "ended";
 
-fn root(places: &Places) -> PathBuf {
+/// The directory of all evidence.
+pub fn root(places: &Places) -> PathBuf {
     places.state.join("evidence")
 }
 
@@ -109,31 +112,65 @@ pub fn write(places: &Places, record: &Record<'_>, console: &[String], log: &Pat
     Ok(())
 }
 
-/// After a cage or a node that died: finishes removals, and takes disks of quarantined lives out of the way of the sweep, and of the agent's next life.
-pub fn rescue(places: &Places) -> io::Result<()> {
-    sweep(places)?;
-    for instance in all(places)? {
-        let dir = dir(places, &instance);
-        if !has_ended(places, &instance) && disks::rescue(places, &instance, &dir)? {
-            abi::log::warning("evidence_rescued", &[("instance", &instance)]);
+/// After a cage or a node that died: finishes removals, and takes disks of quarantined lives out of the way of the sweep and of
+/// the agent's next life. What cannot be done keeps nobody from starting: it is said, nothing is deleted, and the next start of
+/// cage tries again.
+pub fn rescue(places: &Places) {
+    if let Err(error) = sweep(places) {
+        log::error("evidence_not_removed", &[("error", &error)]);
+    }
+    let lives = all(places).unwrap_or_else(|error| {
+        log::error("evidence_unreadable", &[("error", &error)]);
+        Vec::new()
+    });
+    for instance in lives.iter().filter(|instance| !has_ended(places, instance)) {
+        match disks::rescue(places, instance, &dir(places, instance)) {
+            Ok(true) => log::warning("evidence_rescued", &[("instance", instance)]),
+            Ok(false) => {}
+            Err(error) => {
+                let remedy = "its disk stays where it is, and cage tries again when it starts";
+                log::error(
+                    "evidence_not_rescued",
+                    &[("instance", instance), ("error", &error), ("remedy", &remedy)],
+                );
+            }
         }
+    }
+}
+
+/// Whether a disk of one life alone is to become evidence: then no sweep may have it. What cannot be told may be.
+pub fn claims(places: &Places, disk: &Path) -> bool {
+    let life = disk.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+    life.is_some_and(|life| disks::stands(&dir(places, &life)))
+}
+
+/// A life of an agent that has ended and whose workspace, a kept one, is not with its evidence: no life may go on with it.
+pub fn owed(places: &Places, agent: &AgentName) -> io::Result<Option<Instance>> {
+    let mut lives = of(places, agent)?.into_iter();
+    Ok(lives.find(|life| !has_ended(places, life) && disks::is_left(places, life, &dir(places, life))))
+}
+
+/// Notes that a quarantined life has ended and that its receipt says so. Until its disk is with its evidence it stays one that the
+/// next cage looks after.
+pub fn end(places: &Places, instance: &Instance) -> io::Result<()> {
+    let dir = dir(places, instance);
+    File::create(dir.join(TOLD))?;
+    if !disks::is_left(places, instance, &dir) {
+        File::create(dir.join(ENDED))?;
     }
     Ok(())
 }
 
-/// Notes that a quarantined life has ended and that its receipt says so.
-pub fn end(places: &Places, instance: &Instance) -> io::Result<()> {
-    fs::File::create(dir(places, instance).join(ENDED)).map(|_| ())
-}
-
-/// The quarantined lives of which nobody has noted the end: they ended with the cage they were in. From now on it is noted.
+/// The quarantined lives of whose end nobody has told: they ended with the cage they were in. From now on it is noted.
 pub fn close(places: &Places) -> io::Result<Vec<Instance>> {
     let mut open = all(places)?;
     open.retain(|instance| !has_ended(places, instance));
+    let told = |instance: &Instance| dir(places, instance).join(TOLD).exists();
+    let untold = open.iter().filter(|instance| !told(instance)).cloned().collect();
     for instance in &open {
         end(places, instance)?;
     }
-    Ok(open)
+    Ok(untold)
 }
 
 /// One file of a life's evidence, open for reading.
@@ -259,7 +296,7 @@ mod tests {
         let cut = root(&places).join(".removed-a.1");
         fs::rename(&evidence, &cut).unwrap();
         assert_eq!((all(&places).unwrap(), close(&places).unwrap()), (vec![], vec![]));
-        rescue(&places).unwrap();
+        rescue(&places);
         assert!(!cut.exists());
     }
 
@@ -339,9 +376,46 @@ mod tests {
         let evidence = begin(&places, &kept).unwrap();
         fs::write(places.scratch(&kept), "what it wrote").unwrap();
         fs::write(places.scratch(&other), "another's").unwrap();
-        rescue(&places).unwrap();
-        rescue(&places).unwrap();
+        rescue(&places);
+        rescue(&places);
         assert_eq!(fs::read_to_string(evidence.join("workspace.ext4")).unwrap(), "what it wrote");
         assert!(places.scratch(&other).exists() && !places.scratch(&kept).exists());
+    }
+
+    /// As cage begins: what cannot be moved has a second name.
+    #[test]
+    fn a_disk_that_cannot_be_moved_stays_until_it_can_and_its_end_is_told_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(dir.path());
+        let (stuck, free): (Instance, Instance) = ("a.1".parse().unwrap(), "b.2".parse().unwrap());
+        for life in [&stuck, &free] {
+            begin(&places, life).unwrap();
+            fs::write(places.scratch(life), life.to_string()).unwrap();
+        }
+        fs::write(places.scratch(&"c.3".parse().unwrap()), "a leftover").unwrap();
+        let second = dir.path().join("second");
+        fs::hard_link(places.scratch(&stuck), &second).unwrap();
+        let cgroups = crate::agents::bench::cgroups(dir.path());
+        for told in [vec![stuck.clone(), free.clone()], vec![]] {
+            crate::recovery::sweep(&places, &cgroups).unwrap();
+            assert_eq!(fs::read_to_string(places.scratch(&stuck)).unwrap(), "a.1");
+            assert_eq!(fs::read_dir(places.scratch_dir()).unwrap().count(), 1, "the others go");
+            assert_eq!(close(&places).unwrap(), told);
+            assert!(!has_ended(&places, &stuck) && has_ended(&places, &free));
+        }
+        fs::remove_file(second).unwrap();
+        crate::recovery::sweep(&places, &cgroups).unwrap();
+        assert_eq!(fs::read_to_string(super::dir(&places, &stuck).join("workspace.ext4")).unwrap(), "a.1");
+        assert_eq!((close(&places).unwrap(), has_ended(&places, &stuck)), (vec![], true));
+    }
+
+    #[test]
+    fn evidence_that_cannot_be_listed_costs_no_disk_and_no_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(dir.path());
+        fs::write(places.state.join("evidence"), "no directory").unwrap();
+        fs::write(places.scratch(&"a.1".parse().unwrap()), "may be evidence").unwrap();
+        crate::recovery::sweep(&places, &crate::agents::bench::cgroups(dir.path())).unwrap();
+        assert!(places.scratch(&"a.1".parse().unwrap()).exists());
     }
 }

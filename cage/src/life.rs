@@ -94,8 +94,6 @@ struct Held {
     frozen: Option<Instant>,
     /// It never goes on, and what it wrote is evidence.
     is_quarantined: bool,
-    /// Its workspace is still where it was.
-    is_disk_left: bool,
     vmm_ended: Option<ExitStatus>,
 }
 

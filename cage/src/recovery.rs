@@ -22,7 +22,7 @@ use crate::{evidence, life, manifests};
 /// Removes jails, scratch disks and cgroups of VMs that cannot live any more: nulld has killed all that was in cage's cgroup,
 /// frozen or not. What a quarantined agent wrote is evidence, and stays.
 pub fn sweep(places: &Places, cgroups: &Delegated) -> io::Result<()> {
-    evidence::rescue(places)?;
+    evidence::rescue(places);
     for cgroup in cgroups.leftovers()? {
         log::warning("leftover_removed", &[("cgroup", &cgroup.dir().display())]);
         cgroup.kill()?;
@@ -36,6 +36,9 @@ pub fn sweep(places: &Places, cgroups: &Delegated) -> io::Result<()> {
         };
         for entry in entries {
             let path = entry?.path();
+            if evidence::claims(places, &path) {
+                continue;
+            }
             log::warning("leftover_removed", &[("path", &path.display())]);
             if path.is_dir() { fs::remove_dir_all(&path)? } else { fs::remove_file(&path)? }
         }

@@ -55,6 +55,8 @@ pub enum DiskError {
     },
     /// A life has ended whose VMM could not be killed.
     StillOpen(Instance),
+    /// The kept workspace is a quarantined life's, and could not be moved to its evidence.
+    IsEvidence(Instance),
     /// A file of the state is not what cage wrote.
     Damaged {
         path: PathBuf,
@@ -93,7 +95,8 @@ impl DiskError {
             | DiskError::Busy { .. }
             | DiskError::SnapshotExists(_)
             | DiskError::Moved(_)
-            | DiskError::StillOpen(_) => Code::CONFLICT,
+            | DiskError::StillOpen(_)
+            | DiskError::IsEvidence(_) => Code::CONFLICT,
         }
     }
 
@@ -128,6 +131,9 @@ impl DiskError {
             DiskError::StillOpen(instance) => {
                 format!("the VMM of {instance} could not be killed and may still write")
             }
+            DiskError::IsEvidence(instance) => {
+                format!("the workspace is evidence of {instance} and could not be moved to it")
+            }
             DiskError::Damaged { path, why } => format!("{}: {why}", path.display()),
             DiskError::NoReceipt(error) => format!("no receipt, so nothing was done: {error}"),
             DiskError::Host { doing, path, error } => format!("{doing} {}: {error}", path.display()),
@@ -161,6 +167,7 @@ impl DiskError {
             DiskError::Space { .. } => {
                 format!("a copy leaves {} MiB of the node's disk free", limits::DISK_RESERVE_MIB)
             }
+            DiskError::IsEvidence(_) => "no life goes on with what a quarantined one wrote".into(),
             DiskError::Damaged { .. } => "the node's state is written by the node alone".into(),
             DiskError::NoReceipt(_) => "every effect leaves a receipt first".into(),
             DiskError::Host { .. } => "disks live in the node's state".into(),
@@ -194,6 +201,9 @@ impl DiskError {
             DiskError::CallerGone => "stay until it is done".into(),
             DiskError::Space { .. } => "remove snapshots, volumes or images".into(),
             DiskError::StillOpen(_) => "restart the node".into(),
+            DiskError::IsEvidence(Instance { agent, .. }) => {
+                format!("see system logs cage, and restart the node; agent remove {agent} deletes both")
+            }
             DiskError::Damaged { path, .. } => {
                 let stem = path.file_stem().unwrap_or_default().to_string_lossy();
                 format!("look at the state disk on another machine, or remove {stem} and begin anew")

@@ -16,6 +16,7 @@ use super::error::{DiskError, at};
 use super::kept::{self, Kept};
 use super::{Depot, Receipt, WorkspaceRecord, calls, grows};
 use crate::agents::Cage;
+use crate::evidence;
 use crate::jail::JailVolume;
 use crate::places::Places;
 
@@ -59,6 +60,11 @@ impl Disks {
         rootfs: Digest,
         uid: u32,
     ) -> Result<Disks, DiskError> {
+        if manifest.workspace == Workspace::Kept {
+            let owed = evidence::owed(&cage.places, &instance.agent)
+                .map_err(at("list", &evidence::root(&cage.places)))?;
+            owed.map_or(Ok(()), |life| Err(DiskError::IsEvidence(life)))?;
+        }
         cage.disks.prepare(instance, manifest, rootfs, uid, &calls::receipt(cage))
     }
 
@@ -170,14 +176,33 @@ impl Depot {
 /// After a cage that died with a quarantined life: moves the disk of that life into its evidence, if that is not done. True if
 /// there was one.
 pub fn rescue(places: &Places, life: &Instance, dir: &Path) -> io::Result<bool> {
-    let kept = Kept::of(&places.workspaces(), life.agent.as_str());
-    let found = [places.scratch(life), kept.disk()].into_iter().find(|disk| disk.symlink_metadata().is_ok());
-    let Some(disk) = found.filter(|_| !dir.join(EVIDENCE).exists()) else { return Ok(false) };
+    let Some(disk) = left(places, life, dir) else { return Ok(false) };
     move_to(&disk, dir)?;
+    let kept = kept_by(places, life);
     if disk == kept.disk() {
         kept.remove().map_err(io::Error::other)?;
     }
     Ok(true)
+}
+
+/// Whether the disk of a quarantined life that has ended is not with its evidence.
+pub fn is_left(places: &Places, life: &Instance, dir: &Path) -> bool {
+    left(places, life, dir).is_some()
+}
+
+/// Where that disk is.
+fn left(places: &Places, life: &Instance, dir: &Path) -> Option<PathBuf> {
+    let mut disks = [places.scratch(life), kept_by(places, life).disk()].into_iter();
+    disks.find(|disk| stands(disk)).filter(|_| !stands(&dir.join(EVIDENCE)))
+}
+
+fn kept_by(places: &Places, life: &Instance) -> Kept {
+    Kept::of(&places.workspaces(), life.agent.as_str())
+}
+
+/// Whether something has this name, as far as anybody can tell.
+pub fn stands(path: &Path) -> bool {
+    !matches!(path.symlink_metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Moves a disk into a directory of evidence, durably.

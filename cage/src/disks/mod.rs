@@ -16,7 +16,7 @@ mod volumes;
 pub use calls::{above, create, remove_workspace, run, usage};
 pub use custody::Custody;
 pub use error::DiskError;
-pub use life::{Disks, EVIDENCE, rescue};
+pub use life::{Disks, EVIDENCE, is_left, rescue, stands};
 
 use abi::control::DiskUse;
 use abi::ids::{AgentName, Digest, Name};
@@ -74,8 +74,8 @@ struct Origin {
 }
 
 impl Depot {
-    /// Opens the directories, when nothing runs: what a power cut left half made is removed, ephemeral workspaces too, and all
-    /// files are root's again.
+    /// Opens the directories, when nothing runs: what a power cut left half made is removed, and all files are root's again. The
+    /// ephemeral workspaces of earlier lives are gone already, but for those that are evidence (`recovery::sweep`).
     pub fn open(places: &Places) -> Result<Depot, DiskError> {
         let depot = Depot {
             scratch: places.scratch_dir(),
@@ -89,8 +89,7 @@ impl Depot {
         for dir in [&depot.scratch, &depot.workspaces, &depot.volumes, &depot.snapshots] {
             kept::private_dir(dir)?;
         }
-        // No disk of scratch has a record, so each is a leftover.
-        for dir in [&depot.scratch, &depot.workspaces, &depot.snapshots] {
+        for dir in [&depot.workspaces, &depot.snapshots] {
             kept::sweep(dir)?;
         }
         for dir in kept::entries(&depot.volumes)? {

@@ -380,8 +380,8 @@ fn a_cage_that_died_with_a_quarantined_life_leaves_its_disk_as_evidence() {
         let disks = bench.start(&manifest, generation, 0).unwrap();
         write(disks.workspace(), 7 << 20, b"evil");
         disks.abandon();
-        crate::evidence::rescue(&places).unwrap();
-        crate::evidence::rescue(&places).unwrap();
+        crate::evidence::rescue(&places);
+        crate::evidence::rescue(&places);
         bench.reopen();
         let kept = evidence.join("workspace.ext4");
         assert_eq!((read(&kept, 7 << 20), owner(&kept)), (*b"evil", (0, 0, 0o600)));
@@ -392,8 +392,30 @@ fn a_cage_that_died_with_a_quarantined_life_leaves_its_disk_as_evidence() {
     crate::evidence::begin(&places, &life).unwrap();
     crate::evidence::end(&places, &life).unwrap();
     drop(bench.start(&kept("a", 64), 4, 0).unwrap());
-    crate::evidence::rescue(&places).unwrap();
+    crate::evidence::rescue(&places);
     assert!(bench.depot.kept_workspace(&life.agent).disk().exists());
+}
+
+#[test]
+fn no_life_goes_on_with_a_workspace_that_is_evidence_and_could_not_be_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    let cage = crate::agents::bench::cage(dir.path(), &[]);
+    let (places, manifest) = (&cage.places, kept("a", 64));
+    let life = |generation| Instance { agent: "a".parse().unwrap(), generation };
+    let start = |generation| Disks::prepare(&cage, &life(generation), &manifest, Digest([0; 32]), UID);
+    crate::evidence::begin(places, &life(1)).unwrap();
+    let disk = cage.disks.kept_workspace(&life(1).agent).disk();
+    fs::write(&disk, "evil").unwrap();
+    fs::hard_link(&disk, dir.path().join("second")).unwrap();
+    crate::evidence::rescue(places);
+    crate::evidence::end(places, &life(1)).unwrap();
+    assert!(matches!(start(2), Err(DiskError::IsEvidence(first)) if first == life(1)));
+    assert_eq!(fs::read(&disk).unwrap(), b"evil");
+    // Once it can be moved the agent begins anew.
+    fs::remove_file(dir.path().join("second")).unwrap();
+    crate::evidence::rescue(places);
+    assert!(matches!(start(3), Err(DiskError::Host { .. })), "there is no template here");
+    assert_eq!(fs::read(crate::evidence::dir(places, &life(1)).join(EVIDENCE)).unwrap(), b"evil");
 }
 
 #[test]
@@ -404,13 +426,7 @@ fn an_opening_takes_leftovers_away_and_keeps_what_is_whole() {
     bench.take("s", "a").unwrap();
     let whole = bench.files();
     let state = bench.dir.path().join("state");
-    for leftover in [
-        "scratch/a.3.ext4",
-        "workspaces/b.ext4",
-        "volumes/a/x.ext4.new",
-        "snapshots/t.ext4",
-        "snapshots/t.new",
-    ] {
+    for leftover in ["workspaces/b.ext4", "volumes/a/x.ext4.new", "snapshots/t.ext4", "snapshots/t.new"] {
         File::create_new(state.join(leftover)).unwrap().write_all(b"half").unwrap();
     }
     bench.reopen();

@@ -93,8 +93,10 @@ fn remove(cage: &Cage, call: Call<'_>) -> Result<Outcome, RpcError> {
         return Err(unknown(&instance));
     }
     if !super::has_ended(&cage.places, &instance) {
-        return Err(RpcError::new(Code::CONFLICT, format!("{instance} has not ended"))
-            .explained("its evidence is the mark of its quarantine", "agent stop or agent kill it first"));
+        return Err(RpcError::new(Code::CONFLICT, format!("{instance} has not ended")).explained(
+            "its evidence is the mark of its quarantine, and of a disk that is not moved there yet",
+            "agent stop or agent kill it first; if it has ended, see system logs cage",
+        ));
     }
     let by = call.caller.to_string();
     receipt(cage, Event::EvidenceRemoved { instance: instance.clone(), by }, "removal")?;

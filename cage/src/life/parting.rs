@@ -98,14 +98,10 @@ impl Life<'_> {
         self.held.jail = None;
         let is_out_of_hand = self.held.launched && self.held.vmm_ended.is_none();
         match self.held.disks.take() {
-            Some(disks) if is_out_of_hand => {
-                self.held.is_disk_left = true;
-                disks.abandon();
-            }
+            Some(disks) if is_out_of_hand => disks.abandon(),
             Some(disks) if self.held.is_quarantined => {
                 let dir = evidence::dir(&self.cage.places, self.instance());
                 if let Err(error) = disks.keep_as_evidence(&dir) {
-                    self.held.is_disk_left = true;
                     problems.push(format!("its disk is not with its evidence yet: {error}"));
                 }
             }
@@ -165,9 +161,7 @@ impl Life<'_> {
             let (instance, reason) = (instance.clone(), reason.clone());
             record(self.cage, Event::AgentExited { instance, reason, code, signal });
         }
-        // An end that is not noted makes the next cage look for the disk.
         if self.held.is_quarantined
-            && !self.held.is_disk_left
             && let Err(error) = evidence::end(&self.cage.places, &instance)
         {
             log::error("evidence_not_closed", &[("instance", &instance), ("error", &error)]);
