@@ -437,6 +437,11 @@ pub(crate) mod bench {
 
     /// A cage below a directory that knows these agents. Its ledger answers; no VM can start.
     pub fn cage(dir: &Path, names: &[&str]) -> Arc<Cage> {
+        cage_with(dir, names, |_| {})
+    }
+
+    /// The same; its ledger does something with each line before it answers.
+    pub fn cage_with(dir: &Path, names: &[&str], mut before: impl FnMut(&str) + Send + 'static) -> Arc<Cage> {
         let ctxgraph = dir.join("ctxgraph.sock");
         let mut places = Places::of_node();
         (places.config, places.state, places.run) = (dir.join("config"), dir.join("state"), dir.join("run"));
@@ -452,7 +457,8 @@ pub(crate) mod bench {
         std::thread::spawn(move || {
             for stream in ledger.incoming() {
                 let mut connection = Connection::new(stream.unwrap());
-                while let Ok(Some(_)) = connection.read_line() {
+                while let Ok(Some(line)) = connection.read_line() {
+                    before(&line);
                     let receipt = Receipt { seq: 0, digest: abi::ids::Digest([0; 32]) };
                     connection.write_line(&Response::of(Some(1), Ok(json!(receipt)))).unwrap();
                 }

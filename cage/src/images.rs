@@ -1,29 +1,30 @@
 //! `image.*`: what the store holds, for operators.
 //!
-//! Must hold: an image goes only if nothing runs from it and no disk of an agent lies above it; its receipt is durable first.
+//! Must hold: an image goes only if nothing runs from it and no disk of an agent lies above it, from before its receipt to its last
+//! file; its receipt is durable first.
 
-use abi::control::{
-    AgentState, Image, ImageDetails, ImageImport, ImageList, ImageListing, ImageRef, ImagesRemoved,
-};
+use abi::control::{Image, ImageDetails, ImageImport, ImageList, ImageListing, ImageRef, ImagesRemoved};
 use abi::door::{Call, Outcome};
-use abi::ids::{AgentName, Digest};
+use abi::ids::Digest;
 use abi::ledger::Event;
 use abi::limits;
 use abi::manifest::{RootfsRef, rootfs_name_ok};
 use abi::rpc::{Code, Request, RpcError};
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::agents::Cage;
 use crate::store::{Source, StoreError};
-use crate::{disks, imports, life, manifests, state};
+use crate::{disks, imports, life, manifests};
 
 /// Images of one answer, as JSON: they fit a line with room for what is around them. One alone always does, by the limits on names,
 /// environment and command.
 const PAGE_BYTES_MAX: usize = limits::LINE_BYTES_MAX / 2;
+
+const RULE: &str = "an image goes only when nothing runs from it and no disk lies above it";
 
 /// Answers a call.
 pub fn run(cage: &Arc<Cage>, call: Call<'_>) -> Result<Outcome, RpcError> {
@@ -85,9 +86,14 @@ fn reference(text: &str) -> Result<RootfsRef, RpcError> {
 fn missing(error: StoreError) -> RpcError {
     let code = match error {
         StoreError::UnknownName(_) | StoreError::UnknownDigest(_) => Code::NOT_FOUND,
+        StoreError::BeingRemoved(_) | StoreError::Needed { .. } => Code::CONFLICT,
         _ => Code::FAILED,
     };
-    RpcError::new(code, error.to_string())
+    let told = RpcError::new(code, error.to_string());
+    match error {
+        StoreError::Needed { agent, .. } => told.explained(RULE, format!("agent stop {agent}, or wait")),
+        _ => told,
+    }
 }
 
 fn inspect(cage: &Cage, text: &str) -> Result<ImageDetails, RpcError> {
@@ -105,36 +111,22 @@ fn inspect(cage: &Cage, text: &str) -> Result<ImageDetails, RpcError> {
     })
 }
 
-/// Images that living agents run from, and one agent of each. One that starts counts with what its manifest means.
-fn running(cage: &Cage) -> BTreeMap<Digest, AgentName> {
-    let mut running = BTreeMap::new();
-    for summary in cage.list().agents {
-        if !state::alive(summary.state) || summary.state == AgentState::Stopped {
-            continue;
-        }
-        let agent = cage.agent(&summary.name);
-        let facts = agent.facts();
-        let wanted = facts.loaded.as_ref().map(|loaded| loaded.manifest.rootfs.clone());
-        let found = facts.rootfs_digest.or_else(|| Some(cage.store.resolve(&wanted?).ok()?.0));
-        running.extend(found.map(|digest| (digest, summary.name.clone())));
+/// Removes an image that nobody needs, as it was seen, with its names, after the receipt; the bytes it gave back. Nobody gets it
+/// meanwhile: a start or a name that comes between is refused.
+fn take_away(cage: &Cage, seen: &Image, by: &str) -> Result<u64, RpcError> {
+    let digest = seen.digest;
+    let _hold = cage.store.holds.take_away(digest).map_err(missing)?;
+    let (_, _, image) = cage.store.resolve(&RootfsRef::Digest(digest)).map_err(missing)?;
+    if image.names != seen.names {
+        return Err(RpcError::new(Code::CONFLICT, format!("{digest} stays: its names have just changed"))
+            .explained("an image goes with the names it was seen with", "see image list"));
     }
-    running
-}
-
-/// Why an image must stay, if it must.
-fn must_stay(cage: &Cage, image: &Image) -> Result<(), RpcError> {
-    let refused = |why: String, remedy: String| {
-        let what = format!("{} stays: {why}", image.digest);
-        Err(RpcError::new(Code::CONFLICT, what)
-            .explained("an image goes only when nothing runs from it and no disk lies above it", remedy))
-    };
-    if let Some(agent) = running(cage).get(&image.digest) {
-        return refused(format!("agent {agent} runs from it"), format!("agent stop {agent}"));
+    if let Some(disk) = disks::above(cage).map_err(not_told)?.get(&digest) {
+        let what = format!("{digest} stays: {disk} was written above it");
+        return Err(RpcError::new(Code::CONFLICT, what).explained(RULE, format!("remove {disk} first")));
     }
-    match disks::above(cage).map_err(not_told)?.get(&image.digest) {
-        Some(disk) => refused(format!("{disk} was written above it"), format!("remove {disk} first")),
-        None => Ok(()),
-    }
+    receipt(cage, digest, image.names, by)?;
+    cage.store.remove(&digest).map_err(missing)
 }
 
 fn not_told(error: impl std::fmt::Display) -> RpcError {
@@ -151,9 +143,7 @@ fn remove(cage: &Cage, text: &str, by: &str) -> Result<ImagesRemoved, RpcError> 
             cage.store.forget(&name).map_err(missing)?;
         }
         _ => {
-            must_stay(cage, &image)?;
-            receipt(cage, digest, image.names, by)?;
-            removed.bytes = cage.store.remove(&digest).map_err(missing)?;
+            removed.bytes = take_away(cage, &image, by)?;
             removed.images.push(digest);
         }
     }
@@ -162,18 +152,24 @@ fn remove(cage: &Cage, text: &str, by: &str) -> Result<ImagesRemoved, RpcError> 
 
 fn prune(cage: &Cage, by: &str) -> Result<ImagesRemoved, RpcError> {
     let manifests = manifests::load(&cage.places.config).known;
-    let mut kept: BTreeSet<Digest> = running(cage).into_keys().collect();
-    kept.extend(disks::above(cage).map_err(not_told)?.into_keys());
-    kept.extend(manifests.values().filter_map(|loaded| match loaded.manifest.rootfs {
+    let wanted = manifests.values().filter_map(|loaded| match loaded.manifest.rootfs {
         RootfsRef::Digest(digest) => Some(digest),
         RootfsRef::Name(_) => None,
-    }));
+    });
+    let wanted: BTreeSet<Digest> = wanted.collect();
     let mut removed = ImagesRemoved { images: Vec::new(), bytes: 0 };
     for image in cage.store.list() {
-        if image.names.is_empty() && !kept.contains(&image.digest) {
-            receipt(cage, image.digest, Vec::new(), by)?;
-            removed.bytes += cage.store.remove(&image.digest).map_err(missing)?;
-            removed.images.push(image.digest);
+        if !image.names.is_empty() || wanted.contains(&image.digest) {
+            continue;
+        }
+        match take_away(cage, &image, by) {
+            Ok(bytes) => {
+                removed.bytes += bytes;
+                removed.images.push(image.digest);
+            }
+            // Somebody needs it, or another removes it.
+            Err(error) if error.code == Code::CONFLICT => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(removed)
@@ -227,8 +223,13 @@ fn import(cage: &Cage, call: Call<'_>) -> Result<Outcome, RpcError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::Agent;
+    use crate::agents::{Cause, bench};
+    use crate::state;
+    use crate::store::archives;
     use abi::control::Layer;
     use std::io::Write;
+    use std::sync::mpsc::{Receiver, Sender, channel};
 
     /// The largest image that the store lets in.
     fn largest(number: u8) -> Image {
@@ -279,6 +280,81 @@ mod tests {
         }
         assert!(matches!(reference("python"), Ok(RootfsRef::Name(_))));
         assert!(matches!(reference(&Digest([1; 32]).to_string()), Ok(RootfsRef::Digest(_))));
+    }
+
+    /// A cage with the image `r`, whose ledger stops at a kind of event: it tells that it was asked, and waits until it may answer.
+    fn stalled(dir: &std::path::Path, at: &'static str) -> (Arc<Cage>, Receiver<()>, Sender<()>) {
+        let ((asked, is_asked), (may, waits)) = (channel(), channel());
+        let cage = bench::cage_with(dir, &["a"], move |line| {
+            if line.contains(at) {
+                asked.send(()).unwrap();
+                let _ = waits.recv(); // an end of the other side lets it go on too
+            }
+        });
+        name_image(&cage, "r").unwrap();
+        (cage, is_asked, may)
+    }
+
+    fn name_image(cage: &Cage, name: &str) -> Result<Image, crate::store::ImportError> {
+        let mut layer = archives::Layer::default();
+        layer.file("x", 0o755, b"x");
+        let archive = archives::Archive::of(vec![layer], archives::Packing::Plain).oci();
+        let source = Source::Stream { reader: &mut &archive[..], bytes: archive.len() as u64 };
+        cage.store.import(source, name, &mut |_, _, _| {})
+    }
+
+    /// How the present life ends.
+    fn ends(agent: &Agent) -> String {
+        let mut facts = agent.facts();
+        while state::alive(facts.state.now()) {
+            facts = agent.wait(facts, Duration::from_secs(1));
+        }
+        facts.detail.clone()
+    }
+
+    #[test]
+    fn nobody_starts_from_an_image_or_names_it_while_it_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cage, is_asked, may) = stalled(dir.path(), "image_removed");
+        std::thread::scope(|scope| {
+            let removing = scope.spawn(|| remove(&cage, "r", "alice"));
+            is_asked.recv().unwrap();
+            let (agent, _) = cage.start(&"a".parse().unwrap(), Cause::asked("bob")).unwrap();
+            assert!(ends(&agent).contains("is being removed"), "{}", agent.facts().detail);
+            assert!(name_image(&cage, "s").unwrap_err().to_string().contains("is being removed"));
+            assert_eq!(remove(&cage, "r", "bob").unwrap_err().code, Code::CONFLICT);
+            drop(may);
+            assert_eq!(removing.join().unwrap().unwrap().images.len(), 1);
+        });
+        assert!(cage.store.list().is_empty());
+        let (agent, _) = cage.start(&"a".parse().unwrap(), Cause::asked("bob")).unwrap();
+        assert!(ends(&agent).contains("no rootfs `r`"));
+        name_image(&cage, "s").unwrap();
+    }
+
+    #[test]
+    fn an_image_that_an_agent_starts_from_stays_until_that_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cage, is_asked, may) = stalled(dir.path(), "agent_starting");
+        let (agent, _) = cage.start(&"a".parse().unwrap(), Cause::asked("bob")).unwrap();
+        is_asked.recv().unwrap();
+        let error = remove(&cage, "r", "alice").unwrap_err();
+        assert!(error.code == Code::CONFLICT && error.message.contains("agent a runs from it"), "{error}");
+        cage.store.forget("r").unwrap();
+        assert!(prune(&cage, "alice").unwrap().images.is_empty());
+        drop(may);
+        ends(&agent);
+        assert_eq!(prune(&cage, "alice").unwrap().images.len(), 1);
+    }
+
+    #[test]
+    fn an_image_that_has_just_got_a_name_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let cage = bench::cage(dir.path(), &[]);
+        let seen = name_image(&cage, "r").unwrap();
+        name_image(&cage, "s").unwrap();
+        assert!(take_away(&cage, &seen, "alice").unwrap_err().message.contains("just changed"));
+        assert_eq!(cage.store.list().len(), 1);
     }
 
     #[test]

@@ -33,6 +33,7 @@ use crate::jail::{JailNetwork, JailSpec};
 use crate::lease::{self, Keeper, Leases};
 use crate::manifests::Loaded;
 use crate::state::Happening;
+use crate::store::Hold;
 use crate::turns::Turn;
 use crate::vmm::{self, Console, JailDir, Slot};
 use crate::{ending, meet, order};
@@ -80,6 +81,7 @@ enum End {
 /// Everything of a VM that must be given back.
 #[derive(Debug, Default)]
 struct Held {
+    image: Option<Hold>,
     receipt: bool,
     slot: Option<Slot>,
     disks: Option<Disks>,
@@ -192,7 +194,9 @@ impl Life<'_> {
             agent.update(|facts| facts.importing = None);
             waited.map_err(|why| End::Broken(format!("rootfs `{name}`: {why}")))?;
         }
-        let (digest, disks, image) = self.cage.store.resolve(&reference).map_err(broken)?;
+        let held = self.cage.store.hold(&reference, &self.agent.name, "runs from it");
+        let (hold, digest, disks, image) = held.map_err(broken)?;
+        self.held.image = Some(hold);
         self.agent.update(|facts| facts.rootfs_digest = Some(digest));
         self.reached("rootfs")?;
         Ok((disks, image))

@@ -208,7 +208,9 @@ fn gone(agent: &Agent) -> Result<Outcome, RpcError> {
 fn create(cage: &Cage, mut call: Call<'_>, by: String) -> Result<Outcome, RpcError> {
     let want: AgentCreate = call.request.params()?;
     let loaded = agents::find(manifests::load(&cage.places.config), &want.name)?;
-    let (rootfs, ..) = cage.store.resolve(&loaded.manifest.rootfs).map_err(|error| {
+    let doing = "gets a workspace above it";
+    let held = cage.store.hold(&loaded.manifest.rootfs, &want.name, doing);
+    let (_image, rootfs, ..) = held.map_err(|error| {
         RpcError::new(Code::FAILED, format!("its rootfs is not there: {error}"))
             .explained("a workspace is written above one rootfs", "import it: nullctl image import")
     })?;

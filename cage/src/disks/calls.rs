@@ -143,6 +143,8 @@ fn take(cage: &Cage, mut call: Call<'_>) -> Result<Snapshot, RpcError> {
     let by = call.caller.to_string();
     let _turn = turn(cage, &mut call)?;
     let (agent, origin, still, _work) = origin(cage, &name)?;
+    let image = cage.store.holds.keep(origin.rootfs, &name, "is being copied above it");
+    let _image = image.map_err(DiskError::Image)?;
     let mut tell = progress(&mut call);
     let taken = cage.disks.take(
         &snapshot,

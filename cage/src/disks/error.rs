@@ -7,6 +7,8 @@ use abi::rpc::{Code, RpcError};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::store::StoreError;
+
 /// What went wrong with a disk.
 #[derive(Debug)]
 pub enum DiskError {
@@ -63,6 +65,8 @@ pub enum DiskError {
         why: String,
     },
     NoReceipt(LedgerError),
+    /// The image below the disk.
+    Image(StoreError),
     Host {
         doing: &'static str,
         path: PathBuf,
@@ -96,6 +100,7 @@ impl DiskError {
             | DiskError::SnapshotExists(_)
             | DiskError::Moved(_)
             | DiskError::StillOpen(_)
+            | DiskError::Image(_)
             | DiskError::IsEvidence(_) => Code::CONFLICT,
         }
     }
@@ -136,6 +141,7 @@ impl DiskError {
             }
             DiskError::Damaged { path, why } => format!("{}: {why}", path.display()),
             DiskError::NoReceipt(error) => format!("no receipt, so nothing was done: {error}"),
+            DiskError::Image(error) => error.to_string(),
             DiskError::Host { doing, path, error } => format!("{doing} {}: {error}", path.display()),
         }
     }
@@ -170,6 +176,7 @@ impl DiskError {
             DiskError::IsEvidence(_) => "no life goes on with what a quarantined one wrote".into(),
             DiskError::Damaged { .. } => "the node's state is written by the node alone".into(),
             DiskError::NoReceipt(_) => "every effect leaves a receipt first".into(),
+            DiskError::Image(_) => "a workspace is of no use without its rootfs".into(),
             DiskError::Host { .. } => "disks live in the node's state".into(),
         }
     }
@@ -209,6 +216,7 @@ impl DiskError {
                 format!("look at the state disk on another machine, or remove {stem} and begin anew")
             }
             DiskError::NoReceipt(_) => "see system status: does ctxgraph run".into(),
+            DiskError::Image(_) => "try again; see image list".into(),
             DiskError::Host { .. } => "is /state full, or its disk broken".into(),
         }
     }

@@ -107,13 +107,13 @@ impl Life<'_> {
             }
             disks => drop(disks),
         }
-        match self.held.slot.take() {
-            // Its uid must not go to another VM while the process may still live.
-            Some(slot) if is_out_of_hand => {
+        match (self.held.slot.take(), self.held.image.take()) {
+            // Its uid must not go to another VM while the process may still live, nor its image.
+            (Some(slot), image) if is_out_of_hand => {
                 problems.push("the VMM could not be killed; its uid is not used again".into());
-                std::mem::forget(slot);
+                std::mem::forget((slot, image));
             }
-            slot => drop(slot),
+            both => drop(both),
         }
         problems.join(", ")
     }

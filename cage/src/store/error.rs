@@ -2,7 +2,7 @@
 //!
 //! Text from an archive is untrusted: it is escaped and cut before it stands in a message.
 
-use abi::ids::Digest;
+use abi::ids::{AgentName, Digest};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +38,10 @@ pub enum StoreError {
     UnknownName(String),
     #[error("no rootfs {0} in the store; see image list")]
     UnknownDigest(Digest),
+    #[error("{0} is being removed")]
+    BeingRemoved(Digest),
+    #[error("{digest} stays: agent {agent} {doing}")]
+    Needed { digest: Digest, agent: AgentName, doing: &'static str },
     #[error("{operation} `{}`: {source}{}", path.display(), host_remedy(source))]
     Host { operation: &'static str, path: PathBuf, source: io::Error },
     #[error("`{}`: {rule}; move it away and import again", path.display())]

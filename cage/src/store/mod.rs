@@ -21,10 +21,11 @@ mod archive;
 #[cfg(test)]
 #[path = "../../tests/archives/mod.rs"]
 #[allow(dead_code, reason = "tests outside use all of it")]
-mod archives;
+pub(crate) mod archives;
 mod chain;
 mod convert;
 mod error;
+mod holds;
 mod index;
 mod layer;
 mod oci;
@@ -35,9 +36,10 @@ mod tree;
 mod upper;
 
 pub use error::{ImportError, StoreError};
+pub use holds::{Hold, Holds};
 
 use abi::control::Image;
-use abi::ids::Digest;
+use abi::ids::{AgentName, Digest};
 use abi::limits;
 use abi::manifest::{RootfsRef, rootfs_name_ok};
 use sha2::{Digest as _, Sha256};
@@ -97,6 +99,8 @@ pub struct Store {
     index: Mutex<Index>,
     /// One conversion at a time: its memory and disk are what the limits are about.
     importing: Mutex<()>,
+    /// Who needs an image that nobody must remove meanwhile.
+    pub holds: Holds,
 }
 
 impl Store {
@@ -107,7 +111,12 @@ impl Store {
         {
             fs::create_dir_all(&part).map_err(StoreError::host("create", &part))?;
         }
-        Ok(Store { dir: dir.to_path_buf(), index: Mutex::new(Index::open(dir)?), importing: Mutex::new(()) })
+        Ok(Store {
+            dir: dir.to_path_buf(),
+            index: Mutex::new(Index::open(dir)?),
+            importing: Mutex::new(()),
+            holds: Holds::default(),
+        })
     }
 
     /// Brings an archive in and lets `name` mean it. An archive that is known already only gets the name.
@@ -134,7 +143,27 @@ impl Store {
 
     /// The image a manifest means: its digest, its disks (read-only, multiples of 4096 bytes), bottom to top, and the rest.
     pub fn resolve(&self, reference: &RootfsRef) -> Result<(Digest, Vec<PathBuf>, Image), StoreError> {
+        self.find(&self.index(), reference)
+    }
+
+    /// The same for an agent that needs the image: nobody removes it while the hold lasts.
+    pub fn hold(
+        &self,
+        reference: &RootfsRef,
+        agent: &AgentName,
+        doing: &'static str,
+    ) -> Result<(Hold, Digest, Vec<PathBuf>, Image), StoreError> {
+        // Until it is held, no removal that has begun can end.
         let index = self.index();
+        let (digest, disks, image) = self.find(&index, reference)?;
+        Ok((self.holds.keep(digest, agent, doing)?, digest, disks, image))
+    }
+
+    fn find(
+        &self,
+        index: &Index,
+        reference: &RootfsRef,
+    ) -> Result<(Digest, Vec<PathBuf>, Image), StoreError> {
         let digest = match reference {
             RootfsRef::Digest(digest) => *digest,
             RootfsRef::Name(name) => {
@@ -156,8 +185,14 @@ impl Store {
         self.index().forget_name(name)
     }
 
+    /// Lets a name mean an image, unless that is being removed.
+    fn name(&self, index: &mut Index, name: &str, digest: Digest) -> Result<Image, StoreError> {
+        self.holds.may_be_used(&digest)?;
+        index.name(name, digest)
+    }
+
     /// Removes an image with all its names, and the disks that no other image has; returns their bytes. A VM that has them open
-    /// keeps them.
+    /// keeps them. Who else may want it is kept away by [`Holds::take_away`].
     pub fn remove(&self, digest: &Digest) -> Result<u64, StoreError> {
         self.index().remove(digest)
     }
@@ -178,7 +213,7 @@ impl Store {
         let plan = oci::plan(&archive)?;
         let known = self.index().with_fingerprint(&plan.fingerprint);
         if let Some(digest) = known {
-            return self.index().name(name, digest).map_err(ImportError::from);
+            return self.name(&mut self.index(), name, digest).map_err(ImportError::from);
         }
         let total = archive.size();
         let archive_digest = archive.digest(archive.whole(), throttle(Stage::Hash, total, progress))?;
@@ -200,7 +235,7 @@ impl Store {
         let archive_digest = receive(reader, bytes, &spool, progress)?;
         let known = self.index().with_archive(&archive_digest);
         if let Some(digest) = known {
-            return self.index().name(name, digest).map_err(ImportError::from);
+            return self.name(&mut self.index(), name, digest).map_err(ImportError::from);
         }
         let file = File::open(&spool.path).map_err(ImportError::host("open", &spool.path))?;
         let archive = Archive::scan(file, &spool.path)?;
@@ -226,7 +261,7 @@ impl Store {
         let mut index = self.index();
         let named = made.and_then(|made| {
             let digest = index.add(made, archive_digest, plan)?;
-            Ok(index.name(name, digest)?)
+            Ok(self.name(&mut index, name, digest)?)
         });
         index.release()?;
         named
