@@ -23,7 +23,7 @@ use crate::disks::Depot;
 use crate::events::Events;
 use crate::evidence;
 use crate::imports::Imports;
-use crate::jail::cgroup::Delegated;
+use crate::jail::cgroup::{Delegated, VmCgroup};
 use crate::life::{self, Mail, Order};
 use crate::manifests::{self, Loaded};
 use crate::places::Places;
@@ -239,23 +239,31 @@ impl Cage {
 
     /// Asks for the present life to end; its facts show when it has. Ends the wait for a restart too.
     pub fn stop(&self, name: &AgentName, by: &str) -> Result<Arc<Agent>, RpcError> {
-        self.end(name, by, Happening::StopAsked)
+        Ok(self.end(name, by, Happening::StopAsked)?.0)
     }
 
     /// Ends the present life at once; its facts show when it has.
     pub fn kill(&self, name: &AgentName, by: &str) -> Result<Arc<Agent>, RpcError> {
-        let agent = self.end(name, by, Happening::KillAsked)?;
-        let cgroup = agent.facts().cgroup.clone();
-        if let Some(Err(error)) = cgroup.map(|cgroup| cgroup.kill()) {
+        let (agent, cgroup) = self.end(name, by, Happening::KillAsked)?;
+        match cgroup.map(|cgroup| cgroup.kill()) {
+            // Its life was quicker.
+            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => {}
             // Its life kills it again when it is torn down.
-            log::error("agent_not_killed", &[("agent", name), ("error", &error)]);
+            Some(Err(error)) => log::error("agent_not_killed", &[("agent", name), ("error", &error)]),
+            Some(Ok(())) | None => {}
         }
         Ok(agent)
     }
 
-    fn end(&self, name: &AgentName, by: &str, how: Happening) -> Result<Arc<Agent>, RpcError> {
+    /// Tells the present life to end. The cgroup is that life's: by the time anybody uses it the next one may have begun.
+    fn end(
+        &self,
+        name: &AgentName,
+        by: &str,
+        how: Happening,
+    ) -> Result<(Arc<Agent>, Option<Arc<VmCgroup>>), RpcError> {
         let agent = self.named(name)?;
-        let after = agent.update(|facts| {
+        let (after, cgroup) = agent.update(|facts| {
             let after = facts.state.let_happen(how)?;
             facts.restart = None;
             (facts.stopped_by, facts.is_unwanted) = (by.to_owned(), true);
@@ -263,12 +271,12 @@ impl Cage {
             if let Some(mail) = &facts.mail {
                 let _ = mail.try_send(Mail::Stop); // full: it has enough reasons to look at its state
             }
-            Ok::<_, state::Illegal>(after)
+            Ok::<_, state::Illegal>((after, facts.cgroup.clone()))
         })?;
         if after == AgentState::Stopped {
             self.want(|agents| agents.retain(|a| a.instance.agent != *name)); // it may have waited for its next try
         }
-        Ok(agent)
+        Ok((agent, cgroup))
     }
 
     /// The record of an agent that is known or configured.
@@ -427,6 +435,37 @@ pub fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 #[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A life under way in a cgroup of its own.
+    fn live(cage: &Cage, agent: &Agent) -> Order {
+        let order = cage.begin(agent, Cause::asked("alice")).unwrap();
+        let cgroup = bench::vm(cage, &order.instance);
+        agent.update(|facts| facts.cgroup = Some(Arc::new(cgroup)));
+        order
+    }
+
+    #[test]
+    fn a_kill_hits_the_life_that_it_ended_and_none_that_began_since() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cage, name) = (bench::cage(dir.path(), &["a"]), "a".parse().unwrap());
+        let agent = cage.agent(&name);
+        let _first = live(&cage, &agent);
+        let (_, taken) = cage.end(&name, "bob", Happening::KillAsked).unwrap();
+        agent.update(|facts| facts.end(Happening::Broke, String::new()));
+        let _second = live(&cage, &agent);
+        let of = |cgroup: Option<Arc<VmCgroup>>| cgroup.unwrap().dir().to_owned();
+        assert!(of(taken).ends_with("vm-a.1"));
+        cage.kill(&name, "bob").unwrap();
+        let second = of(agent.facts().cgroup.clone());
+        assert!(second.ends_with("vm-a.2"));
+        assert_eq!(fs::read_to_string(second.join("cgroup.kill")).unwrap(), "1");
+        assert_eq!(fs::read_to_string(second.with_file_name("vm-a.1").join("cgroup.kill")).unwrap(), "");
+    }
+}
+
+#[cfg(test)]
 pub(crate) mod bench {
     use super::*;
     use abi::ledger::Receipt;
@@ -445,6 +484,9 @@ pub(crate) mod bench {
         let ctxgraph = dir.join("ctxgraph.sock");
         let mut places = Places::of_node();
         (places.config, places.state, places.run) = (dir.join("config"), dir.join("state"), dir.join("run"));
+        places.guest = dir.join("guest");
+        fs::create_dir(&places.guest).unwrap();
+        fs::write(places.guest.join("scratch.ext4"), [1; 4096]).unwrap();
         places.ctxgraph = ctxgraph.to_string_lossy().into_owned();
         fs::create_dir_all(places.config.join("agents")).unwrap();
         for name in names {
@@ -465,6 +507,15 @@ pub(crate) mod bench {
             }
         });
         Arc::new(Cage::open(places, cgroups).unwrap().0)
+    }
+
+    /// What looks like the cgroup of a VM, which nobody can freeze.
+    pub fn vm(cage: &Cage, instance: &Instance) -> VmCgroup {
+        let dir = cage.places.run.with_file_name("cgroup").join(format!("vm-{instance}"));
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("cgroup.kill"), "").unwrap();
+        let found = cage.cgroups.leftovers().unwrap();
+        found.into_iter().find(|cgroup| cgroup.dir() == dir).unwrap()
     }
 
     /// What looks like a cgroup that is cage's.
