@@ -2,7 +2,7 @@
 //! nothing else changes its VM meanwhile.
 //!
 //! Must hold: an agent is said to be frozen when the kernel says so; nobody goes on without a receipt. A quarantine waits for
-//! nothing, not for its receipt either: it only takes authority away.
+//! nothing, not for its receipt either: it only takes authority away. A VM that cannot be frozen for it is killed.
 
 use abi::control::AgentState;
 use abi::ledger::Event;
@@ -196,7 +196,9 @@ impl Life<'_> {
         // Before its state says so, which lets copies begin: none may before it stands still. One under way is of a paused VM.
         let _still = cage.disks.custody.begin_work(&self.agent.name, "it is being quarantined").ok();
         if let Err(ending) = self.becomes(Happening::QuarantineAsked) {
-            let _ = evidence::remove(&cage.places, &instance); // the next quarantine of a life has another name
+            if let Err(error) = evidence::remove(&cage.places, &instance) {
+                log::error("evidence_not_removed", &[("instance", &instance), ("error", &error)]);
+            }
             return Err(ending);
         }
         self.held.is_quarantined = true;
@@ -204,7 +206,10 @@ impl Life<'_> {
             session.hold();
         }
         let frozen = freezer::freeze(&cgroup);
-        self.held.frozen = Some(Instant::now());
+        match &frozen {
+            Ok(()) => self.held.frozen = Some(Instant::now()),
+            Err(_) => self.kill_unfrozen(by),
+        }
         self.held.keeper = None; // its network and its memory end here, frozen or not
         cage.want(|agents| agents.retain(|agent| agent.instance != instance));
         let (by, reason) = (by.to_owned(), reason.to_owned());
@@ -228,11 +233,30 @@ impl Life<'_> {
             failed(format!("it is quarantined, but its evidence is not all kept: {error}"))
         })?;
         frozen.map_err(|error| {
-            failed(format!("its network is cut, but it could not be frozen: {error}")).explained(
-                "a quarantined VM stands still",
-                "agent kill ends it; its disk is kept all the same",
+            failed(format!("it could not be frozen, so it was killed: {error}")).explained(
+                "a quarantined VM stands still, or ends",
+                "nothing: its network is cut, and its disk becomes evidence; see agent evidence list",
             )
         })
+    }
+
+    /// Ends a VM that was to stand still and does not. Its state says so first, so that nobody copies a disk that is written to.
+    fn kill_unfrozen(&mut self, by: &str) {
+        let ends = self.agent.update(|facts| {
+            (facts.is_killed, facts.is_unwanted) = (true, true);
+            if facts.stopped_by.is_empty() {
+                facts.stopped_by = by.to_owned();
+            }
+            facts.state.let_happen(Happening::KillAsked)
+        });
+        if let Err(illegal) = ends {
+            log::error("state_table_disagrees", &[("illegal", &format!("{illegal:?}"))]);
+        }
+        if let Some(Err(error)) = self.held.cgroup.as_ref().map(|cgroup| cgroup.kill()) {
+            // It is killed again when it is torn down.
+            log::error("agent_not_killed", &[("instance", self.instance()), ("error", &error)]);
+        }
+        self.waiting.push_back(Mail::Stop); // so that it is torn down, whether its VMM ends or not
     }
 }
 
@@ -241,6 +265,7 @@ mod tests {
     use super::*;
     use crate::agents::bench;
     use crate::agents::{Cage, Cause};
+    use crate::disks::Disks;
     use crate::life::{End, MAIL_MAX, Order};
     use abi::guest::Health;
     use std::sync::Arc;
@@ -312,6 +337,33 @@ mod tests {
             cage.stop(&name, BY).unwrap();
             assert!(matches!(going.join().unwrap(), End::Stopped));
         });
+    }
+
+    #[test]
+    fn a_vm_that_cannot_be_frozen_for_a_quarantine_is_killed_and_its_disk_is_evidence() {
+        let dir = tempfile::tempdir().unwrap();
+        let cage = bench::cage(dir.path(), &["a"]);
+        let agent = cage.agent(&"a".parse().unwrap());
+        let mut life = life(&cage, &agent);
+        let (instance, manifest) = (life.instance().clone(), life.order.loaded.manifest.clone());
+        let cgroup = bench::vm(&cage, &instance);
+        let killed = cgroup.dir().join("cgroup.kill");
+        life.held.cgroup = Some(Arc::new(cgroup));
+        let rootfs = abi::ids::Digest([0; 32]);
+        life.held.disks = Some(Disks::prepare(&cage, &instance, &manifest, rootfs, 0).unwrap());
+        let error = life.quarantine(BY, "odd").unwrap_err();
+        assert!(error.message.contains("so it was killed"), "{error}");
+        assert_eq!(std::fs::read_to_string(&killed).unwrap(), "1");
+        assert_eq!(agent.facts().state.now(), AgentState::Stopping, "so no disk of it is copied");
+        let end = life.go_on();
+        assert!(matches!(end, End::Stopped), "{end:?}");
+        life.wind_down(&end);
+        let problems = life.tear_down();
+        life.conclude(end, &problems);
+        assert!(evidence::dir(&cage.places, &instance).join("workspace.ext4").exists());
+        let facts = agent.facts();
+        assert_eq!((facts.state.now(), facts.restart), (AgentState::Stopped, None));
+        assert!(facts.detail.contains("quarantined by alice: odd"), "{}", facts.detail);
     }
 
     #[test]
