@@ -92,9 +92,29 @@ pub fn begin(places: &Places, instance: &Instance) -> io::Result<PathBuf> {
         return Err(io::Error::new(io::ErrorKind::QuotaExceeded, rule));
     }
     let dir = dir(places, instance);
-    fs::create_dir_all(&dir)?;
-    fs::File::open(root(places))?.sync_all()?;
+    mark(&dir, sync)?;
     Ok(dir)
+}
+
+/// Makes a directory, durably or not at all: a mark that is left behind would be of a quarantine that never was.
+fn mark(dir: &Path, sync: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
+    let root = dir.parent().ok_or_else(|| io::Error::other("evidence has a directory of its own"))?;
+    let state = root.parent().ok_or_else(|| io::Error::other("evidence is part of the state"))?;
+    if !root.exists() {
+        fs::create_dir_all(root)?;
+        sync(state)?;
+    }
+    fs::create_dir(dir)?;
+    sync(root).inspect_err(|_| {
+        if let Err(error) = fs::remove_dir(dir) {
+            log::error("evidence_not_removed", &[("path", &dir.display()), ("error", &error)]);
+        }
+    })
+}
+
+/// Makes durable what a file holds, or which names a directory has.
+fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }
 
 /// Writes what is known while the VM stands still.
@@ -104,12 +124,12 @@ pub fn write(places: &Places, record: &Record<'_>, console: &[String], log: &Pat
     write_whole(&dir.join("console.txt"), (console.join("\n") + "\n").as_bytes())?;
     for (from, to) in [(log.to_owned(), "agent.log"), (log.with_extension("old"), "agent.old")] {
         match fs::copy(&from, dir.join(to)) {
-            Ok(_) => {}
+            Ok(_) => sync(&dir.join(to))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    sync(&dir)
 }
 
 /// After a cage or a node that died: finishes removals, and takes disks of quarantined lives out of the way of the sweep and of
@@ -298,6 +318,22 @@ mod tests {
         assert_eq!((all(&places).unwrap(), close(&places).unwrap()), (vec![], vec![]));
         rescue(&places);
         assert!(!cut.exists());
+    }
+
+    #[test]
+    fn a_mark_that_is_not_durable_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(dir.path());
+        let life: Instance = "a.1".parse().unwrap();
+        let broken = |path: &Path| match path.ends_with("evidence") {
+            true => Err(io::Error::other("the disk is broken")),
+            false => sync(path),
+        };
+        assert!(mark(&super::dir(&places, &life), broken).is_err());
+        assert_eq!(all(&places).unwrap(), []);
+        begin(&places, &life).unwrap();
+        assert!(begin(&places, &life).is_err(), "a mark is one quarantine's");
+        assert_eq!(all(&places).unwrap(), [life]);
     }
 
     #[test]
