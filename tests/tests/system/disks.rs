@@ -1,6 +1,5 @@
 //! What agents write and what stays of it: kept workspaces, volumes, snapshots, on a node of their own with a state disk.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,14 +9,11 @@ use system_tests::fixture::{self, Config};
 use system_tests::node::{Firmware, Machine, Node};
 
 use crate::shared::{eventually, refused};
+use crate::slot::{Own, Slot};
 use crate::trial;
 
-struct Bench {
-    node: Node,
-    _config: Config,
-}
-
-static BENCH: Mutex<Option<Bench>> = Mutex::new(None);
+/// Their node.
+pub static BENCH: Slot<Own> = Slot::new(start);
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -31,28 +27,6 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-/// Ends the node, if there is one.
-pub fn switch_off() {
-    BENCH.lock().unwrap_or_else(PoisonError::into_inner).take();
-}
-
-/// Keeps what the node told, if there is one.
-pub fn keep_logs() {
-    if let Some(bench) = BENCH.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-        bench.node.keep_logs();
-    }
-}
-
-/// Runs a test on the node, booted when first asked for.
-fn on(test: impl FnOnce(&Node) -> Result<()>) -> Result<()> {
-    let mut slot = BENCH.lock().unwrap_or_else(PoisonError::into_inner);
-    let bench = match slot.take() {
-        Some(bench) => bench,
-        None => start()?,
-    };
-    test(&slot.insert(bench).node)
-}
-
 const AGENTS: &[(&str, &str, &str)] = &[
     ("keeper", "workspace = \"kept\"", "max_disk_mb = 80\nvolumes.data = { path = \"/vol\", max_mb = 64 }"),
     ("forked", "workspace = \"kept\"", "max_disk_mb = 96"),
@@ -60,7 +34,7 @@ const AGENTS: &[(&str, &str, &str)] = &[
     ("passing", "", "max_disk_mb = 64\nvolumes.data = { path = \"/vol\", max_mb = 64, read_only = true }"),
 ];
 
-fn start() -> Result<Bench> {
+fn start() -> Result<Own> {
     let config = Config::new("disks")?;
     config.file("nulld.toml", "[node]\nname = \"disks\"\n[services.fault]\npath = \"/system/bin/fault\"\nunconfined = true\nneeds = [\"cage\"]\ncapabilities = [\"dac_read_search\", \"dac_override\"]\n")?;
     for (name, life, disks) in AGENTS {
@@ -81,7 +55,7 @@ fn start() -> Result<Bench> {
         uplink: false,
         key: config.keys.operator.clone(),
     };
-    Ok(Bench { node: Node::boot(machine)?, _config: config })
+    Ok(Own { node: Node::boot(machine)?, config })
 }
 
 /// Runs Python inside an agent's guest; what it printed.
@@ -112,7 +86,7 @@ fn read(node: &Node, agent: &str, path: &str) -> Result<String> {
 }
 
 fn what_is_kept_goes_on() -> Result<()> {
-    on(|node| {
+    BENCH.on(|node| {
         for (agent, path) in
             [("keeper", "/data/out/file"), ("keeper", "/vol/file"), ("passing", "/data/out/file")]
         {
@@ -138,7 +112,7 @@ fn what_is_kept_goes_on() -> Result<()> {
 }
 
 fn full_volume_is_the_agents_own_trouble() -> Result<()> {
-    on(|node| {
+    BENCH.on(|node| {
         let fill = "import errno\nf = open('/vol/fill', 'wb')\nn = 0\ntry:\n  while True: n += f.write(b'x' * 65536); f.flush()\nexcept OSError as e: print(errno.errorcode[e.errno], n >> 20)";
         let said = python(node, "keeper", fill)?;
         let mib: u64 = said.strip_prefix("ENOSPC ").with_context(|| said.clone())?.parse()?;
@@ -149,7 +123,7 @@ fn full_volume_is_the_agents_own_trouble() -> Result<()> {
 }
 
 fn read_only_volume_refuses_writes() -> Result<()> {
-    on(|node| {
+    BENCH.on(|node| {
         run(node, "passing")?;
         let probe =
             ["agent", "exec", "passing", "--", "/usr/bin/python3", "/app/probe.py", "write", "/vol/x"];
@@ -162,7 +136,7 @@ fn read_only_volume_refuses_writes() -> Result<()> {
 }
 
 fn snapshot_is_forked_and_restored() -> Result<()> {
-    on(|node| {
+    BENCH.on(|node| {
         write(node, "keeper", "/data/out/file", "before")?;
         let early = node.ctl(&["snapshot", "create", "keeper", "one"])?;
         ensure!(early.status != 0 && early.stderr.contains("agent pause keeper"), "{early:?}");
@@ -187,7 +161,7 @@ fn snapshot_is_forked_and_restored() -> Result<()> {
 }
 
 fn what_does_not_fit_is_refused() -> Result<()> {
-    on(|node| {
+    BENCH.on(|node| {
         stop(node, "passing")?; // what runs is refused for that
         for (command, reason) in [
             (&["agent", "create", "narrow", "--from", "one"][..], "at least 80 MiB"),
@@ -207,15 +181,14 @@ fn what_does_not_fit_is_refused() -> Result<()> {
 }
 
 fn pulled_plug_keeps_disks() -> Result<()> {
-    on(|node| {
+    BENCH.on(|node| {
         python(node, "keeper", "import os\nfor p in ('/data/out/plug', '/vol/plug'):\n  f = open(p, 'w'); f.write('pulled'); f.flush(); os.fsync(f.fileno())").map(|_| ())
     })?;
-    let mut slot = BENCH.lock().unwrap_or_else(PoisonError::into_inner);
-    let Bench { node, _config } = slot.take().context("no node")?;
-    let node = Node::boot(node.pull_plug()?)?;
-    *slot = Some(Bench { node, _config });
-    drop(slot);
-    on(|node| {
+    let mut bench = BENCH.hold()?;
+    let Own { node, config } = bench.take();
+    bench.put(Own { node: Node::boot(node.pull_plug()?)?, config });
+    drop(bench);
+    BENCH.on(|node| {
         eventually(Duration::from_secs(240), "what ran runs again", || {
             Ok(node.json(&["agent", "status", "keeper"])?["summary"]["state"] == "running")
         })?;
@@ -230,7 +203,7 @@ fn pulled_plug_keeps_disks() -> Result<()> {
 }
 
 fn nothing_is_left() -> Result<()> {
-    on(|node| {
+    BENCH.on(|node| {
         for (agent, ..) in AGENTS {
             stop(node, agent)?;
             let removed = node.ctl(&["agent", "remove", agent])?;

@@ -19,14 +19,22 @@ use system_tests::fixture::{self, Config};
 use system_tests::node::{Firmware, Machine, Node};
 
 use crate::shared::eventually;
+use crate::slot::{self, Slot};
 use crate::trial;
 
-struct Bench {
+pub struct Bench {
     node: Node,
     config: Config,
 }
 
-static BENCH: Mutex<Option<Bench>> = Mutex::new(None);
+impl slot::Bench for Bench {
+    fn node(&self) -> &Node {
+        &self.node
+    }
+}
+
+/// Their node.
+pub static BENCH: Slot<Bench> = Slot::new(start);
 const PYTHON: &str = "/usr/bin/python3";
 
 pub fn trials() -> Vec<Trial> {
@@ -42,28 +50,6 @@ pub fn trials() -> Vec<Trial> {
         trial("execs::fifty_megabytes_are_copied_both_ways", fifty_megabytes_both_ways),
         trial("execs::diff_tells_added_changed_and_removed", diff_tells_changes),
     ]
-}
-
-/// Ends the node, if there is one.
-pub fn switch_off() {
-    BENCH.lock().unwrap_or_else(PoisonError::into_inner).take();
-}
-
-/// Keeps what the node told, if there is one.
-pub fn keep_logs() {
-    if let Some(bench) = BENCH.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-        bench.node.keep_logs();
-    }
-}
-
-/// Runs a test on the node, booted when first asked for.
-fn on(test: impl FnOnce(&Bench) -> Result<()>) -> Result<()> {
-    let mut slot = BENCH.lock().unwrap_or_else(PoisonError::into_inner);
-    let bench = match slot.take() {
-        Some(bench) => bench,
-        None => start()?,
-    };
-    test(slot.insert(bench))
 }
 
 const AGENTS: &[(&str, &str, &str)] = &[
@@ -134,7 +120,7 @@ impl Bench {
 }
 
 fn codes_signals_limits() -> Result<()> {
-    on(|bench| {
+    BENCH.on(|bench| {
         bench.running("worker")?;
         let answer = bench.python(&[], "import sys; print('out'); sys.stderr.write('err'); sys.exit(7)")?;
         ensure!(
@@ -235,7 +221,7 @@ impl Seat {
 }
 
 fn terminal_follows_its_size() -> Result<()> {
-    on(|bench| {
+    BENCH.on(|bench| {
         bench.running("worker")?;
         let code = "import os,sys,time\nprint('tty', os.ttyname(0), [os.isatty(n) for n in (0,1,2)], os.environ['TERM'], flush=True)\nfor line in sys.stdin:\n  print('size', *os.get_terminal_size(0), flush=True)";
         let command = bench.command(&["agent", "exec", "-t", "worker", "--", PYTHON, "-c", code])?;
@@ -289,7 +275,7 @@ fn noise(count: usize) -> Vec<u8> {
 }
 
 fn ten_megabytes_both_ways() -> Result<()> {
-    on(|bench| {
+    BENCH.on(|bench| {
         bench.running("worker")?;
         let input = noise(10 << 20);
         let (status, output) =
@@ -305,7 +291,7 @@ fn ten_megabytes_both_ways() -> Result<()> {
 }
 
 fn slow_reader_holds_up_nobody() -> Result<()> {
-    on(|bench| {
+    BENCH.on(|bench| {
         bench.running("worker")?;
         let mut slow = bench.command(&[
             "agent",
@@ -340,7 +326,7 @@ fn slow_reader_holds_up_nobody() -> Result<()> {
 const WAVE: usize = 32;
 
 fn as_many_as_allowed() -> Result<()> {
-    on(|bench| {
+    BENCH.on(|bench| {
         bench.running("worker")?;
         let most = abi::limits::EXECS_PER_AGENT_MAX;
         let mut all = Vec::new();
@@ -373,7 +359,7 @@ fn as_many_as_allowed() -> Result<()> {
 }
 
 fn caller_takes_program() -> Result<()> {
-    on(|bench| {
+    BENCH.on(|bench| {
         bench.running("worker")?;
         let mut command = bench.command(&["agent", "exec", "-n", "worker", "--", "/bin/sleep", "1000"])?;
         let mut child = command.stdin(Stdio::null()).spawn()?;
@@ -385,7 +371,7 @@ fn caller_takes_program() -> Result<()> {
 }
 
 fn attach_and_detach() -> Result<()> {
-    on(|bench| {
+    BENCH.on(|bench| {
         bench.running("talker")?;
         let mut first = bench.command(&["agent", "attach", "--replay", "talker"])?;
         let mut first = first.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
@@ -433,7 +419,7 @@ fn heard(bench: &Bench, agent: &str, text: &str) -> Result<bool> {
 }
 
 fn copies_cross_no_link() -> Result<()> {
-    on(|bench| {
+    BENCH.on(|bench| {
         bench.running("worker")?;
         let code = "import os\nos.makedirs('/data/tree/sub/deep')\nopen('/data/tree/sub/deep/file','w').write('deep')\nopen('/data/tree/run','w').write('#!/bin/sh')\nos.chmod('/data/tree/run',0o755)\nos.symlink('/etc/passwd','/data/tree/passwd')\nos.symlink('../../../../../../tmp','/data/tree/sub/out')\nos.symlink('sub/deep/file','/data/tree/inside')\nos.mkfifo('/data/tree/pipe')";
         ensure!(bench.python(&[], code)?.status == 0, "the tree was not planted");
@@ -482,7 +468,7 @@ fn copies_cross_no_link() -> Result<()> {
 }
 
 fn fifty_megabytes_both_ways() -> Result<()> {
-    on(|bench| {
+    BENCH.on(|bench| {
         bench.running("worker")?;
         let dir = bench.dir("large")?;
         let (there, back) = (dir.join("there"), dir.join("back"));
@@ -500,7 +486,7 @@ fn fifty_megabytes_both_ways() -> Result<()> {
 }
 
 fn diff_tells_changes() -> Result<()> {
-    on(|bench| {
+    BENCH.on(|bench| {
         bench.running("worker")?;
         let code = "import os\nos.makedirs('/data/fresh')\nopen('/data/fresh/added','w').write('x')";
         ensure!(bench.python(&[], code)?.status == 0, "nothing was changed");

@@ -3,7 +3,7 @@
 
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,6 +13,7 @@ use system_tests::fixture::Config;
 use system_tests::node::{Machine, Node, Oddities};
 
 use crate::shared::eventually;
+use crate::slot::{Own, Slot};
 use crate::sound::{before, call, service, status};
 use crate::trial;
 
@@ -54,48 +55,16 @@ pub fn last() -> Vec<Trial> {
     vec![trial("faults::frozen_nulld_is_restarted_by_the_hardware", frozen_nulld_is_restarted)]
 }
 
-static NODE: Mutex<Option<(Node, Config)>> = Mutex::new(None);
+/// Their node.
+pub static NODE: Slot<Own> = Slot::new(start);
 
-/// The node of these tests, booted when first asked for and after one that ended it.
-fn node() -> Result<Guard> {
-    let mut slot = NODE.lock().unwrap_or_else(PoisonError::into_inner);
-    if slot.is_none() {
-        *slot = Some(start()?);
-    }
-    Ok(Guard(slot))
-}
-
-/// The node, held by one test.
-struct Guard(MutexGuard<'static, Option<(Node, Config)>>);
-
-impl std::ops::Deref for Guard {
-    type Target = Node;
-    fn deref(&self) -> &Node {
-        &self.0.as_ref().expect("filled by node()").0
-    }
-}
-
-impl Guard {
-    fn take(&mut self) -> (Node, Config) {
-        self.0.take().expect("filled by node()")
-    }
-}
-
-/// Keeps what the node told, if there is one.
-pub fn keep_logs() {
-    if let Some((node, _)) = NODE.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-        node.keep_logs();
-    }
-}
-
-/// Ends the node, if there is one.
+/// Ends what [`last`] would have, and removes what a failed test left.
 pub fn switch_off() {
-    NODE.lock().unwrap_or_else(PoisonError::into_inner).take();
     FROZEN.lock().unwrap_or_else(PoisonError::into_inner).take();
     let _ = full_disk().map(std::fs::remove_file); // it is there only when a test failed
 }
 
-fn start() -> Result<(Node, Config)> {
+fn start() -> Result<Own> {
     let config = Config::new("faults")?;
     config.file("nulld.toml", &format!("{SABOTEUR}{VICTIMS}"))?;
     let disk = config.dir().join("stall.img");
@@ -113,7 +82,7 @@ fn start() -> Result<(Node, Config)> {
             .into(),
         ..Oddities::default()
     };
-    Ok((Node::boot_odd(machine, &odd)?, config))
+    Ok(Own { node: Node::boot_odd(machine, &odd)?, config })
 }
 
 /// The saboteur with all that it needs.
@@ -150,7 +119,7 @@ stop_secs_max = 2
 "#;
 
 fn screen_is_drawn() -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     let file = node.dir.join("screen.ppm");
     node.qmp("screendump", json!({ "filename": file.display().to_string() }))?;
     let mut lit = 0;
@@ -164,7 +133,7 @@ fn screen_is_drawn() -> Result<()> {
 }
 
 fn sigkill_and_sigstop_do_nothing() -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     let before = before(&node)?;
     for signal in [9, 19] {
         node.fault(&format!("kill {signal} 1"))?;
@@ -173,7 +142,7 @@ fn sigkill_and_sigstop_do_nothing() -> Result<()> {
 }
 
 fn crash(signal: u32) -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     let before = before(&node)?;
     let crashes = status(&node)?["crashes"].as_u64().context("no count of crashes")?;
     node.fault(&format!("kill {signal} 1"))?;
@@ -184,7 +153,7 @@ fn crash(signal: u32) -> Result<()> {
 }
 
 fn fork_bomb_stays_in_its_service() -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     let before = before(&node)?;
     let group = "/sys/fs/cgroup/services/fault";
     node.fault(&format!("write {group}/pids.max 100"))?;
@@ -204,7 +173,7 @@ fn fork_bomb_stays_in_its_service() -> Result<()> {
 }
 
 fn ten_thousand_orphans_are_reaped() -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     let before = before(&node)?;
     let maker = node.fault("orphans 10000")?;
     let mut how = String::new();
@@ -218,7 +187,7 @@ fn ten_thousand_orphans_are_reaped() -> Result<()> {
 }
 
 fn service_that_eats_its_memory() -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     let before = before(&node)?;
     let bound = "/sys/fs/cgroup/services/fault/memory.max";
     node.fault(&format!("write {bound} 33554432"))?;
@@ -231,7 +200,7 @@ fn service_that_eats_its_memory() -> Result<()> {
 }
 
 fn process_that_eats_the_node() -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     let before = before(&node)?;
     ends_by_kill(&node, "node")?;
     before.still_sound(&node, &[], 0)
@@ -250,7 +219,7 @@ fn ends_by_kill(node: &Node, whose: &str) -> Result<()> {
 }
 
 fn full_disk_is_survived_and_named() -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     let before = before(&node)?;
     node.fault("fill /state/full")?;
     let mut found = json!(null);
@@ -277,7 +246,7 @@ pub fn finding(doctor: &serde_json::Value, area: &str, word: &str) -> Option<ser
 }
 
 fn crash_loop_disturbs_nobody() -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     let before = before(&node)?;
     let restarts = service(&status(&node)?, "victim")?["restarts"].as_u64().unwrap_or(0);
     node.fault("write /run/fault/victim.crash now")?;
@@ -291,7 +260,7 @@ fn crash_loop_disturbs_nobody() -> Result<()> {
 }
 
 fn flooded_log_disturbs_nobody() -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     let before = before(&node)?;
     node.fault("write /run/fault/victim.flood 20000")?;
     let mut answered = 0;
@@ -306,7 +275,7 @@ fn flooded_log_disturbs_nobody() -> Result<()> {
 }
 
 fn long_lines_are_refused() -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     let before = before(&node)?;
     for bytes in [65_535, 65_536, 65_537, 200_000] {
         let answer = node.fault(&format!("line {bytes}"))?;
@@ -320,7 +289,7 @@ fn long_lines_are_refused() -> Result<()> {
 }
 
 fn thousand_idle_callers() -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     let before = before(&node)?;
     let open = node.fault(&format!("idle {CALLERS}"))?;
     ensure!(open == CALLERS.to_string(), "{open} connections were taken");
@@ -334,7 +303,7 @@ fn thousand_idle_callers() -> Result<()> {
 }
 
 fn thousand_idle_outside() -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     let before = before(&node)?;
     // All at once, and without patience: once the node takes no more, the rest wait in the network.
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], node.port));
@@ -353,7 +322,7 @@ fn thousand_idle_outside() -> Result<()> {
 }
 
 fn clock_jumps_disturb_nobody() -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     let before = before(&node)?;
     const YEARS: i64 = 30 * 365 * 86_400;
     for jump in [YEARS, -2 * YEARS, YEARS] {
@@ -366,7 +335,7 @@ fn clock_jumps_disturb_nobody() -> Result<()> {
 }
 
 fn killed_services_come_back() -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     let before = before(&node)?;
     for name in ["ctxgraph", "egress", "nullgate"] {
         ensure!(node.fault(&format!("signal 9 {name}"))? == "1", "{name} is not one process");
@@ -375,7 +344,7 @@ fn killed_services_come_back() -> Result<()> {
 }
 
 fn silent_service_is_started_anew() -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     let before = before(&node)?;
     ensure!(node.fault("signal 19 fault --victim victim")? == "1", "the victim is not one process");
     let mut now = json!(null);
@@ -413,7 +382,7 @@ fn odd_disk(node: &Node) -> Result<String> {
 }
 
 fn stuck_service_is_left_behind() -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     let before = before(&node)?;
     let pid = service(&status(&node)?, "victim")?["pid"].as_u64().context("no pid")?;
     stall_victim(&node)?;
@@ -437,12 +406,12 @@ fn stuck_service_is_left_behind() -> Result<()> {
 
 /// Everything at once: a full disk, a service that does not listen and one that cannot be killed.
 fn power_button_ends_a_stuck_node() -> Result<()> {
-    let mut node = node()?;
+    let mut node = NODE.hold()?;
     stall_victim(&node)?;
     node.fault("fill /state/full")?;
     node.qmp("system_powerdown", json!({}))?;
     node.wait_for("ordered by power button", Duration::from_secs(20))?;
-    let (mut machine, config) = node.take();
+    let Own { node: mut machine, config } = node.take();
     drop(node);
     machine.wait_off(STUCK_SHUTDOWN_MAX)?;
     std::fs::rename(config.dir().join("state.img"), full_disk()?)?;
@@ -463,7 +432,7 @@ fn full_disk() -> Result<PathBuf> {
 pub fn full_state(to: &Path) -> Result<()> {
     let disk = full_disk()?;
     if !disk.exists() {
-        let (node, config) = start()?;
+        let Own { node, config } = start()?;
         node.fault("fill /state/full")?;
         node.fault("call system.poweroff {}")?;
         let mut node = node;
@@ -474,7 +443,7 @@ pub fn full_state(to: &Path) -> Result<()> {
 }
 
 fn crash_loop_of_nulld_is_held() -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     let before = before(&node)?;
     for crash in 1..=u64::from(abi::limits::NULLD_CRASHES_MAX) {
         node.fault("kill 11 1")?;
@@ -496,18 +465,18 @@ fn crash_loop_of_nulld_is_held() -> Result<()> {
 }
 
 fn watchdog_is_in_use() -> Result<()> {
-    let status = status(&*node()?)?;
+    let status = status(&*NODE.hold()?)?;
     let watchdog = status["watchdog"].as_str().unwrap_or_default();
     ensure!(watchdog.contains("hardware"), "the watchdog of the machine is not used: {watchdog}");
     // From here on nulld runs no more: `last` sees what comes of it.
-    let frozen = node()?.fault("write /sys/fs/cgroup/nulld/cgroup.freeze 1");
-    let mut guard = node()?;
+    let frozen = NODE.hold()?.fault("write /sys/fs/cgroup/nulld/cgroup.freeze 1");
+    let mut guard = NODE.hold()?;
     *FROZEN.lock().unwrap_or_else(PoisonError::into_inner) = Some((guard.take(), Instant::now()));
     frozen.map(drop)
 }
 
 /// A node whose nulld is frozen, and since when.
-static FROZEN: Mutex<Option<((Node, Config), Instant)>> = Mutex::new(None);
+static FROZEN: Mutex<Option<(Own, Instant)>> = Mutex::new(None);
 
 fn frozen_nulld_is_restarted() -> Result<()> {
     let frozen = FROZEN.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -519,8 +488,8 @@ fn frozen_nulld_is_restarted() -> Result<()> {
             FROZEN.lock().unwrap_or_else(PoisonError::into_inner).take().context("just frozen")?
         }
     };
-    let ((mut machine, _config), since) = frozen;
+    let (mut frozen, since) = frozen;
     // The chipset's counts its time twice before it acts.
     let limit = Duration::from_secs(2 * u64::from(abi::limits::WATCHDOG_S) + 60);
-    machine.wait_off(limit.saturating_sub(since.elapsed()).max(Duration::from_secs(1)))
+    frozen.node.wait_off(limit.saturating_sub(since.elapsed()).max(Duration::from_secs(1)))
 }

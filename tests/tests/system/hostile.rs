@@ -1,7 +1,6 @@
 //! Guests that are enemies: kernels that attack every device of their VM with ring 0, in the real jail (src/bin/fault/hostile), and
 //! agents that abuse all that user space has. After each the node is as sound as before and nothing outside the jail has changed.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +11,7 @@ use system_tests::node::{Firmware, Machine, Node};
 
 use crate::many::Census;
 use crate::shared::eventually;
+use crate::slot::{Own, Slot};
 use crate::sound::before;
 use crate::trial;
 
@@ -70,40 +70,10 @@ pub fn trials() -> Vec<Trial> {
     all
 }
 
-static NODE: Mutex<Option<(Node, Config)>> = Mutex::new(None);
+/// Their node.
+pub static NODE: Slot<Own> = Slot::new(start);
 
-/// The node of these tests, booted when first asked for.
-fn node() -> Result<Guard> {
-    let mut slot = NODE.lock().unwrap_or_else(PoisonError::into_inner);
-    if slot.is_none() {
-        *slot = Some(start()?);
-    }
-    Ok(Guard(slot))
-}
-
-/// The node, held by one test.
-struct Guard(MutexGuard<'static, Option<(Node, Config)>>);
-
-impl std::ops::Deref for Guard {
-    type Target = Node;
-    fn deref(&self) -> &Node {
-        &self.0.as_ref().expect("filled by node()").0
-    }
-}
-
-/// Keeps what the node told, if there is one.
-pub fn keep_logs() {
-    if let Some((node, _)) = NODE.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-        node.keep_logs();
-    }
-}
-
-/// Ends the node, if there is one.
-pub fn switch_off() {
-    NODE.lock().unwrap_or_else(PoisonError::into_inner).take();
-}
-
-fn start() -> Result<(Node, Config)> {
+fn start() -> Result<Own> {
     let config = Config::new("hostile")?;
     config.file("nulld.toml", SABOTEUR)?;
     config.file("agents/brute.toml", BRUTE)?;
@@ -123,7 +93,7 @@ fn start() -> Result<(Node, Config)> {
     eventually(Duration::from_secs(30), "the bystander has said something", || {
         Ok(!node.ctl(&["agent", "logs", "bystander"])?.ok()?.stdout.is_empty())
     })?;
-    Ok((node, config))
+    Ok(Own { node, config })
 }
 
 /// The saboteur with what cage has, to make jails of its own.
@@ -170,7 +140,7 @@ max_memory_mb = 128
 "#;
 
 fn every_attack_is_tried() -> Result<()> {
-    let known = node()?.fault("guest attacks")?;
+    let known = NODE.hold()?.fault("guest attacks")?;
     let tried: Vec<&str> = ATTACKS.iter().map(|(name, _)| *name).collect();
     ensure!(known.split(' ').collect::<Vec<_>>() == tried, "there are {known}, tried are {tried:?}");
     Ok(())
@@ -186,7 +156,7 @@ fn seed() -> Result<u64> {
 
 /// One attack of a hostile kernel, and the node after it.
 fn kernel(attack: &str, seconds: u64) -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     let seed = seed()?;
     let (sound, census) = (before(&node)?, Census::of(&node)?);
     let runs = if AT_EVERY_DEVICE.contains(&attack) { DEVICE_RUNS } else { 1 };
@@ -256,7 +226,7 @@ fn judge(attack: &str, outcome: &Value) -> Result<()> {
 
 /// Runs an attack in the agent `brute`, with the agent `bystander` beside it, and looks at both and at the node afterwards.
 fn from_user_space(arguments: &[&str], judge: impl Fn(&Value) -> Result<()>) -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     running(&node, "bystander")?;
     running(&node, "brute")?;
     let sound = before(&node)?;
@@ -344,7 +314,7 @@ fn trees_hurt_nobody() -> Result<()> {
         ensure!(found["links"] == 3000 && found["device"].as_str().is_some_and(|text| text.starts_with('E')));
         Ok(())
     })?;
-    let node = node()?;
+    let node = NODE.hold()?;
     // What is left of it is looked at from the host, which must not follow anything.
     node.ctl(&["agent", "status", "brute"])?.ok()?;
     node.json(&["agent", "stop", "brute"])?;
@@ -354,7 +324,7 @@ fn trees_hurt_nobody() -> Result<()> {
 /// Programs side by side in one agent, each with a caller of its own; all end well and none is left.
 fn execs_side_by_side() -> Result<()> {
     const CALLERS: usize = 24;
-    let node = node()?;
+    let node = NODE.hold()?;
     running(&node, "brute")?;
     let sound = before(&node)?;
     let command = ["agent", "exec", "brute", "--", "/usr/bin/python3", "-c", "import time; time.sleep(3)"];

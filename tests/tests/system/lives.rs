@@ -4,8 +4,8 @@ use std::io::Read;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -15,15 +15,23 @@ use system_tests::fixture::{self, Config};
 use system_tests::node::{Firmware, Machine, Node};
 
 use crate::shared::eventually;
+use crate::slot::{self, Slot};
 use crate::trial;
 
-struct Bench {
+pub struct Bench {
     node: Node,
     _config: Config,
     open: Arc<AtomicUsize>,
 }
 
-static BENCH: Mutex<Option<Bench>> = Mutex::new(None);
+impl slot::Bench for Bench {
+    fn node(&self) -> &Node {
+        &self.node
+    }
+}
+
+/// Their node.
+pub static BENCH: Slot<Bench> = Slot::new(start);
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -38,28 +46,6 @@ pub fn trials() -> Vec<Trial> {
         trial("lives::quarantine_outlives_cage", quarantine_outlives_cage),
         trial("lives::removal_leaves_nothing_and_says_so", removal_leaves_nothing),
     ]
-}
-
-/// Ends the node, if there is one.
-pub fn switch_off() {
-    BENCH.lock().unwrap_or_else(PoisonError::into_inner).take();
-}
-
-/// Keeps what the node told, if there is one.
-pub fn keep_logs() {
-    if let Some(bench) = BENCH.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-        bench.node.keep_logs();
-    }
-}
-
-/// Runs a test on the node, booted when first asked for.
-fn on(test: impl FnOnce(&Bench) -> Result<()>) -> Result<()> {
-    let mut slot = BENCH.lock().unwrap_or_else(PoisonError::into_inner);
-    let bench = match slot.take() {
-        Some(bench) => bench,
-        None => start()?,
-    };
-    test(slot.insert(bench))
 }
 
 /// Name, what it does, fields of `[agent]`, fields of `[capabilities]`.
@@ -168,7 +154,7 @@ fn refused(node: &Node, arguments: &[&str], why: &str) -> Result<()> {
 }
 
 fn paused_agent_does_nothing() -> Result<()> {
-    on(|Bench { node, .. }| {
+    BENCH.on(|Bench { node, .. }| {
         node.json(&["agent", "start", "ticker"])?;
         eventually(Duration::from_secs(20), "it ticks", || Ok(ticks(node)?.len() > 3))?;
         node.json(&["agent", "pause", "ticker"])?;
@@ -200,7 +186,7 @@ fn paused_agent_does_nothing() -> Result<()> {
 }
 
 fn kill_and_restart() -> Result<()> {
-    on(|Bench { node, .. }| {
+    BENCH.on(|Bench { node, .. }| {
         node.json(&["agent", "start", "ticker"])?;
         let before = status(node, "ticker")?["summary"]["instance"].clone();
         node.json(&["agent", "restart", "ticker"])?;
@@ -223,7 +209,7 @@ fn kill_and_restart() -> Result<()> {
 }
 
 fn crashing_agent_is_started_again() -> Result<()> {
-    on(|Bench { node, .. }| {
+    BENCH.on(|Bench { node, .. }| {
         node.json(&["agent", "start", "crasher"])?;
         eventually(Duration::from_secs(30), "it says when", || {
             Ok(detail(node, "crasher")?.contains("starts again in"))
@@ -239,7 +225,7 @@ fn crashing_agent_is_started_again() -> Result<()> {
 }
 
 fn stop_ends_the_wait() -> Result<()> {
-    on(|Bench { node, .. }| {
+    BENCH.on(|Bench { node, .. }| {
         node.json(&["agent", "start", "crasher"])?;
         eventually(Duration::from_secs(30), "it says when", || {
             Ok(detail(node, "crasher")?.contains("starts again in"))
@@ -254,7 +240,7 @@ fn stop_ends_the_wait() -> Result<()> {
 }
 
 fn lifetime_and_idle_time_end_a_life() -> Result<()> {
-    on(|Bench { node, .. }| {
+    BENCH.on(|Bench { node, .. }| {
         for (agent, why) in [("mortal", "lifetime of 3 s"), ("bored", "nobody used it for 4 s")] {
             node.json(&["agent", "start", agent])?;
             wait_state(node, agent, "stopped", Duration::from_secs(40))?;
@@ -268,7 +254,7 @@ fn lifetime_and_idle_time_end_a_life() -> Result<()> {
 }
 
 fn unhealthy_agent_is_started_anew() -> Result<()> {
-    on(|Bench { node, .. }| {
+    BENCH.on(|Bench { node, .. }| {
         node.json(&["agent", "start", "patient"])?;
         let is_healthy = || Ok(status(node, "patient")?["summary"]["healthy"] == true);
         eventually(Duration::from_secs(40), "it is healthy", is_healthy)?;
@@ -286,7 +272,7 @@ fn unhealthy_agent_is_started_anew() -> Result<()> {
 }
 
 fn empty_memory_is_explained() -> Result<()> {
-    on(|Bench { node, .. }| {
+    BENCH.on(|Bench { node, .. }| {
         node.json(&["agent", "start", "hungry"])?;
         eventually(Duration::from_secs(120), "it has ended", || Ok(state(node, "hungry")? != "running"))?;
         let why = detail(node, "hungry")?;
@@ -309,7 +295,7 @@ fn quarantined(Bench { node, open, .. }: &Bench) -> Result<String> {
 }
 
 fn quarantine_cuts_and_keeps() -> Result<()> {
-    on(|bench| {
+    BENCH.on(|bench| {
         let node = &bench.node;
         let life = quarantined(bench)?;
         let grants = node.json(&["net", "grants"])?.to_string();
@@ -396,7 +382,7 @@ fn fetch_evidence(node: &Node, life: &str) -> Result<()> {
 }
 
 fn quarantine_outlives_cage() -> Result<()> {
-    on(|bench| {
+    BENCH.on(|bench| {
         let node = &bench.node;
         let life = quarantined(bench)?;
         node.fault("signal 9 cage")?;
@@ -416,7 +402,7 @@ fn quarantine_outlives_cage() -> Result<()> {
 }
 
 fn removal_leaves_nothing() -> Result<()> {
-    on(|Bench { node, .. }| {
+    BENCH.on(|Bench { node, .. }| {
         node.json(&["agent", "start", "ticker"])?;
         refused(node, &["agent", "remove", "ticker"], "alive")?;
         node.json(&["agent", "kill", "ticker"])?;

@@ -20,23 +20,30 @@ mod network;
 mod ports;
 mod power;
 mod shared;
+mod slot;
 mod sound;
 mod time;
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use slot::Shared;
 
-/// A test, named `group::outcome`. When it fails the shared node's console log is kept.
+/// The nodes that tests share.
+static SLOTS: [&dyn Shared; 8] = [
+    &shared::LAB,
+    &execs::BENCH,
+    &faults::NODE,
+    &disks::BENCH,
+    &lives::BENCH,
+    &hostile::NODE,
+    &many::NODE,
+    &ports::BENCH,
+];
+
+/// A test, named `group::outcome`. When it fails what the shared nodes told is kept.
 fn trial(name: &str, test: impl FnOnce() -> anyhow::Result<()> + Send + 'static) -> Trial {
     Trial::test(name, move || {
         test().map_err(|error| {
-            shared::keep_logs();
-            execs::keep_logs();
-            faults::keep_logs();
-            disks::keep_logs();
-            lives::keep_logs();
-            hostile::keep_logs();
-            many::keep_logs();
-            ports::keep_logs();
+            SLOTS.iter().for_each(|slot| slot.keep_logs());
             Failed::from(format!("{error:#}"))
         })
     })
@@ -79,14 +86,8 @@ fn main() {
     trials.extend(ports::trials());
     trials.extend(faults::last());
     let conclusion = libtest_mimic::run(&arguments, trials);
-    shared::switch_off();
-    execs::switch_off();
-    faults::switch_off();
+    SLOTS.iter().for_each(|slot| slot.switch_off());
     degraded::switch_off();
-    disks::switch_off();
-    lives::switch_off();
-    hostile::switch_off();
-    many::switch_off();
-    ports::switch_off();
+    faults::switch_off();
     conclusion.exit();
 }

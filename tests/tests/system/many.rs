@@ -2,7 +2,6 @@
 //! node (src/bin/fault/census.rs) before and after are the same.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +10,7 @@ use system_tests::fixture::{self, Config};
 use system_tests::node::{Machine, Node};
 
 use crate::shared::eventually;
+use crate::slot::{Own, Slot};
 use crate::trial;
 
 const AGENTS: usize = 24;
@@ -70,44 +70,14 @@ impl Census {
     }
 }
 
-static NODE: Mutex<Option<(Node, Config)>> = Mutex::new(None);
-
-/// The node of these tests, booted when first asked for.
-fn node() -> Result<Guard> {
-    let mut slot = NODE.lock().unwrap_or_else(PoisonError::into_inner);
-    if slot.is_none() {
-        *slot = Some(start()?);
-    }
-    Ok(Guard(slot))
-}
-
-/// The node, held by one test.
-struct Guard(MutexGuard<'static, Option<(Node, Config)>>);
-
-impl std::ops::Deref for Guard {
-    type Target = Node;
-    fn deref(&self) -> &Node {
-        &self.0.as_ref().expect("filled by node()").0
-    }
-}
-
-/// Keeps what the node told, if there is one.
-pub fn keep_logs() {
-    if let Some((node, _)) = NODE.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-        node.keep_logs();
-    }
-}
-
-/// Ends the node, if there is one.
-pub fn switch_off() {
-    NODE.lock().unwrap_or_else(PoisonError::into_inner).take();
-}
+/// Their node.
+pub static NODE: Slot<Own> = Slot::new(start);
 
 fn name(number: usize) -> String {
     format!("crowd-{number}")
 }
 
-fn start() -> Result<(Node, Config)> {
+fn start() -> Result<Own> {
     let config = Config::new("many")?;
     config.file("nulld.toml", crate::faults::SABOTEUR)?;
     for number in 0..AGENTS {
@@ -127,7 +97,7 @@ fn start() -> Result<(Node, Config)> {
         memory_mib: 4096,
         ..Machine::bare("many", system_tests::test_iso()?, &config)
     };
-    Ok((Node::boot(machine)?, config))
+    Ok(Own { node: Node::boot(machine)?, config })
 }
 
 /// Agents in a state.
@@ -142,7 +112,7 @@ fn starts_and_stops_leave_nothing_behind() -> Result<()> {
         Ok(cycles) => cycles.parse().context("CYCLES")?,
         Err(_) => CYCLES_DEFAULT,
     };
-    let node = node()?;
+    let node = NODE.hold()?;
     let life = |number: usize| -> Result<()> {
         node.json(&["agent", "start", &name(number)])?;
         node.json(&["agent", "stop", &name(number)]).map(drop)
@@ -157,7 +127,7 @@ fn starts_and_stops_leave_nothing_behind() -> Result<()> {
 }
 
 fn two_dozen_agents_at_once() -> Result<()> {
-    let node = node()?;
+    let node = NODE.hold()?;
     node.json(&["agent", "start", &name(0)])?;
     node.json(&["agent", "stop", &name(0)])?;
     let census = Census::of(&node)?;

@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +10,7 @@ use system_tests::fixture::{self, Config};
 use system_tests::node::{Firmware, Machine, Node, Oddities};
 
 use crate::shared::eventually;
+use crate::slot::{self, Slot};
 use crate::trial;
 
 /// Ports of the node: published for this machine (as the node sees it), published for others, and of the metrics.
@@ -18,7 +18,7 @@ const OPEN: u16 = 30_080;
 const ELSEWHERE: u16 = 30_081;
 const METRICS: u16 = 9464;
 
-struct Bench {
+pub struct Bench {
     node: Node,
     /// Ports of this machine that lead to the node's.
     open: u16,
@@ -27,7 +27,14 @@ struct Bench {
     _config: Config,
 }
 
-static BENCH: Mutex<Option<Bench>> = Mutex::new(None);
+impl slot::Bench for Bench {
+    fn node(&self) -> &Node {
+        &self.node
+    }
+}
+
+/// Their node.
+pub static BENCH: Slot<Bench> = Slot::new(start);
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -38,28 +45,6 @@ pub fn trials() -> Vec<Trial> {
         trial("ports::taken_port_is_refused_with_its_holder", taken_port_is_refused),
         trial("ports::stopped_agent_leaves_no_port_open", stopped_agent_leaves_no_port_open),
     ]
-}
-
-/// Ends the node, if there is one.
-pub fn switch_off() {
-    BENCH.lock().unwrap_or_else(PoisonError::into_inner).take();
-}
-
-/// Keeps what the node told, if there is one.
-pub fn keep_logs() {
-    if let Some(bench) = BENCH.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-        bench.node.keep_logs();
-    }
-}
-
-/// Runs a test on the node, booted when first asked for.
-fn on(test: impl FnOnce(&Bench) -> Result<()>) -> Result<()> {
-    let mut slot = BENCH.lock().unwrap_or_else(PoisonError::into_inner);
-    let bench = match slot.take() {
-        Some(bench) => bench,
-        None => start()?,
-    };
-    test(slot.insert(bench))
 }
 
 fn free_port() -> Result<u16> {
@@ -114,7 +99,7 @@ fn get(port: u16, path: &str) -> Result<String> {
 }
 
 fn published_port_reaches_the_agent() -> Result<()> {
-    on(|bench| {
+    BENCH.on(|bench| {
         eventually(Duration::from_secs(60), "the agent's server answers", || {
             Ok(get(bench.open, "/")?.contains("200 OK"))
         })?;
@@ -127,7 +112,7 @@ fn published_port_reaches_the_agent() -> Result<()> {
 }
 
 fn other_sources_see_nothing() -> Result<()> {
-    on(|bench| {
+    BENCH.on(|bench| {
         ensure!(get(bench.elsewhere, "/")?.is_empty(), "a source that was not granted got in");
         let grants = bench.node.json(&["net", "grants"])?;
         let ports = grants["agents"][0]["publish"].as_array().context("no published ports")?;
@@ -137,7 +122,7 @@ fn other_sources_see_nothing() -> Result<()> {
 }
 
 fn use_is_told_at_the_door() -> Result<()> {
-    on(|bench| {
+    BENCH.on(|bench| {
         let top = bench.node.json(&["agent", "top"])?;
         let web = &top["agents"][0];
         ensure!(web["name"] == "web" && web["state"] == "running", "{top}");
@@ -156,7 +141,7 @@ fn use_is_told_at_the_door() -> Result<()> {
 }
 
 fn metrics_are_scraped() -> Result<()> {
-    on(|bench| {
+    BENCH.on(|bench| {
         let page = get(bench.metrics, "/metrics")?;
         for line in [
             "nullbox_agent_state{agent=\"web\",state=\"running\"} 1",
@@ -177,7 +162,7 @@ fn metrics_are_scraped() -> Result<()> {
 }
 
 fn taken_port_is_refused() -> Result<()> {
-    on(|bench| {
+    BENCH.on(|bench| {
         let answer = bench.node.ctl(&["agent", "start", "rival"])?;
         ensure!(answer.status != 0 && answer.stderr.contains("published by web."), "{answer:?}");
         ensure!(get(bench.open, "/")?.contains("200 OK"), "the holder lost its port");
@@ -186,7 +171,7 @@ fn taken_port_is_refused() -> Result<()> {
 }
 
 fn stopped_agent_leaves_no_port_open() -> Result<()> {
-    on(|bench| {
+    BENCH.on(|bench| {
         bench.node.json(&["agent", "stop", "web"])?;
         ensure!(get(bench.open, "/")?.is_empty(), "a port outlived its agent");
         bench.node.json(&["agent", "start", "rival"])?;

@@ -1,6 +1,5 @@
 //! The node that most tests share: the test image, UEFI, three operators, four agents, a state disk.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -8,6 +7,8 @@ use serde_json::Value;
 use system_tests::fixture::{self, Config};
 use system_tests::node::{Machine, Node};
 use system_tests::web::Web;
+
+use crate::slot::{self, Slot};
 
 pub const PAGE: &str = "the page that the test internet serves";
 
@@ -18,48 +19,21 @@ pub struct Lab {
     pub web: Web,
 }
 
-static LAB: Mutex<Option<Lab>> = Mutex::new(None);
+/// The place of the shared node.
+pub static LAB: Slot<Lab> = Slot::new(start);
+
+/// The shared node, held by one test.
+pub type Guard = slot::Guard<Lab>;
 
 /// The shared node, booted when first asked for.
 pub fn lab() -> Result<Guard> {
-    let mut slot = LAB.lock().unwrap_or_else(PoisonError::into_inner);
-    if slot.is_none() {
-        *slot = Some(start()?);
-    }
-    Ok(Guard(slot))
+    LAB.hold()
 }
 
-/// The shared node, held by one test.
-pub struct Guard(MutexGuard<'static, Option<Lab>>);
-
-impl std::ops::Deref for Guard {
-    type Target = Lab;
-    fn deref(&self) -> &Lab {
-        self.0.as_ref().expect("filled by lab()")
+impl slot::Bench for Lab {
+    fn node(&self) -> &Node {
+        &self.node
     }
-}
-
-impl Guard {
-    /// Takes the machine out of the shared place, for tests that end it; put a new one in with [`Guard::put`].
-    pub fn take(&mut self) -> Lab {
-        self.0.take().expect("filled by lab()")
-    }
-
-    pub fn put(&mut self, lab: Lab) {
-        *self.0 = Some(lab);
-    }
-}
-
-/// Keeps what the shared node told, if there is one.
-pub fn keep_logs() {
-    if let Some(lab) = LAB.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-        lab.node.keep_logs();
-    }
-}
-
-/// Ends the shared node, if there is one.
-pub fn switch_off() {
-    LAB.lock().unwrap_or_else(PoisonError::into_inner).take();
 }
 
 fn start() -> Result<Lab> {
