@@ -126,6 +126,7 @@ command = ["/usr/bin/python3", "/app/idle.py"]
 shell = true
 max_memory_mb = 160
 max_disk_mb = 128
+max_pids = 64
 "#;
 
 const BYSTANDER: &str = r#"
@@ -284,7 +285,7 @@ fn full_disk_is_the_agents_own() -> Result<()> {
 
 fn fork_bomb_is_the_agents_own() -> Result<()> {
     from_user_space(&["forks"], |found| {
-        ensure!(found["refused"].as_u64() > Some(0) && found["made"].as_u64() < Some(256));
+        ensure!(found["refused"].as_u64() > Some(0) && found["made"].as_u64() < Some(64));
         Ok(())
     })
 }
