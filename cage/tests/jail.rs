@@ -282,7 +282,7 @@ fn threads_have_the_calls_of_their_role_only(host: &Host) {
         assert!(said.iter().any(|line| line.starts_with(jail::REFUSED)), "{role:?}: {said:#?}");
     }
     for role in jail::calls::ROLES {
-        let count = rows().filter(|(roles, _)| roles.contains(&role)).count();
+        let count = rows().filter(|(roles, _, _)| roles.contains(&role)).count();
         println!("  {role:?}: {count} rows");
     }
 }

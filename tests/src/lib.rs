@@ -9,6 +9,7 @@ pub mod ctl;
 pub mod fixture;
 pub mod node;
 pub mod qmp;
+pub mod rules;
 pub mod web;
 pub mod wire;
 

@@ -115,7 +115,7 @@ pub const ATTEMPTS: &[Attempt] = &[
     ("fill the root", Jail, |_| open("/filler", libc::O_CREAT | libc::O_WRONLY)),
     ("fill /dev", Jail, |_| open("/dev/filler", libc::O_CREAT | libc::O_WRONLY)),
     ("make a nameless file", Jail, |_| open("/vsock", libc::O_TMPFILE | libc::O_RDWR)),
-    ("grow the disk by writing behind its end", Jail, |_| call(libc::SYS_pwrite64, [scratch() as usize, zeros(), 512, FAR])),
+    ("grow the disk by writing behind its end", Both, |_| call(libc::SYS_pwrite64, [scratch() as usize, zeros(), 512, FAR])),
     ("grow the disk by reserving", Jail, |_| call(libc::SYS_fallocate, [scratch() as usize, 0, FAR, 4096])),
     ("grow the disk by setting its length", Both, |_| call(libc::SYS_ftruncate, [scratch() as usize, FAR])),
     ("remove the disk", Both, |_| with_path(libc::SYS_unlink, SCRATCH, [])),

@@ -250,7 +250,8 @@ fn tail(text: &str) -> String {
     text.chars().rev().take(400).collect::<Vec<_>>().into_iter().rev().collect()
 }
 
-fn running(node: &Node, agent: &str) -> Result<()> {
+/// Starts an agent unless it runs.
+pub fn running(node: &Node, agent: &str) -> Result<()> {
     if node.json(&["agent", "status", agent])?["summary"]["state"] != "running" {
         node.json(&["agent", "start", agent])?;
     }

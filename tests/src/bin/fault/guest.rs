@@ -22,11 +22,13 @@ use crate::{hostile, tap};
 
 /// The guest's memory.
 pub const MEMORY_MIB: u32 = 64;
-const VMM: &str = "/system/bin/cage-vmm";
+/// The program of a jail.
+pub const VMM: &str = "/system/bin/cage-vmm";
 const PLACE: &str = "/run/fault/guest";
-const CGROUP: &str = "/sys/fs/cgroup/services/hostile";
+/// The cgroup of a VM that the saboteur starts.
+pub const CGROUP: &str = "/sys/fs/cgroup/services/hostile";
 /// No agent's: slots are given from the lowest on.
-const UID: u32 = abi::identity::VM_UID_BASE + abi::limits::AGENTS_RUNNING_MAX as u32 - 1;
+pub const UID: u32 = abi::identity::VM_UID_BASE + abi::limits::AGENTS_RUNNING_MAX as u32 - 1;
 const DISK_BYTES: u64 = 8 << 20;
 /// What the read-only disk is full of.
 const ROOTFS: [u8; 512] = [0x5a; 512];
@@ -67,9 +69,9 @@ fn attack_node(order: &str, limit: Duration) -> Result<String> {
     File::create(&scratch)?.set_len(DISK_BYTES)?;
     chown(&scratch, Some(UID), Some(UID))?;
     let instance: Instance = serde_json::from_value(serde_json::json!("hostile.1"))?;
-    let cgroup = Cgroup::create()?;
+    let cgroup = Cgroup::create(MEMORY_MIB, 1, DISK_BYTES)?;
     let (jail, control, memory) = JailDir::create(place.join("jail"), UID)?;
-    let netns = tap::make("hostile", UID).context("TAP")?;
+    let netns = tap::make("hostile", UID, None).context("TAP")?;
     let spec = JailSpec {
         instance,
         uid: UID,
@@ -120,14 +122,15 @@ fn attack_node(order: &str, limit: Duration) -> Result<String> {
 }
 
 /// The guest's cgroup, with the bounds that cage sets; removed when dropped, which must be after its processes are gone.
-struct Cgroup;
+pub struct Cgroup;
 
 impl Cgroup {
-    fn create() -> Result<Cgroup> {
+    /// For a guest with so much memory, so many whole CPUs and so much of its disks in the node's memory.
+    pub fn create(memory_mib: u32, cpus: u64, disk_bytes: u64) -> Result<Cgroup> {
         fs::create_dir_all(CGROUP)?;
-        let memory_bytes = u64::from(MEMORY_MIB + abi::limits::VMM_OVERHEAD_MIB) * (1 << 20) + DISK_BYTES;
+        let memory_bytes = u64::from(memory_mib + abi::limits::VMM_OVERHEAD_MIB) * (1 << 20) + disk_bytes;
         for (file, value) in [
-            ("cpu.max", "100000 100000".to_owned()),
+            ("cpu.max", format!("{} 100000", cpus * 100_000)),
             ("memory.max", memory_bytes.to_string()),
             ("memory.oom.group", "1".to_owned()),
             ("pids.max", abi::limits::VMM_PIDS_MAX.to_string()),
@@ -137,8 +140,14 @@ impl Cgroup {
         Ok(Cgroup)
     }
 
-    fn kill() -> Result<()> {
+    /// Kills all that is in it.
+    pub fn kill() -> Result<()> {
         fs::write(format!("{CGROUP}/cgroup.kill"), "1").context("cgroup.kill")
+    }
+
+    /// Makes all that is in it stand still, or go on.
+    pub fn freeze(is_still: bool) -> Result<()> {
+        fs::write(format!("{CGROUP}/cgroup.freeze"), u8::from(is_still).to_string()).context("cgroup.freeze")
     }
 
     /// Whether the kernel killed it for taking more memory than it may.

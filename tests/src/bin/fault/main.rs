@@ -29,14 +29,16 @@
 //! census                      what there is of processes, descriptors, mounts, cgroups, files, sockets, interfaces; a line each
 //! guest attacks               names of what a hostile guest kernel can do (see `hostile`)
 //! guest ATTACK SEED SECONDS   starts cage-vmm with that guest in a jail; how it ended, as JSON
+//! calls AGENT                 a child that lives a VM's life and records its VMM's system calls (see `calls`); its pid
 //! bench WHAT ...              measures something on the node (see `bench`)
 //! dm create DISK | suspend | resume   a device-mapper device over a disk, which can be made to never answer; its path
 //! ```
 //!
-//! With arguments it is something else: `--victim` a service to be broken (see `victim`), `--bomb`, `--orphans`, `--eat` what the
+//! With arguments it is something else: `--victim` a service to be broken (see `victim`), `--bomb`, `--orphans`, `--eat`, `--calls` what the
 //! orders of these names start.
 
 mod bench;
+mod calls;
 mod census;
 #[cfg_attr(not(test), expect(dead_code, reason = "the tables of the initramfs, of which one is used here"))]
 #[path = "../../../../initramfs/src/dm.rs"]
@@ -67,12 +69,15 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
+        // Alone in a PID namespace of its own, as every VMM.
+        _ if calls::is_watched() => calls::watched(),
         _ if std::process::id() == 1 => bench::init(),
         [] => Saboteur::default().serve(),
         ["--victim", name, rest @ ..] => victim::main(name, rest),
         ["--bomb", seconds] => hunger::bomb(Duration::from_secs(seconds.parse()?)),
         ["--orphans", count] => hunger::orphans(count.parse()?),
         ["--eat", whose] => hunger::eat(whose),
+        ["--calls", agent] => calls::main(agent),
         ["--plain", rest @ ..] => bench::plain(rest),
         _ => bail!("unknown arguments {arguments:?}"),
     }
@@ -144,7 +149,7 @@ impl Saboteur {
                 Ok(String::new())
             }
             "flood" => flood(rest.parse()?),
-            "bomb" | "orphans" | "eat" => self.child(order, rest),
+            "bomb" | "orphans" | "eat" | "calls" => self.child(order, rest),
             "ended" => self.ended(rest.parse()?),
             "now" => Ok(unix_s()?.to_string()),
             "clock" => set_clock(rest.parse()?),

@@ -9,20 +9,21 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use anyhow::{Context, Result, anyhow};
 use rustix::thread::UnshareFlags;
 
-/// Makes a namespace with a persistent TAP of a uid, up, and gives the namespace. It lives as long as the descriptor.
-pub fn make(name: &'static str, uid: u32) -> Result<OwnedFd> {
+/// Makes a namespace with a persistent TAP of a uid, up, with an address if one is given, and gives the namespace. It lives as long as
+/// the descriptor.
+pub fn make(name: &'static str, uid: u32, address: Option<[u8; 4]>) -> Result<OwnedFd> {
     // A thread of its own: namespaces belong to threads.
     let made = std::thread::spawn(move || -> Result<OwnedFd> {
         cage::sys::leave_namespaces(UnshareFlags::NEWNET).context("namespace")?;
         let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").context("/dev/net/tun")?;
-        configure(&tun, name, uid)?;
+        configure(&tun, name, uid, address)?;
         Ok(File::open("/proc/thread-self/ns/net")?.into())
     });
     made.join().map_err(|_| anyhow!("the thread panicked"))?
 }
 
 /// As docs of the kernel say: Documentation/networking/tuntap.rst; netdevice(7) for the flags.
-fn configure(tun: &File, name: &str, uid: u32) -> Result<()> {
+fn configure(tun: &File, name: &str, uid: u32, address: Option<[u8; 4]>) -> Result<()> {
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
     // SAFETY: all bytes zero is a request without a name.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -42,6 +43,19 @@ fn configure(tun: &File, name: &str, uid: u32) -> Result<()> {
         unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETPERSIST as _, 1 as libc::c_ulong) },
         "TUNSETPERSIST",
     )?;
+    if let Some(address) = address {
+        // struct sockaddr_in: family, port, address.
+        let mut data = [0; 14];
+        for (to, from) in data.iter_mut().skip(2).zip(address) {
+            *to = from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_addr = libc::sockaddr { sa_family: libc::AF_INET as _, sa_data: data };
+        // SAFETY: SIOCSIFADDR reads one ifreq.
+        checked(
+            unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFADDR as _, &raw const request) },
+            "SIOCSIFADDR",
+        )?;
+    }
     request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
     // SAFETY: SIOCSIFFLAGS reads one ifreq.
     checked(

@@ -108,7 +108,7 @@ fn vmm_of(agent: &str) -> Result<i32> {
 }
 
 /// Files that a running agent's VMM has as its rootfs, bottom to top: the same are given to its rivals.
-fn rootfs_of(agent: &str) -> Result<Vec<String>> {
+pub fn rootfs_of(agent: &str) -> Result<Vec<String>> {
     let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", vmm_of(agent)?))?;
     // proc_pid_mountinfo(5): the fourth field is the file in its file system, the fifth where it is.
     let mut layers: Vec<(String, String)> = mounts
