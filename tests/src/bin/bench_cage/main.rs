@@ -215,9 +215,9 @@ fn copies(node: &Node, figures: &mut Figures) -> Result<()> {
     Ok(())
 }
 
-/// The archive that the node has as a file, imported once more under another name, over the network.
+/// An archive whose lower layers the node has and whose last one is new, over the network.
 fn import(node: &Node, figures: &mut Figures) -> Result<()> {
-    let archive = fixture::python_archive(&system_tests::tree().join("tests/system"))?;
+    let archive = fixture::python_archive(&system_tests::tree().join("tests/src"))?;
     let bytes = fs::metadata(&archive)?.len();
     let began = Instant::now();
     node.ctl(&["image", "import", &archive.display().to_string(), "--name", "again"])?.ok()?;
