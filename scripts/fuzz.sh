@@ -24,6 +24,6 @@ cargo +nightly build --quiet --release --locked --manifest-path fuzz/Cargo.toml 
 for target in "${targets[@]}"; do
 	mkdir -p "$cache/$target" "fuzz/artifacts/$target"
 	echo "fuzz: $target, $seconds s"
-	"$build/$host/release/$target" -max_total_time="$seconds" -timeout=25 -rss_limit_mb=4096 -max_len=65536 -print_final_stats=1 \
+	"$build/$host/release/$target" -max_total_time="$seconds" -timeout=120 -rss_limit_mb=4096 -max_len=65536 -print_final_stats=1 \
 		-verbosity="${VERBOSITY:-0}" -artifact_prefix="fuzz/artifacts/$target/" "$cache/$target" "fuzz/corpus/$target"
 done
