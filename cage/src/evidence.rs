@@ -262,7 +262,7 @@ pub fn describe(places: &Places, instance: &Instance) -> io::Result<Option<Evide
 pub fn remove(places: &Places, instance: &Instance) -> io::Result<()> {
     let removed = root(places).join(format!("{REMOVED}{instance}"));
     fs::rename(dir(places, instance), &removed)?;
-    File::open(root(places))?.sync_all()?;
+    sync(&root(places))?;
     fs::remove_dir_all(removed)
 }
 

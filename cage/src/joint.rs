@@ -4,9 +4,9 @@
 //! in between is bounded by the channel's windows. Two threads each: this one listens, another one tells.
 
 use abi::door::{Call, Outcome};
-use abi::log;
 use abi::rpc::{Code, RpcError};
 use abi::wire::WireError;
+use abi::{limits, log};
 use serde_json::{Value, json};
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::caller::{Note, STALL_MAX, Teller, hung_up};
+use crate::ending::harmless;
 use crate::guest::{Channel, ChannelSaid, Session, SessionError};
 use crate::output::CHUNK_BYTES_MAX;
 
@@ -210,8 +211,8 @@ impl Joint {
                 ChannelSaid::Exited(exit) => Ok(json!(exit)),
                 ChannelSaid::VmEnded => Err(RpcError::new(Code::FAILED, "the agent's VM has ended")),
                 ChannelSaid::Failed(failed) => {
-                    let short: String = failed.error.chars().filter(|c| !c.is_control()).take(500).collect();
-                    let stage: String = failed.stage.chars().filter(|c| !c.is_control()).take(64).collect();
+                    let short = harmless(&failed.error, limits::GUEST_REASON_CHARS_MAX);
+                    let stage = harmless(&failed.stage, 64);
                     Err(RpcError::new(Code::FAILED, format!("{stage}: {short}")).explained(
                         "the guest could not do it",
                         "check the path, the agent's grants and its rootfs",
@@ -235,7 +236,6 @@ mod tests {
     use crate::guest::fake::{SOON, any_exec, exit, ready_session, sent};
     use abi::control::Stream;
     use abi::guest::{Frame, Kind, Signal, Window};
-    use abi::limits;
     use abi::rpc::Request;
     use abi::wire::Connection;
     use std::io::Write;

@@ -521,6 +521,7 @@ fn what_is_removed_while_it_is_listed_is_left_out() {
 fn a_caller_who_leaves_waits_for_no_copy_and_holds_no_disk() {
     let dir = tempfile::tempdir().unwrap();
     let cage = crate::agents::bench::cage(dir.path(), &["a"]);
+    // Another's copy, which goes on as long as this is held.
     let _busy = cage.disks.copies.take(&mut || true).unwrap();
     let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
     let request = abi::rpc::Request::call(1, "agent.create", serde_json::Value::Null);
