@@ -139,6 +139,23 @@ pub const METHODS: &[Method] = &[
         READER,
         "what was refused, to whom, by which rule; follow streams `denial`",
     ),
+    method_of("net.watch", Service::Egress, READER, "connections, denials and changes as they happen"),
+    method_of("net.explain", Service::Egress, READER, "which rule decides for an agent, a name and a port"),
+    method_of("net.suggest", Service::Egress, READER, "the smallest manifest change for what was refused"),
+    method_of("net.policy", Service::Egress, READER, "live changes of what agents may reach"),
+    method_of("net.allow", Service::Egress, OPERATOR, "a live grant for a running agent"),
+    method_of("net.deny", Service::Egress, OPERATOR, "refuse a name to an agent, and cut its connections"),
+    method_of("net.revoke", Service::Egress, OPERATOR, "take a grant back, and cut its connections"),
+    method_of("net.budget", Service::Egress, READER, "what agents may spend and have spent"),
+    method_of("net.reset_budget", Service::Egress, OPERATOR, "forget what an agent has spent"),
+    method_of("secret.list", Service::Egress, READER, "secrets and where they go, without their values"),
+    method_of(
+        "secret.set",
+        Service::Egress,
+        ADMIN,
+        "store a secret for the broker; takes the value after `ready`",
+    ),
+    method_of("secret.remove", Service::Egress, ADMIN, "delete a secret, and cut what uses it"),
     method_of(
         "net.attach",
         Service::Egress,
@@ -195,7 +212,7 @@ mod tests {
             let owner = match method.name.split('.').next().unwrap() {
                 "system" => Service::Nulld,
                 "agent" | "image" | "snapshot" | "volume" => Service::Cage,
-                "net" => Service::Egress,
+                "net" | "secret" => Service::Egress,
                 "memory" | "ledger" => Service::Ctxgraph,
                 other => panic!("{other}"),
             };

@@ -195,6 +195,9 @@ pub struct Start {
     pub workdir: String,
     /// Absent: no network interface at all.
     pub network: Option<GuestNetwork>,
+    /// A certificate (PEM) that becomes [`AUTHORITY_PATH`], for programs whose TLS egress ends.
+    #[serde(default)]
+    pub authority: Option<String>,
     /// Paths the agent may read beside the rootfs's program directories (docs/AGENT.toml.md, filesystem).
     pub read: Vec<String>,
     /// Paths the agent may read and write; made, owned by the agent, if missing.
@@ -290,6 +293,9 @@ pub enum FilesJob {
     /// Send what differs from the rootfs, as records without contents. Made by the verifier itself, outside the agent's sandbox.
     Changes,
 }
+
+/// Where a guest has the certificate of its agent's own authority.
+pub const AUTHORITY_PATH: &str = "/etc/nullbox-authority.pem";
 
 /// The guest's interface eth0; the same for each agent, since each lives in a network namespace of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

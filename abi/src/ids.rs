@@ -21,6 +21,8 @@ pub enum IdError {
     Digest(String),
     #[error("`{0}` is not a host name: use letters, digits and - in labels of 1 to 63, at most 253 in all")]
     HostName(String),
+    #[error("`{0}` is not a secret's name: use 1 to 64 of A-Z 0-9 _, beginning with a letter")]
+    SecretName(String),
 }
 
 /// The longest piece of untrusted text an error repeats.
@@ -266,17 +268,21 @@ impl FromStr for HostName {
     }
 }
 
-/// A name and a port an agent may reach: one entry of `network.allow`.
+/// The name of a secret, as manifests refer to it: 1 to 64 of `A-Z 0-9 _`, beginning with a letter.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Destination {
-    pub name: HostName,
-    /// TCP port.
-    pub port: u16,
-}
+#[serde(try_from = "String", into = "String")]
+pub struct SecretName(String);
+text_id!(SecretName);
 
-impl fmt::Display for Destination {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.name, self.port)
+impl FromStr for SecretName {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let admitted = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
+        let letter_first = text.bytes().next().is_some_and(|b| b.is_ascii_uppercase());
+        if !letter_first || text.len() > limits::SECRET_NAME_BYTES_MAX || !text.bytes().all(admitted) {
+            return Err(IdError::SecretName(shorten(text)));
+        }
+        Ok(SecretName(text.to_owned()))
     }
 }
 

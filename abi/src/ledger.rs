@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::identity::Service;
-use crate::ids::{AgentName, Digest, HostName, Instance, Name};
+use crate::ids::{AgentName, Digest, HostName, Instance, Name, SecretName};
 use crate::limits;
 use crate::rpc::{Incoming, Request, RpcError};
 use crate::wire::{Connection, WireError};
@@ -195,6 +195,69 @@ pub enum Event {
         name: HostName,
         port: u16,
         address: String,
+        /// The grant that lets it through, in words.
+        #[serde(default)]
+        rule: String,
+    },
+    /// A connection of [`Event::NetConnected`], or the answer to a [`Event::BrokerCalled`], has ended.
+    NetEnded {
+        instance: Instance,
+        name: HostName,
+        port: u16,
+        address: String,
+        bytes_out: u64,
+        bytes_in: u64,
+        duration_ms: u64,
+        rule: String,
+        end: String,
+        /// Place of the receipt that came before it.
+        receipt: u64,
+    },
+    /// An operator changed what an agent may reach, or a live grant ended by its time.
+    NetPolicyChanged {
+        agent: AgentName,
+        /// `allow`, `deny`, `revoke` or `expire`.
+        change: String,
+        /// The entry, as a manifest writes it.
+        entry: String,
+        until_unix_ms: Option<u64>,
+        by: String,
+    },
+    SecretSet {
+        name: SecretName,
+        host: HostName,
+        by: String,
+    },
+    SecretRemoved {
+        name: SecretName,
+        by: String,
+    },
+    /// A request leaves through the broker, with a secret or without, and with this reserved.
+    BrokerCalled {
+        instance: Instance,
+        name: HostName,
+        port: u16,
+        address: String,
+        secret: Option<SecretName>,
+        method: String,
+        /// Without the query.
+        path: String,
+        model: Option<String>,
+        reserved: crate::control::Spent,
+        rule: String,
+    },
+    /// What the call used. Without a report of the host `usage_known` is false, and the reservation is what it used.
+    BrokerSettled {
+        instance: Instance,
+        /// Place of the call's receipt.
+        receipt: u64,
+        status: Option<u16>,
+        usage_known: bool,
+        used: crate::control::Spent,
+    },
+    BudgetReset {
+        agent: AgentName,
+        by: String,
     },
     NetDenied {
         instance: Instance,

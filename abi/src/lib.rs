@@ -38,6 +38,8 @@ pub mod manifest;
 #[cfg(feature = "node")]
 pub mod metrics;
 #[cfg(feature = "node")]
+pub mod network;
+#[cfg(feature = "node")]
 pub mod node;
 #[cfg(feature = "node")]
 pub mod notice;

@@ -251,6 +251,54 @@ pub const LOG_LINE_BYTES_MAX: usize = 1024;
 
 /// Names in one agent's `network.allow`.
 pub const NETWORK_ALLOW_MAX: usize = 64;
+/// A label that a wildcard of `network.allow` admits, in bytes.
+pub const WILDCARD_LABEL_BYTES_MAX: usize = 40;
+/// Different names that one agent may use under its wildcards, in one life. One more: refused, and counted as a denial.
+pub const WILDCARD_NAMES_MAX: usize = 64;
+/// HTTP methods of one entry of `network.allow`, path prefixes of one entry, path prefixes of one manifest.
+pub const GRANT_METHODS_MAX: usize = 16;
+pub const GRANT_PATHS_MAX: usize = 32;
+pub const GRANT_PATHS_TOTAL_MAX: usize = 64;
+/// A path prefix, in bytes.
+pub const GRANT_PATH_BYTES_MAX: usize = 256;
+/// Private addresses of one entry of `network.allow`.
+pub const GRANT_ADDRESSES_MAX: usize = 8;
+/// Live changes of what one agent may reach (`net allow`, `net deny`). One more: refused.
+pub const LIVE_CHANGES_PER_AGENT_MAX: usize = 64;
+/// How long a live grant may be asked for, in seconds.
+pub const LIVE_GRANT_SECS_MAX: u64 = 30 * 86_400;
+/// Records of ended connections kept in memory for `net.watch`; the oldest go first (the ledger has all).
+pub const CONNECTIONS_KEPT_MAX: usize = 1024;
+
+/// A secret's name, in bytes.
+pub const SECRET_NAME_BYTES_MAX: usize = 64;
+/// A secret's value, in bytes. Shorter ones could not be told from ordinary text in an answer.
+pub const SECRET_BYTES_MIN: usize = 8;
+pub const SECRET_BYTES_MAX: usize = 8 * 1024;
+/// Secrets of a node.
+pub const SECRETS_MAX: usize = 256;
+/// Entries of `credential_refs`.
+pub const CREDENTIALS_PER_AGENT_MAX: usize = 16;
+/// The format of the field that carries a secret, in bytes.
+pub const SECRET_FORMAT_BYTES_MAX: usize = 256;
+/// Entries of the price table, a price in micro-dollars for a million tokens, and tokens of one call: their products fit 64 bits.
+pub const PRICES_MAX: usize = 256;
+pub const PRICE_MAX: u64 = 10_000_000_000;
+pub const CALL_TOKENS_MAX: u64 = 100_000_000;
+/// Certificates of `network.authorities`.
+pub const AUTHORITIES_MAX: usize = 16;
+/// Body of a request through the broker, in bytes. Larger: 413.
+pub const BROKER_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Head of an answer to the broker, in bytes. Larger: 502.
+pub const BROKER_HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Requests of one agent in the broker at a time. One more waits; [`PROXY_CONNECTIONS_PER_AGENT_MAX`] bounds those who wait.
+pub const BROKER_CALLS_PER_AGENT_MAX: usize = 32;
+/// How long a host may take from the request's last byte to its answer's head.
+pub const BROKER_ANSWER_MS_MAX: u64 = 600_000;
+/// How often the meters of a running agent are written, in milliseconds: what a crash can forget of bytes and seconds, never of calls,
+/// tokens or money.
+pub const METERS_WRITTEN_MS: u64 = 5_000;
+
 /// Open connections of one agent through the proxy. One more: reset, and counted as a denial.
 pub const PROXY_CONNECTIONS_PER_AGENT_MAX: usize = 256;
 /// Denials kept in memory for `net.denials`; the oldest go first (the ledger keeps all that are recorded).

@@ -9,10 +9,12 @@ use std::ops::Range;
 use toml::Spanned;
 
 use crate::config_error::{ConfigError, Source};
-use crate::ids::{AgentName, Destination, Digest, HostName, Name, Source as SourceRange};
+use crate::ids::{AgentName, Digest, Name, SecretName, Source as SourceRange};
 use crate::limits;
+use crate::network::{Budget, NetworkGrant};
 
 mod grants;
+mod network;
 mod program;
 mod unenforced;
 
@@ -36,8 +38,11 @@ pub struct Manifest {
     pub memory_mib: u32,
     pub disk_mib: u32,
     pub pids_max: u32,
-    /// Sorted, without repeats. Empty: the agent gets no network interface.
-    pub network_allow: Vec<Destination>,
+    /// Sorted by name, no name and port twice.
+    pub network_allow: Vec<NetworkGrant>,
+    /// Secrets that the broker adds to the agent's requests.
+    pub credential_refs: Vec<SecretName>,
+    pub budget: Budget,
     pub read: Vec<String>,
     pub write: Vec<String>,
     /// The command's standard input is open for `agent.attach`; false: end of file.
@@ -175,8 +180,10 @@ struct RawCapabilities {
     network: RawNetwork,
     #[serde(default)]
     filesystem: RawFilesystem,
-    credential_refs: Option<Spanned<toml::Value>>,
-    max_api_calls_per_hour: Option<Spanned<toml::Value>>,
+    credential_refs: Option<Spanned<Vec<Spanned<String>>>>,
+    max_api_calls_per_hour: Option<Spanned<i64>>,
+    #[serde(default)]
+    budget: network::RawBudget,
     max_disk_mb_per_sec: Option<Spanned<i64>>,
     health_check: Option<grants::RawHealthCheck>,
     #[serde(default)]
@@ -186,7 +193,7 @@ struct RawCapabilities {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 struct RawNetwork {
-    allow: Option<Spanned<Vec<Spanned<String>>>>,
+    allow: Option<Spanned<Vec<Spanned<toml::Value>>>>,
     publish: Option<Spanned<Vec<Spanned<grants::RawPublished>>>>,
 }
 
@@ -274,7 +281,9 @@ impl Checker<'_> {
                 limits::GUEST_PIDS_DEFAULT,
                 "processes",
             )?,
-            network_allow: self.destinations(caps.network.allow)?,
+            network_allow: self.allow(caps.network.allow)?,
+            credential_refs: self.credentials(caps.credential_refs)?,
+            budget: self.budget(caps.budget, caps.max_api_calls_per_hour)?,
             read,
             write,
         })
@@ -369,52 +378,6 @@ impl Checker<'_> {
         Ok(entries)
     }
 
-    fn destinations(&self, list: Option<Spanned<Vec<Spanned<String>>>>) -> Checked<Vec<Destination>> {
-        let field = "capabilities.network.allow";
-        let mut granted = BTreeSet::new();
-        for entry in self.list(list, field, limits::NETWORK_ALLOW_MAX)? {
-            let text = entry.get_ref();
-            let (name, ports) = match text.rsplit_once(':') {
-                None => (text.as_str(), vec![443, 80]),
-                Some((name, port)) => match port.parse::<u16>() {
-                    Ok(number) if number > 0 && port == number.to_string() => (name, vec![number]),
-                    _ => {
-                        return self.wrong(
-                            entry.span(),
-                            field,
-                            "the port must be 1 to 65535",
-                            "write NAME:PORT",
-                        );
-                    }
-                },
-            };
-            if name.contains('*') {
-                let rule = "this version of NullBox does not know wildcards";
-                return self.wrong(entry.span(), field, rule, "list the names one by one");
-            }
-            let Ok(name) = name.parse() else {
-                let rule = "must be a host name with at least one dot, never an address";
-                return self.wrong(
-                    entry.span(),
-                    field,
-                    rule,
-                    "write a name like \"api.exa.ai\" or \"git.example.org:22\"",
-                );
-            };
-            for port in ports {
-                if !granted.insert(Destination { name: HostName::clone(&name), port }) {
-                    return self.wrong(
-                        entry.span(),
-                        field,
-                        "stands in the list twice",
-                        "remove one of the two",
-                    );
-                }
-            }
-        }
-        Ok(granted.into_iter().collect())
-    }
-
     /// A list of paths without repeats; `writable` as in [`Self::path`].
     fn paths(
         &self,
@@ -486,7 +449,7 @@ filesystem.write = ["/data/research/output"]
         let manifest = parse("AGENT.toml", GOOD).unwrap();
         assert_eq!(manifest.name.as_str(), "researcher");
         let allow: Vec<String> = manifest.network_allow.iter().map(ToString::to_string).collect();
-        assert_eq!(allow, ["api.exa.ai:80", "api.exa.ai:443", "git.example.org:22"]);
+        assert_eq!(allow, ["api.exa.ai", "git.example.org:22"]);
         assert_eq!((manifest.cpu_percent, manifest.memory_mib, manifest.disk_mib), (40, 512, 1024));
     }
 
@@ -516,7 +479,7 @@ filesystem.write = ["/data/research/output"]
                 "\"127.0.0.1\"",
                 "never an address",
             ),
-            ("api.exa.ai", "*.exa.ai", 12, "capabilities.network.allow", "\"*.exa.ai\"", "wildcards"),
+            ("api.exa.ai", "*.com", 12, "capabilities.network.allow", "\"*.com\"", "`*.` and such a name"),
             (".org:22", ".org:0", 12, "capabilities.network.allow", "\"git.example.org:0\"", "1 to 65535"),
             (
                 ".org:22",
@@ -574,15 +537,47 @@ filesystem.write = ["/data/research/output"]
 
     #[test]
     fn a_field_that_is_not_enforced_is_refused_by_name() {
-        for (line, field) in [
-            ("credential_refs = [\"EXA_KEY\"]", "capabilities.credential_refs"),
-            ("max_api_calls_per_hour = 200", "capabilities.max_api_calls_per_hour"),
-        ] {
-            let error = parse("f", &GOOD.replace("shell = false", line)).unwrap_err();
-            assert_eq!((error.field.as_str(), error.line), (field, 9), "{error}");
-        }
         let tools = parse("f", &format!("{GOOD}\n[tools]\nx = {{ risk = \"low\" }}\n")).unwrap_err();
         assert_eq!(tools.field, "tools");
+    }
+
+    #[test]
+    fn what_an_agent_may_reach_and_spend_is_parsed_whole() {
+        let text = GOOD.replace(
+            "[\"api.exa.ai\", \"git.example.org:22\"]",
+            "[\"*.cdn.test\", { name = \"api.exa.ai\", methods = [\"POST\"], paths = [\"/search\", \"/v1/\"] },\n\
+             { name = \"db.corp.test\", ports = [5432], addresses = [\"10.1.2.3\"], without_sni = true },\n\
+             { name = \"api.mail.test\", ports = [443], intercept = true }]\n\
+             credential_refs = [\"EXA_KEY\", \"A1\"]\nmax_api_calls_per_hour = 200\n\
+             budget = { period = \"total\", max_output_tokens = 5, max_micro_dollars = 0 }",
+        );
+        let manifest = parse("f", &text).unwrap();
+        let allow: Vec<String> = manifest.network_allow.iter().map(ToString::to_string).collect();
+        assert_eq!(allow, ["api.exa.ai", "api.mail.test:443", "db.corp.test:5432", "*.cdn.test"]);
+        assert!(manifest.network_allow[0].is_narrowed() && manifest.network_allow[1].intercept);
+        assert!(manifest.network_allow[2].without_sni && manifest.network_allow[2].addresses.len() == 1);
+        assert_eq!(manifest.credential_refs.len(), 2);
+        let budget = manifest.budget;
+        assert_eq!((budget.calls_per_hour_max, budget.output_tokens_max), (Some(200), Some(5)));
+        assert_eq!((budget.micro_dollars_max, budget.bytes_max), (Some(0), None));
+        for (from, to, rule) in [
+            ("[\"POST\"]", "[\"post\"]", "upper case"),
+            ("/search", "/a/../b", "dot segment"),
+            ("/search", "search", "begins with `/`"),
+            ("ports = [5432]", "ports = [0]", "1 to 65535"),
+            ("10.1.2.3", "10.1.2", "invalid"),
+            ("name = \"db.corp.test\"", "name = \"*.corp.test\"", "one exact name"),
+            ("ports = [443], intercept", "ports = [80], intercept", "443"),
+            ("without_sni", "without_sny", "unknown field"),
+            ("\"A1\"", "\"a1\"", "name of a secret"),
+            ("\"A1\"", "\"EXA_KEY\"", "twice"),
+            ("= 200", "= -1", "0 to"),
+            ("max_output_tokens = 5", "max_output_tokens = -5", "0 to"),
+            ("\"total\"", "\"week\"", "unknown variant"),
+        ] {
+            let error = parse("f", &text.replacen(from, to, 1)).unwrap_err();
+            assert!(error.rule.contains(rule), "{to}: {error}");
+        }
     }
 
     #[test]

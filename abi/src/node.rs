@@ -13,6 +13,7 @@ use crate::config_error::{ConfigError, Source};
 use crate::identity::{Role, Service};
 use crate::ids::{HostName, Source as SourceRange};
 use crate::limits;
+use crate::network::Price;
 use service::PartialService;
 
 pub use service::{
@@ -41,6 +42,8 @@ pub struct NodeConfig {
     pub clock: Clock,
     pub logs: Logs,
     pub metrics: Metrics,
+    /// `[prices."MODEL"]`: what calls to metered APIs cost. A model that is not here is refused to agents with a bound of tokens or money.
+    pub prices: BTreeMap<String, Price>,
     pub services: BTreeMap<String, ServiceConfig>,
 }
 
@@ -75,6 +78,8 @@ pub struct Network {
     /// Static names for closed networks. What stands here is the operator's word: such an address may be private, but
     /// never loopback, link-local, multicast, unspecified or the node's own.
     pub hosts: BTreeMap<HostName, Vec<IpAddr>>,
+    /// Certificates (PEM, one a text) that the broker trusts beside the web's: an authority of your own.
+    pub authorities: Vec<String>,
 }
 
 /// How the uplink gets its address.
@@ -169,6 +174,7 @@ struct Partial {
     clock: Clock,
     logs: Logs,
     metrics: Metrics,
+    prices: BTreeMap<String, Price>,
     services: BTreeMap<String, PartialService>,
 }
 
@@ -237,7 +243,41 @@ fn check_helpers(config: &NodeConfig, wrong: &dyn Fn(String, &str, &str) -> Chec
         let rule = "must be udp://HOST:PORT or tcp://HOST:PORT";
         return wrong("logs.forward".into(), rule, "write for example forward = \"udp://192.0.2.5:514\"");
     }
+    check_broker(config, wrong)?;
     check_metrics(config, wrong)
+}
+
+/// `network.authorities` and `[prices]`.
+fn check_broker(config: &NodeConfig, wrong: &dyn Fn(String, &str, &str) -> Checked<()>) -> Checked<()> {
+    let is_pem = |text: &String| {
+        text.trim_start().starts_with("-----BEGIN CERTIFICATE-----")
+            && text.matches("-----BEGIN").count() == 1
+    };
+    let authorities = &config.network.authorities;
+    if authorities.len() > limits::AUTHORITIES_MAX || !authorities.iter().all(is_pem) {
+        let rule = format!("must be at most {} certificates in PEM, one a text", limits::AUTHORITIES_MAX);
+        return wrong(
+            "network.authorities".into(),
+            &rule,
+            "write authorities = [\"\"\"-----BEGIN CERTIFICATE-----...\"\"\"]",
+        );
+    }
+    if config.prices.len() > limits::PRICES_MAX {
+        return wrong("prices".into(), &format!("at most {} models", limits::PRICES_MAX), "remove some");
+    }
+    for (model, price) in &config.prices {
+        let amounts = [price.input, price.cache_read, price.cache_write, price.output];
+        if amounts.iter().any(|amount| *amount > limits::PRICE_MAX) {
+            let rule = format!("a price is at most {} micro-dollars for a million tokens", limits::PRICE_MAX);
+            return wrong(format!("prices.{model}"), &rule, "write what the provider asks");
+        }
+        let bounds = [price.input_tokens_max, price.output_tokens_max];
+        if bounds.iter().any(|tokens| !(1..=limits::CALL_TOKENS_MAX).contains(tokens)) {
+            let rule = format!("the tokens of one call must be 1 to {}", limits::CALL_TOKENS_MAX);
+            return wrong(format!("prices.{model}"), &rule, "write the model's context and longest answer");
+        }
+    }
+    Ok(())
 }
 
 /// `[metrics]`.

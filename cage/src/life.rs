@@ -9,7 +9,7 @@ mod parting;
 mod steering;
 mod vigil;
 
-use abi::control::NetAttach;
+use abi::control::{Attached, NetAttach};
 use abi::guest::{Exit, PROTOCOL};
 use abi::ids::Instance;
 use abi::ledger::Event;
@@ -177,9 +177,9 @@ impl Life<'_> {
         let _turn = self.turn()?; // given back when the guest is ready, or has failed to be
         self.receipt()?;
         let (control, memory, uid) = self.disk_and_jail()?;
-        let (network, netns, guest_network) = self.leases(memory, uid)?;
+        let (network, netns, attached) = self.leases(memory, uid)?;
         self.launch(rootfs, uid, control, network, netns)?;
-        let start = order::start(self.instance(), &self.order.loaded.manifest, &image, guest_network);
+        let start = order::start(self.instance(), &self.order.loaded.manifest, &image, attached.as_ref());
         self.greet(start)
     }
 
@@ -264,14 +264,17 @@ impl Life<'_> {
         &mut self,
         listener: UnixListener,
         uid: u32,
-    ) -> Result<(Option<JailNetwork>, Option<Arc<OwnedFd>>, Option<abi::guest::GuestNetwork>), End> {
+    ) -> Result<(Option<JailNetwork>, Option<Arc<OwnedFd>>, Option<Attached>), End> {
         let places = &self.cage.places;
         let allow = self.order.loaded.manifest.network_allow.clone();
         let network = match allow.is_empty() && self.order.loaded.manifest.publish.is_empty() {
             true => None,
             false => {
                 let publish = self.order.loaded.manifest.publish.clone();
-                let want = NetAttach { instance: self.instance().clone(), uid, allow, publish };
+                let manifest = &self.order.loaded.manifest;
+                let (credentials, budget) = (manifest.credential_refs.clone(), manifest.budget);
+                let instance = self.instance().clone();
+                let want = NetAttach { instance, uid, allow, publish, credentials, budget };
                 let network = lease::attach_network(&places.egress, &want, None).map_err(broken)?;
                 self.reached("network")?;
                 Some((want, network))
@@ -280,14 +283,14 @@ impl Life<'_> {
         let memory =
             lease::attach_memory(&places.ctxgraph, self.instance(), std::os::fd::AsFd::as_fd(&listener));
         let memory = memory.map_err(broken)?;
-        let (jail_network, netns, guest_network) = match &network {
+        let (jail_network, netns, attached) = match &network {
             None => (None, None, None),
             Some((_, network)) => {
                 let attached = &network.attached;
                 let mac = order::mac(&attached.mac)
                     .ok_or_else(|| End::Broken(format!("egress: `{}` is not a MAC address", attached.mac)))?;
                 let jail = JailNetwork { tap: attached.tap.clone(), mac };
-                (Some(jail), Some(network.netns.clone()), Some(attached.guest.clone()))
+                (Some(jail), Some(network.netns.clone()), Some(attached.clone()))
             }
         };
         let (egress, ctxgraph) = (places.egress.clone(), places.ctxgraph.clone());
@@ -295,7 +298,7 @@ impl Life<'_> {
             Leases { instance: self.instance().clone(), egress, ctxgraph, network, memory, listener };
         self.held.keeper = Some(Keeper::start(leases).map_err(broken)?);
         self.reached("memory")?;
-        Ok((jail_network, netns, guest_network))
+        Ok((jail_network, netns, attached))
     }
 
     fn launch(

@@ -1,7 +1,7 @@
 //! What a guest is told to run, made of manifest and image. Pure.
 
-use abi::control::Image;
-use abi::guest::{Exec, GuestNetwork, HealthProbe, Start, TerminalSize, Volume};
+use abi::control::{Attached, Image};
+use abi::guest::{Exec, HealthProbe, Start, TerminalSize, Volume};
 use abi::ids::Instance;
 use abi::limits;
 use abi::manifest::{HealthCheck, Manifest, VolumeGrant};
@@ -18,12 +18,7 @@ const VCPUS_MAX: u32 = 16;
 const TERMINAL: TerminalSize = TerminalSize { rows: 24, columns: 80 };
 
 /// The order for a guest. The clock is set when it is sent.
-pub fn start(
-    instance: &Instance,
-    manifest: &Manifest,
-    image: &Image,
-    network: Option<GuestNetwork>,
-) -> Start {
+pub fn start(instance: &Instance, manifest: &Manifest, image: &Image, attached: Option<&Attached>) -> Start {
     let volume = |grant: &VolumeGrant| Volume { path: grant.path.clone(), read_only: grant.read_only };
     let probe = |check: &HealthCheck| HealthProbe {
         port: check.port,
@@ -33,9 +28,10 @@ pub fn start(
     Start {
         instance: instance.to_string(),
         command: manifest.command.clone(),
-        env: environment(&image.env, &manifest.env),
+        env: environment(&image.env, attached.map(|attached| &attached.env), &manifest.env),
         workdir: manifest.workdir.clone().or_else(|| image.workdir.clone()).unwrap_or_else(|| "/".into()),
-        network,
+        network: attached.map(|attached| attached.guest.clone()),
+        authority: attached.and_then(|attached| attached.authority.clone()),
         read: manifest.read.clone(),
         write: manifest.write.clone(),
         shell: manifest.shell,
@@ -50,15 +46,20 @@ pub fn start(
     }
 }
 
-/// Defaults, overlaid by the image's variables, overlaid by the manifest's. Sorted by name. What is not `NAME=value` in an
+/// Defaults, overlaid by the image's variables, by those of egress, by the manifest's. Sorted by name. What is not `NAME=value` in an
 /// image is left out.
-pub fn environment(image: &[String], manifest: &BTreeMap<String, String>) -> Vec<String> {
+pub fn environment(
+    image: &[String],
+    egress: Option<&BTreeMap<String, String>>,
+    manifest: &BTreeMap<String, String>,
+) -> Vec<String> {
     let mut all: BTreeMap<&str, &str> = BTreeMap::from([("HOME", HOME), ("PATH", PATH_DEFAULT)]);
     let named = |pair: &&String| pair.split_once('=').is_some_and(|(name, _)| !name.is_empty());
     all.extend(image.iter().filter(named).take(limits::ENV_VARS_MAX).filter_map(|pair| pair.split_once('=')));
     // An image's HOME is another user's.
     all.insert("HOME", HOME);
-    all.extend(manifest.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    let pairs = egress.into_iter().flatten().chain(manifest);
+    all.extend(pairs.map(|(name, value)| (name.as_str(), value.as_str())));
     all.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
@@ -162,10 +163,12 @@ mod tests {
             "=x".into(),
             "B=1=2".into(),
         ];
-        let env = environment(&image, &manifest("").env);
-        assert_eq!(env, ["A=manifest", "B=1=2", "HOME=/home/agent", "PATH=/image"]);
+        let egress = BTreeMap::from([("A".to_owned(), "egress".to_owned()), ("B".into(), "egress".into())]);
+        let env = environment(&image, Some(&egress), &manifest("").env);
+        assert_eq!(env, ["A=manifest", "B=egress", "HOME=/home/agent", "PATH=/image"]);
+        assert_eq!(environment(&image, None, &BTreeMap::new())[1], "B=1=2");
         assert_eq!(
-            environment(&[], &BTreeMap::new()),
+            environment(&[], None, &BTreeMap::new()),
             ["HOME=/home/agent".to_owned(), format!("PATH={PATH_DEFAULT}")]
         );
     }

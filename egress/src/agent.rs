@@ -1,17 +1,24 @@
-//! One attached agent: its grants and its counters, and the node-wide parts its tasks use.
+//! One attached agent: what it may reach, its open connections, its counters, and the node-wide parts its tasks use.
+//!
+//! Must hold: a change of what it may reach is in force, and connections that no longer pass are told to end, before
+//! [`Agent::set_policy`] returns.
 
-use abi::control::AgentGrants;
-use abi::ids::{Destination, Instance};
+use abi::control::{AgentGrants, ConnectionRecord};
+use abi::ids::{HostName, Instance};
 use abi::ledger::Event;
 use abi::manifest::Published;
+use abi::network::NetworkGrant;
 use abi::{limits, log};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
-use tokio::sync::Semaphore;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::denials::{Denials, Rule};
 use crate::names::Names;
+use crate::policy::{self, Admission, Policy, Refused};
 use crate::receipts::Receipts;
 use crate::resolve::Resolver;
 use crate::settings::Settings;
@@ -31,13 +38,41 @@ pub struct Node {
 #[derive(Debug)]
 pub struct Agent {
     pub instance: Instance,
-    pub allow: Vec<Destination>,
     pub publish: Vec<Published>,
-    pub names: Names,
     pub counters: Counters,
     pub node: Arc<Node>,
+    reach: Mutex<Reach>,
     /// How fast its published ports may be connected to.
     knocks: Mutex<Bucket>,
+}
+
+/// What changes while it runs.
+#[derive(Debug)]
+struct Reach {
+    policy: Policy,
+    names: Names,
+    /// Names that only a wildcard admits, of those that have an address.
+    wild: usize,
+    open: BTreeMap<u64, Open>,
+    next_id: u64,
+}
+
+/// An open connection, as it was asked for.
+#[derive(Debug)]
+struct Open {
+    name: HostName,
+    port: u16,
+    admission: Admission,
+    cut: oneshot::Sender<Cut>,
+}
+
+/// Why a connection is cut in the middle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// What it was let through by holds no more.
+    Revoked,
+    /// The agent has spent what it may.
+    Budget,
 }
 
 /// Numbers for `net.grants`.
@@ -53,22 +88,129 @@ pub struct Counters {
 }
 
 impl Agent {
-    /// An agent with the addresses of its names.
-    pub fn new(
-        instance: Instance,
-        allow: Vec<Destination>,
-        publish: Vec<Published>,
-        node: Arc<Node>,
-    ) -> Agent {
-        let names = Names::assign(&instance.agent, &allow);
+    /// An agent whose exact names have their addresses.
+    pub fn new(instance: Instance, policy: Policy, publish: Vec<Published>, node: Arc<Node>) -> Agent {
         let knocks = Mutex::new(Bucket::new(limits::PUBLISH_CONNECTIONS_PER_SECOND_MAX, Instant::now()));
-        Agent { instance, allow, publish, names, counters: Counters::default(), node, knocks }
+        let names = Names::new(instance.agent.clone());
+        let mut reach = Reach { policy, names, wild: 0, open: BTreeMap::new(), next_id: 0 };
+        reach.name_exact(&instance);
+        Agent { instance, publish, counters: Counters::default(), node, reach: Mutex::new(reach), knocks }
+    }
+
+    fn reach(&self) -> MutexGuard<'_, Reach> {
+        self.reach.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it may reach, as of now.
+    pub fn policy(&self) -> Policy {
+        self.reach().policy.clone()
+    }
+
+    /// Changes what it may reach; returns how many connections were cut.
+    pub fn set_policy(&self, policy: Policy) -> usize {
+        let mut reach = self.reach();
+        reach.policy = policy;
+        reach.name_exact(&self.instance);
+        self.cut_refused(&mut reach)
+    }
+
+    /// Cuts what passes no more, a live grant whose time is over among it; returns how many.
+    pub fn cut_expired(&self) -> usize {
+        self.cut_refused(&mut self.reach())
+    }
+
+    fn cut_refused(&self, reach: &mut Reach) -> usize {
+        let (now, agent) = (unix_ms_now(), &self.instance.agent);
+        let Reach { policy, open, .. } = reach;
+        let refused = open.extract_if(.., |_, open| {
+            policy
+                .decide(agent, &open.name, open.port, now)
+                .map_or(true, |found| !found.still_admits(&open.admission))
+        });
+        // One that ended meanwhile has nobody to tell, and is none.
+        refused.filter_map(|(_, open)| open.cut.send(Cut::Revoked).ok()).count()
+    }
+
+    /// Cuts all connections to names.
+    pub fn cut_all(&self, why: Cut) {
+        for (_, open) in std::mem::take(&mut self.reach().open) {
+            let _ = open.cut.send(why); // as above
+        }
+    }
+
+    /// The address that a name of the guest's question has.
+    pub fn address_of(&self, name: &HostName) -> Result<Ipv4Addr, Refused> {
+        let mut reach = self.reach();
+        reach.policy.resolves(&self.instance.agent, name, unix_ms_now())?;
+        if !reach.names.has(name) {
+            // Exact names have theirs, so a wildcard admits it.
+            if reach.wild >= limits::WILDCARD_NAMES_MAX {
+                let most = limits::WILDCARD_NAMES_MAX;
+                return Err(Refused {
+                    rule: "limit",
+                    because: format!("more than {most} names under wildcards in one life"),
+                    remedy: format!("add \"{name}\" itself to capabilities.network.allow"),
+                });
+            }
+            reach.wild += 1;
+        }
+        Ok(reach.names.address(name))
+    }
+
+    /// The name that an address stands for.
+    pub fn name_at(&self, address: Ipv4Addr) -> Option<HostName> {
+        self.reach().names.at(address).cloned()
+    }
+
+    /// Decides a connection to a name as the guest asks for it.
+    pub fn decide(&self, name: &HostName, port: u16) -> Result<Admission, Refused> {
+        self.reach().policy.decide(&self.instance.agent, name, port, unix_ms_now())
+    }
+
+    /// Decides a connection, and keeps it where a change finds it until the entry is dropped.
+    pub fn enter(self: &Arc<Agent>, name: &HostName, port: u16) -> Result<(Admission, Entry), Refused> {
+        let mut reach = self.reach();
+        let admission = reach.policy.decide(&self.instance.agent, name, port, unix_ms_now())?;
+        let id = reach.next_id;
+        reach.next_id += 1;
+        let (cut, told) = oneshot::channel();
+        reach.open.insert(id, Open { name: name.clone(), port, admission: admission.clone(), cut });
+        Ok((admission, Entry { agent: self.clone(), id, told }))
     }
 
     /// Counts and records a denial.
     pub fn deny(&self, what: &str, rule: Rule, remedy: &str) {
         self.counters.denials.fetch_add(1, Ordering::Relaxed);
         self.node.denials.record(&self.instance, what, rule, remedy);
+    }
+
+    /// Records an ended connection.
+    pub fn ended(&self, record: ConnectionRecord) {
+        let ConnectionRecord {
+            unix_ms: _,
+            instance,
+            name,
+            port,
+            address,
+            bytes_out,
+            bytes_in,
+            duration_ms,
+            rule,
+            end,
+            receipt,
+        } = record;
+        self.node.receipts.note(Event::NetEnded {
+            instance,
+            name,
+            port,
+            address,
+            bytes_out,
+            bytes_in,
+            duration_ms,
+            rule,
+            end,
+            receipt,
+        });
     }
 
     /// One connection more, if there is room; it is given back when the slot is dropped.
@@ -96,12 +238,13 @@ impl Agent {
         ((before as usize) < most).then_some(slot) // else dropping it takes the count back
     }
 
-    /// Waits for the receipt without which a connection is not made; the error says that there is none.
-    pub async fn receipt(&self, event: Event) -> Result<(), String> {
+    /// Waits for the receipt without which a connection is not made, and returns its place in the ledger; the error says that there
+    /// is none.
+    pub async fn receipt(&self, event: Event) -> Result<u64, String> {
         let _turn = self.node.receipt_turns.acquire().await.map_err(|error| error.to_string())?;
         let receipts = self.node.receipts.clone();
         let error = match tokio::task::spawn_blocking(move || receipts.durable(event)).await {
-            Ok(Ok(())) => return Ok(()),
+            Ok(Ok(receipt)) => return Ok(receipt.seq),
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
@@ -112,10 +255,11 @@ impl Agent {
     /// The agent's line in `net.grants`, with its lists or without.
     pub fn grants(&self, counters_only: bool) -> AgentGrants {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let names = self.names.iter().filter(|_| !counters_only);
+        let reach = self.reach();
+        let names = reach.names.iter().filter(|_| !counters_only);
         AgentGrants {
             instance: self.instance.clone(),
-            allow: if counters_only { Vec::new() } else { self.allow.clone() },
+            allow: if counters_only { Vec::new() } else { reach.policy.in_force(unix_ms_now()) },
             connections: self.counters.connections.load(Ordering::Relaxed),
             connections_total: count(&self.counters.connections_total),
             bytes_out: count(&self.counters.bytes_out),
@@ -124,8 +268,56 @@ impl Agent {
             publish: if counters_only { Vec::new() } else { self.publish.clone() },
             published_connections: self.counters.published_connections.load(Ordering::Relaxed),
             published_total: count(&self.counters.published_total),
-            synthetic: names.map(|(name, grant)| (name.clone(), grant.address.to_string())).collect(),
+            synthetic: names.map(|(name, address)| (name.clone(), address.to_string())).collect(),
         }
+    }
+}
+
+impl Reach {
+    /// Gives each exact name its address, the broker's name for it too, in an order that does not change.
+    fn name_exact(&mut self, instance: &Instance) {
+        let now = unix_ms_now();
+        let mut names: Vec<HostName> =
+            self.policy.in_force(now).iter().filter_map(NetworkGrant::exact).cloned().collect();
+        names.sort();
+        for name in names {
+            self.names.address(&name);
+            if let Some(broker) = policy::broker_name(&name)
+                && self.policy.resolves(&instance.agent, &broker, now).is_ok()
+            {
+                self.names.address(&broker);
+            }
+        }
+    }
+}
+
+/// Milliseconds since 1970 by the node's clock.
+pub fn unix_ms_now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A connection in its agent's list.
+#[derive(Debug)]
+pub struct Entry {
+    agent: Arc<Agent>,
+    id: u64,
+    told: oneshot::Receiver<Cut>,
+}
+
+impl Entry {
+    /// Ends when the connection must.
+    pub async fn cut(&mut self) -> Cut {
+        match (&mut self.told).await {
+            Ok(cut) => cut,
+            Err(_) => std::future::pending().await, // the list is gone, and with it the agent's tasks
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.agent.reach().open.remove(&self.id);
     }
 }
 

@@ -11,7 +11,16 @@ use hickory_proto::rr::rdata::{A, PTR, SOA};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use std::net::Ipv4Addr;
 
-use crate::names::{Grant, Names};
+use crate::denials::Rule;
+use crate::policy::Refused as Refusal;
+
+/// What an agent's names stand for.
+pub trait Book {
+    /// The synthetic address of a name, if the agent may ask for it.
+    fn address(&self, name: &HostName) -> Result<Ipv4Addr, Refusal>;
+    /// The name of a synthetic address.
+    fn name(&self, address: Ipv4Addr) -> Option<HostName>;
+}
 
 /// EDNS option code of an extended error, and its info code Blocked (RFC 8914 sections 2 and 4.16).
 const EXTENDED_ERROR: u16 = 15;
@@ -35,6 +44,7 @@ pub struct Answer {
 pub struct Refused {
     /// `dns A evil.example`
     pub what: String,
+    pub rule: Rule,
     pub remedy: String,
 }
 
@@ -46,7 +56,7 @@ pub enum Transport {
 }
 
 /// Answers one message; `None`: not a question, dropped.
-pub fn answer(question: &[u8], transport: Transport, agent: &AgentName, names: &Names) -> Option<Answer> {
+pub fn answer(question: &[u8], transport: Transport, agent: &AgentName, book: &dyn Book) -> Option<Answer> {
     let is_answer = question.get(2)? & 0x80 != 0;
     if question.len() < HEADER || is_answer {
         return None;
@@ -66,7 +76,7 @@ pub fn answer(question: &[u8], transport: Transport, agent: &AgentName, names: &
         _ => Err(ResponseCode::FormErr),
     };
     match query {
-        Ok(query) => explanation = decide(query, agent, names, &mut reply),
+        Ok(query) => explanation = decide(query, agent, book, &mut reply),
         Err(code) => reply.metadata.response_code = code,
     }
     finish(reply, asked.edns.as_ref(), transport, explanation)
@@ -80,9 +90,9 @@ fn malformed(question: &[u8]) -> Option<Answer> {
 }
 
 /// Fills the reply; returns what was refused and why.
-fn decide(query: &Query, agent: &AgentName, names: &Names, reply: &mut Message) -> Option<Refused> {
+fn decide(query: &Query, agent: &AgentName, book: &dyn Book, reply: &mut Message) -> Option<Refused> {
     let text = query.name.to_ascii();
-    if let Some(name) = reverse(&query.name, query.query_type, names) {
+    if let Some(name) = reverse(&query.name, query.query_type, book) {
         let target = Name::from_ascii(format!("{name}.")).ok()?;
         reply.add_answer(Record::from_rdata(
             query.name.clone(),
@@ -91,40 +101,36 @@ fn decide(query: &Query, agent: &AgentName, names: &Names, reply: &mut Message) 
         ));
         return None;
     }
-    let granted = text.parse::<HostName>().ok().and_then(|name| names.grant(&name));
-    match (granted, query.query_type) {
-        (Some(Grant { address, .. }), RecordType::A | RecordType::ANY) => {
-            let data = RData::A(A(*address));
+    let (rule, remedy) = match (text.parse::<HostName>().map(|name| book.address(&name)), query.query_type) {
+        (Ok(Ok(address)), RecordType::A | RecordType::ANY) => {
+            let data = RData::A(A(address));
             reply.add_answer(Record::from_rdata(query.name.clone(), limits::DNS_TTL_SECS, data));
-            None
+            return None;
         }
-        (Some(_), _) => {
+        (Ok(Ok(_)), _) => {
             reply.add_authority(start_of_authority(&query.name)?);
-            None
+            return None;
         }
-        (None, kind) => {
-            reply.metadata.response_code = ResponseCode::NXDomain;
-            reply.add_authority(start_of_authority(&query.name)?);
-            let name: String = text.trim_end_matches('.').chars().take(253).collect();
-            Some(Refused {
-                remedy: format!(
-                    "\"{name}\" is not in network.allow of agent {agent}; add it to capabilities.network.allow"
-                ),
-                what: format!("dns {kind} {name}"),
-            })
+        (Ok(Err(refusal)), _) => (refusal.rule, refusal.remedy),
+        (Err(_), _) => {
+            ("name-not-granted", format!("it is no host name, so agent {agent} cannot be granted it"))
         }
-    }
+    };
+    reply.metadata.response_code = ResponseCode::NXDomain;
+    reply.add_authority(start_of_authority(&query.name)?);
+    let name: String = text.trim_end_matches('.').chars().take(253).collect();
+    Some(Refused { rule, remedy, what: format!("dns {} {name}", query.query_type) })
 }
 
 /// The name behind a synthetic address, for a question in in-addr.arpa.
-fn reverse<'a>(name: &Name, kind: RecordType, names: &'a Names) -> Option<&'a HostName> {
+fn reverse(name: &Name, kind: RecordType, book: &dyn Book) -> Option<HostName> {
     if kind != RecordType::PTR {
         return None;
     }
     let text = name.to_ascii().to_ascii_lowercase();
     let mut octets: Vec<&str> = text.strip_suffix(".in-addr.arpa.")?.split('.').collect();
     octets.reverse();
-    names.at(octets.join(".").parse::<Ipv4Addr>().ok()?)
+    book.name(octets.join(".").parse::<Ipv4Addr>().ok()?)
 }
 
 /// Bounds how long a guest may remember that there is nothing (RFC 2308).
@@ -243,14 +249,32 @@ pub fn resolved(bytes: &[u8], id: u16, name: &HostName) -> Option<Resolved> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use abi::ids::Destination;
+    use crate::names::Names;
+    use crate::policy::Policy;
+    use std::cell::RefCell;
+
+    struct TestBook(RefCell<Names>);
+
+    impl Book for TestBook {
+        fn address(&self, name: &HostName) -> Result<Ipv4Addr, Refusal> {
+            let policy = Policy { manifest: vec!["api.exa.ai:443".parse().unwrap()], ..Policy::default() };
+            policy.resolves(&agent(), name, 0)?;
+            Ok(self.0.borrow_mut().address(name))
+        }
+
+        fn name(&self, address: Ipv4Addr) -> Option<HostName> {
+            self.0.borrow().at(address).cloned()
+        }
+    }
 
     fn agent() -> AgentName {
         "researcher".parse().unwrap()
     }
 
-    fn names() -> Names {
-        Names::assign(&agent(), &[Destination { name: "api.exa.ai".parse().unwrap(), port: 443 }])
+    fn names() -> TestBook {
+        let mut names = Names::new(agent());
+        names.address(&"api.exa.ai".parse().unwrap());
+        TestBook(RefCell::new(names))
     }
 
     fn ask(name: &str, kind: RecordType, edns: bool) -> (Message, Option<Refused>) {
@@ -265,7 +289,7 @@ mod tests {
 
     #[test]
     fn an_allowed_name_has_its_synthetic_address_in_any_case() {
-        let address = names().grant(&"api.exa.ai".parse().unwrap()).unwrap().address;
+        let address = names().address(&"api.exa.ai".parse().unwrap()).unwrap();
         for spelling in ["api.exa.ai.", "API.Exa.AI."] {
             let (reply, refused) = ask(spelling, RecordType::A, false);
             assert_eq!(reply.answers[0].data, RData::A(A(address)));
@@ -293,7 +317,11 @@ mod tests {
             let option = edns.option(EXTENDED_ERROR.into()).unwrap();
             let EdnsOption::Unknown(_, bytes) = option else { panic!() };
             assert_eq!(bytes[..2], [0, 15]);
-            assert!(String::from_utf8_lossy(&bytes[2..]).contains("add it to capabilities.network.allow"));
+            let why = String::from_utf8_lossy(&bytes[2..]).into_owned();
+            assert!(
+                why.contains("add it to capabilities.network.allow") || why.contains("it is no host name"),
+                "{why}"
+            );
         }
         assert!(ask("evil.example.", RecordType::A, false).0.edns.is_none());
     }
@@ -310,7 +338,7 @@ mod tests {
 
     #[test]
     fn a_synthetic_address_has_its_name_back() {
-        let [a, b, c, d] = names().grant(&"api.exa.ai".parse().unwrap()).unwrap().address.octets();
+        let [a, b, c, d] = names().address(&"api.exa.ai".parse().unwrap()).unwrap().octets();
         let (reply, _) = ask(&format!("{d}.{c}.{b}.{a}.in-addr.arpa."), RecordType::PTR, false);
         assert_eq!(reply.answers[0].data, RData::PTR(PTR(Name::from_ascii("api.exa.ai.").unwrap())));
         assert!(ask("1.0.64.100.in-addr.arpa.", RecordType::PTR, false).1.is_some());

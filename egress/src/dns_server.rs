@@ -1,7 +1,9 @@
 //! The DNS sockets in a VM's namespace. What is answered is decided in [`crate::dns`].
 
+use abi::ids::HostName;
 use abi::{limits, log};
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,7 +12,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::agent::{Agent, Bucket};
-use crate::dns::{self, Answer, Transport};
+use crate::dns::{self, Answer, Book, Transport};
+use crate::policy::Refused;
 
 /// Pause after a socket error, so that a broken socket does not spin.
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
@@ -96,11 +99,21 @@ impl DnsServer {
         }
         let agent = &self.agent;
         let Answer { bytes, refused } =
-            dns::answer(question, transport, &agent.instance.agent, &agent.names)?;
+            dns::answer(question, transport, &agent.instance.agent, agent.as_ref())?;
         if let Some(refused) = refused {
-            agent.deny(&refused.what, "name-not-granted", &refused.remedy);
+            agent.deny(&refused.what, refused.rule, &refused.remedy);
         }
         Some(bytes)
+    }
+}
+
+impl Book for Agent {
+    fn address(&self, name: &HostName) -> Result<Ipv4Addr, Refused> {
+        self.address_of(name)
+    }
+
+    fn name(&self, address: Ipv4Addr) -> Option<HostName> {
+        self.name_at(address)
     }
 }
 

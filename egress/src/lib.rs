@@ -17,6 +17,7 @@
 
 pub mod addresses;
 pub mod agent;
+pub mod broker;
 pub mod denials;
 pub mod dns;
 pub mod dns_server;
@@ -26,6 +27,7 @@ pub mod names;
 pub mod namespace;
 pub mod nflog;
 pub mod nft;
+pub mod policy;
 pub mod proxy;
 pub mod publish;
 pub mod receipts;

@@ -9,6 +9,7 @@ use abi::guest::GuestNetwork;
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::LinkNameSpaceType;
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::{SocketAddrV4, TcpListener, TcpStream, UdpSocket};
@@ -162,5 +163,7 @@ pub fn attached() -> Attached {
             gateway: GATEWAY.to_string(),
             mtu: MTU,
         },
+        env: BTreeMap::new(),
+        authority: None,
     }
 }

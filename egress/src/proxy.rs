@@ -4,20 +4,24 @@
 //! far address is judged after resolution; the receipt is durable before the dial; no receipt, no connection.
 //! Must never: take a name, address or port from what a guest says inside a connection.
 
+use abi::control::ConnectionRecord;
 use abi::ids::HostName;
 use abi::ledger::Event;
 use abi::{limits, log};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::agent::{Agent, Slot};
+use crate::agent::{Agent, Entry, Slot, unix_ms_now};
+use crate::broker;
 use crate::http;
+use crate::policy::{Admission, Way};
 use crate::resolve::ResolveError;
 use crate::sniff::{Guard, Refusal, Speaks};
 use crate::splice::{self, End};
@@ -28,11 +32,13 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// Pause when the process is out of descriptors.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Where a connection goes, by construction.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
-    pub name: HostName,
-    pub port: u16,
+/// What a connection did, readable after it was cut.
+#[derive(Debug, Default)]
+pub struct Flow {
+    pub bytes_out: AtomicU64,
+    pub bytes_in: AtomicU64,
+    /// The address dialled last, and the place of its receipt in the ledger.
+    pub dialled: Mutex<Option<(IpAddr, u64)>>,
 }
 
 /// Accepts for ever. Dropping the future closes all connections of the agent.
@@ -71,64 +77,109 @@ fn admit(agent: &Arc<Agent>, client: TcpStream, connections: &mut JoinSet<()>) {
 }
 
 async fn connection(agent: Arc<Agent>, mut client: TcpStream, _slot: Slot) {
-    let target = match rustix::net::sockopt::ip_original_dst(&client) {
-        Ok(asked) => target(&agent, SocketAddr::V4(asked)),
+    let asked = match rustix::net::sockopt::ip_original_dst(&client) {
+        Ok(asked) => asked,
         Err(error) => {
             log::error("original_destination_unknown", &[("agent", &agent.instance), ("error", &error)]);
             return reset(&client);
         }
     };
-    let ended = match &target {
-        Ok(target) => carry(&agent, &mut client, target).await,
-        Err(refusal) => Err(End::Refused(refusal.clone())),
+    let (name, port) = (agent.name_at(*asked.ip()), asked.port());
+    let entered = match &name {
+        Some(name) => agent.enter(name, port).map_err(|refused| Refusal {
+            what: format!("tcp {name}:{port}"),
+            rule: refused.rule,
+            remedy: refused.remedy,
+            speaks: Speaks::Neither,
+        }),
+        None => Err(Refusal {
+            what: format!("tcp {asked}"),
+            rule: "raw-address",
+            remedy: "connect to a name: this address stands for no name of this agent".into(),
+            speaks: Speaks::Neither,
+        }),
+    };
+    let ended = match entered {
+        Ok((admission, entry)) => carry_to_its_end(&agent, &mut client, &admission, entry).await,
+        Err(mut refusal) => {
+            if matches!(refusal.rule, "brokered-only" | "denied") {
+                // A reason that only this connection can tell: worth waiting for how the client speaks.
+                refusal.speaks = language(&mut client, name.as_ref(), port).await;
+            }
+            Err(End::Refused(refusal))
+        }
     };
     match ended {
         Ok(()) | Err(End::Closed) => {}
+        Err(End::Cut(_)) => reset(&client),
         Err(End::Refused(refusal)) => {
             agent.deny(&refusal.what, refusal.rule, &refusal.remedy);
             tell(&mut client, refusal.speaks, Some(&refusal), "").await;
         }
         Err(End::Failed { why, speaks }) => {
-            let target = target.map(|t| format!("{}:{}", t.name, t.port)).unwrap_or_default();
+            let target = name.map(|name| format!("{name}:{port}")).unwrap_or_default();
             log::info("connection_failed", &[("agent", &agent.instance), ("to", &target), ("why", &why)]);
             tell(&mut client, speaks, None, &why).await;
         }
     }
 }
 
-/// What a synthetic address and port stand for.
-pub fn target(agent: &Agent, asked: SocketAddr) -> Result<Target, Refusal> {
-    let refused =
-        |what: String, rule, remedy: String| Refusal { what, rule, remedy, speaks: Speaks::Neither };
-    let named = match asked.ip() {
-        IpAddr::V4(address) => agent.names.at(address),
-        IpAddr::V6(_) => None,
+/// Carries a connection until it ends or is cut, and records it.
+async fn carry_to_its_end(
+    agent: &Arc<Agent>,
+    client: &mut TcpStream,
+    admission: &Admission,
+    mut entry: Entry,
+) -> Result<(), End> {
+    let (flow, begun) = (Flow::default(), Instant::now());
+    let ended = tokio::select! {
+        ended = carry(agent, client, admission, &flow) => ended,
+        cut = entry.cut() => Err(End::Cut(cut)),
     };
-    let Some((name, grant)) = named.and_then(|name| Some((name, agent.names.grant(name)?))) else {
-        return Err(refused(
-            format!("tcp {asked}"),
-            "raw-address",
-            "connect to a name: this address stands for no name of this agent".into(),
-        ));
-    };
-    let port = asked.port();
-    if !grant.ports.contains(&port) {
-        return Err(refused(
-            format!("tcp {name}:{port}"),
-            "port-not-granted",
-            format!("add \"{name}:{port}\" to capabilities.network.allow"),
-        ));
+    let dialled = *flow.dialled.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((address, receipt)) = dialled {
+        let duration = begun.elapsed();
+        agent.ended(ConnectionRecord {
+            unix_ms: unix_ms_now(),
+            instance: agent.instance.clone(),
+            name: admission.name.clone(),
+            port: admission.port,
+            address: address.to_string(),
+            bytes_out: flow.bytes_out.load(Ordering::Relaxed),
+            bytes_in: flow.bytes_in.load(Ordering::Relaxed),
+            duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+            rule: admission.rule.clone(),
+            end: ended.as_ref().err().map_or("closed", End::word).to_owned(),
+            receipt,
+        });
     }
-    Ok(Target { name: name.clone(), port })
+    ended
 }
 
-/// Looks, resolves, gets a receipt, dials, splices.
-async fn carry(agent: &Arc<Agent>, client: &mut TcpStream, target: &Target) -> Result<(), End> {
-    let mut guard = Guard::new(target.name.as_str(), target.port);
-    let first = first_bytes(client, &mut guard, target.port).await?;
+/// Looks, resolves, gets a receipt, dials, splices; or lets the broker do it for each request.
+async fn carry(
+    agent: &Arc<Agent>,
+    client: &mut TcpStream,
+    admission: &Admission,
+    flow: &Flow,
+) -> Result<(), End> {
+    if admission.way != Way::Direct {
+        return broker::serve(agent, client, admission).await;
+    }
+    let mut guard = Guard::new(admission.name.as_str(), admission.port, admission.without_sni());
+    let first = first_bytes(client, &mut guard, admission.port).await?;
     let speaks = guard.speaks();
-    let server = connect(agent, target, speaks).await?;
-    splice::run(agent, client, server, guard, first).await
+    let server = connect(agent, admission, speaks, flow).await?;
+    splice::run(agent, flow, client, server, guard, first).await
+}
+
+/// How a client that is refused in any case speaks.
+async fn language(client: &mut TcpStream, name: Option<&HostName>, port: u16) -> Speaks {
+    let mut guard = Guard::new(name.map_or("", HostName::as_str), port, true);
+    match first_bytes(client, &mut guard, port).await {
+        Err(End::Refused(refusal)) => refusal.speaks,
+        _ => guard.speaks(),
+    }
 }
 
 /// What the client sends before the server does; empty when it waits for the server.
@@ -154,36 +205,54 @@ async fn first_bytes(client: &mut TcpStream, guard: &mut Guard, port: u16) -> Re
     Ok(out)
 }
 
-/// The node's own connection to the name.
-async fn connect(agent: &Arc<Agent>, target: &Target, speaks: Speaks) -> Result<TcpStream, End> {
+/// The node's own connection to the name, its receipt first.
+async fn connect(
+    agent: &Arc<Agent>,
+    admission: &Admission,
+    speaks: Speaks,
+    flow: &Flow,
+) -> Result<TcpStream, End> {
     let failed = |why: String| End::Failed { why, speaks };
-    let snapshot = agent.node.settings.now();
-    let addresses = agent.node.resolver.resolve(&target.name, &snapshot).await.map_err(|error| match error {
-        ResolveError::Refused { name, address, why } => End::Refused(Refusal {
-            what: format!("tcp {name}:{} at {address}", target.port),
-            rule: "private-address",
-            remedy: format!("{why} is never dialled for a resolved name; the operator may set [network.hosts] in nulld.toml"),
-            speaks,
-        }),
-        other => failed(other.to_string()),
-    })?;
+    let (name, port) = (&admission.name, admission.port);
+    let addresses = dial_list(agent, admission).await.map_err(|refusal| refusal.spoken(speaks))?;
     let mut last = String::from("no address");
     for address in addresses {
         let event = Event::NetConnected {
             instance: agent.instance.clone(),
-            name: target.name.clone(),
-            port: target.port,
+            name: name.clone(),
+            port,
             address: address.to_string(),
+            rule: admission.rule.clone(),
         };
-        agent.receipt(event).await.map_err(failed)?;
-        let dial = TcpStream::connect(SocketAddr::new(address, target.port));
+        let receipt = agent.receipt(event).await.map_err(failed)?;
+        *flow.dialled.lock().unwrap_or_else(PoisonError::into_inner) = Some((address, receipt));
+        let dial = TcpStream::connect(SocketAddr::new(address, port));
         match timeout(Duration::from_millis(limits::DIAL_MS_MAX), dial).await {
             Ok(Ok(server)) => return Ok(server),
             Ok(Err(error)) => last = format!("{address}: {error}"),
             Err(_) => last = format!("{address}: no answer within {} ms", limits::DIAL_MS_MAX),
         }
     }
-    Err(failed(format!("`{}` cannot be reached: {last}", target.name)))
+    Err(failed(format!("`{name}` cannot be reached: {last}")))
+}
+
+/// Addresses that may be dialled for an admission, in the order to try; each was judged now.
+pub(crate) async fn dial_list(agent: &Agent, admission: &Admission) -> Result<Vec<IpAddr>, End> {
+    let snapshot = agent.node.settings.now();
+    let private = admission.private_addresses();
+    let resolved = agent.node.resolver.resolve(&admission.name, &private, &snapshot).await;
+    resolved.map_err(|error| match error {
+        ResolveError::Refused { name, address, why } => End::Refused(Refusal {
+            what: format!("tcp {name}:{} at {address}", admission.port),
+            rule: "private-address",
+            remedy: format!(
+                "{why} is never dialled for a resolved name; add it to addresses of the entry in \
+                 capabilities.network.allow, or set [network.hosts] in nulld.toml"
+            ),
+            speaks: Speaks::Neither,
+        }),
+        other => End::Failed { why: other.to_string(), speaks: Speaks::Neither },
+    })
 }
 
 /// Tells the client in its own protocol why it ends, then ends it.

@@ -4,7 +4,7 @@
 //! effect. Notes are bounded: above the bound they are dropped and counted.
 
 use abi::ids::Instance;
-use abi::ledger::{Client, Event, LedgerError};
+use abi::ledger::{Client, Event, LedgerError, Receipt};
 use abi::{limits, log};
 use std::io;
 use std::sync::Arc;
@@ -35,11 +35,11 @@ impl Receipts {
         Ok(Receipts { clients, next: AtomicUsize::new(0), notes, notes_lost: AtomicU64::new(0) })
     }
 
-    /// Appends an event and waits until it is durable. Blocks: not for an async task.
-    pub fn durable(&self, event: Event) -> Result<(), LedgerError> {
+    /// Appends an event, waits until it is durable, and returns its receipt. Blocks: not for an async task.
+    pub fn durable(&self, event: Event) -> Result<Receipt, LedgerError> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.clients.len().max(1);
         match self.clients.get(turn) {
-            Some(client) => client.append(event).map(drop),
+            Some(client) => client.append(event),
             None => Err(LedgerError::Protocol("no ledger client".into())),
         }
     }

@@ -54,10 +54,16 @@ struct Remembered {
 }
 
 impl Resolver {
-    /// Resolves a name; what comes back may be dialled, in this order.
-    pub async fn resolve(&self, name: &HostName, snapshot: &Snapshot) -> Result<Vec<IpAddr>, ResolveError> {
+    /// Resolves a name; what comes back may be dialled, in this order. `private`: addresses that the agent was granted for this name
+    /// by themselves.
+    pub async fn resolve(
+        &self,
+        name: &HostName,
+        private: &[Ipv4Addr],
+        snapshot: &Snapshot,
+    ) -> Result<Vec<IpAddr>, ResolveError> {
         let (addresses, word) = self.look_up(name, snapshot).await?;
-        judge(name, &addresses, word, &snapshot.own)
+        judge(name, &addresses, word, private, &snapshot.own)
     }
 
     /// Resolves a name of the node's own configuration. The operator named it, so its address may be private, whoever says so;
@@ -68,7 +74,7 @@ impl Resolver {
         snapshot: &Snapshot,
     ) -> Result<Vec<IpAddr>, ResolveError> {
         let (addresses, _) = self.look_up(name, snapshot).await?;
-        judge(name, &addresses, Word::Operator, &snapshot.own)
+        judge(name, &addresses, Word::Operator, &[], &snapshot.own)
     }
 
     async fn look_up(
@@ -112,11 +118,14 @@ fn judge(
     name: &HostName,
     addresses: &[IpAddr],
     word: Word,
+    private: &[Ipv4Addr],
     own: &[IpAddr],
 ) -> Result<Vec<IpAddr>, ResolveError> {
     let mut refused = None;
     let mut admitted = Vec::new();
     for address in addresses {
+        let is_granted = matches!(address, IpAddr::V4(v4) if private.contains(v4));
+        let word = if is_granted { Word::Operator } else { word };
         match refusal(*address, word, own).or_else(|| is_local(*address).then_some("the node's own address"))
         {
             None => admitted.push(*address),
@@ -214,10 +223,14 @@ mod tests {
         let name: HostName = "a.test".parse().unwrap();
         let list: Vec<IpAddr> = ["10.0.0.1", "203.0.113.9"].map(|a| a.parse().unwrap()).into();
         let outside = vec!["203.0.113.9".parse::<IpAddr>().unwrap()];
-        assert_eq!(judge(&name, &list, Word::Resolver, &[]), Ok(outside));
-        let refused = judge(&name, &list[..1], Word::Resolver, &[]).unwrap_err();
+        assert_eq!(judge(&name, &list, Word::Resolver, &[], &[]), Ok(outside));
+        let refused = judge(&name, &list[..1], Word::Resolver, &[], &[]).unwrap_err();
         assert!(refused.to_string().contains("10.0.0.0/8"), "{refused}");
-        assert_eq!(judge(&name, &[], Word::Resolver, &[]), Err(ResolveError::Empty(name.clone())));
+        let granted = [Ipv4Addr::new(10, 0, 0, 1)];
+        assert_eq!(judge(&name, &list[..1], Word::Resolver, &granted, &[]), Ok(list[..1].to_vec()));
+        let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST)];
+        assert!(judge(&name, &loopback, Word::Resolver, &[Ipv4Addr::LOCALHOST], &[]).is_err());
+        assert_eq!(judge(&name, &[], Word::Resolver, &[], &[]), Err(ResolveError::Empty(name.clone())));
         assert!(is_local("127.0.0.1".parse().unwrap()) && !is_local("203.0.113.9".parse().unwrap()));
     }
 }

@@ -29,6 +29,7 @@ use tokio::sync::oneshot;
 use crate::agent::{Agent, Node};
 use crate::dns_server::DnsServer;
 use crate::namespace::{self, Opened};
+use crate::policy::Policy;
 use crate::publish::{self, Door, Firewall};
 use crate::{nflog, proxy};
 
@@ -68,15 +69,17 @@ impl Egress {
         check(&asked)?;
         let adopt = one_descriptor(call.connection)?;
         let adopted = adopt.is_some();
-        let agent = Arc::new(Agent::new(asked.instance, asked.allow, asked.publish, self.node.clone()));
+        let policy = Policy { manifest: asked.allow, secrets: Vec::new(), live: Vec::new() };
+        let names = policy.manifest.len();
+        let agent = Arc::new(Agent::new(asked.instance, policy, asked.publish, self.node.clone()));
         let registered = self.register(&agent)?;
         let ports = agent.publish.iter().map(|published| published.guest_port).collect();
         let opened = namespace::open(asked.uid, ports, adopt).map_err(|error| failed(&error))?;
         // Dropped after the tasks that serve the ports: closed first, then shut.
         let published = self.firewall.publish(&agent.instance, &agent.publish)?;
         let doors = publish::listen(&agent.publish).map_err(|error| failed(&error))?;
-        let receipt = Event::NetAttached { instance: agent.instance.clone(), names: agent.allow.len() };
-        self.node.receipts.durable(receipt).map_err(|error| {
+        let receipt = Event::NetAttached { instance: agent.instance.clone(), names };
+        self.node.receipts.durable(receipt).map(drop).map_err(|error| {
             RpcError::new(Code::UNAVAILABLE, format!("no receipt, so no network: {error}")).explained(
                 "a network is handed out after its receipt is durable",
                 "see that ctxgraph is running",
@@ -84,10 +87,7 @@ impl Egress {
         })?;
         let namespace = opened.namespace.try_clone().map_err(|error| failed(&error))?;
         let serving = self.start(&agent, opened, doors).map_err(|error| failed(&error))?;
-        log::info(
-            "attached",
-            &[("agent", &agent.instance), ("names", &agent.allow.len()), ("adopted", &adopted)],
-        );
+        log::info("attached", &[("agent", &agent.instance), ("names", &names), ("adopted", &adopted)]);
         let answer: Attached = namespace::attached();
         let answered = call.answer(to_value(&answer)?, &[namespace.as_fd()]);
         drop(namespace);
@@ -268,9 +268,8 @@ fn check(asked: &NetAttach) -> Result<(), RpcError> {
     if asked.uid < VM_UID_BASE {
         return wrong(format!("uid {} cannot own a TAP", asked.uid), "a jail's uid is 100000 or above");
     }
-    // A name without a port stands for two destinations.
-    if asked.allow.len() > 2 * limits::NETWORK_ALLOW_MAX {
-        return wrong(format!("{} destinations", asked.allow.len()), "twice NETWORK_ALLOW_MAX is the most");
+    if asked.allow.len() > limits::NETWORK_ALLOW_MAX {
+        return wrong(format!("{} grants", asked.allow.len()), "NETWORK_ALLOW_MAX is the most");
     }
     let legal = limits::PUBLISH_PORT_MIN..=limits::PUBLISH_PORT_MAX;
     let is_legal = |one: &Published| {
@@ -357,7 +356,14 @@ mod tests {
 
     #[test]
     fn a_tap_never_belongs_to_a_service() {
-        let asked = |uid| NetAttach { instance: "a.1".parse().unwrap(), uid, allow: vec![], publish: vec![] };
+        let asked = |uid| NetAttach {
+            instance: "a.1".parse().unwrap(),
+            uid,
+            allow: vec![],
+            publish: vec![],
+            credentials: vec![],
+            budget: Default::default(),
+        };
         assert!(check(&asked(0)).is_err() && check(&asked(201)).is_err());
         assert!(check(&asked(VM_UID_BASE)).is_ok());
     }

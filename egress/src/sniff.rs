@@ -41,10 +41,10 @@ pub struct Refusal {
 }
 
 /// Looks at the first bytes of a connection to `name:port`.
-pub fn look(bytes: &[u8], name: &str, port: u16) -> Look {
+pub fn look(bytes: &[u8], name: &str, port: u16, without_sni: bool) -> Look {
     match bytes.first() {
         None => Look::More,
-        Some(22) => look_tls(bytes, name, port),
+        Some(22) => look_tls(bytes, name, port, without_sni),
         Some(_) if port == 443 => Look::Refused(Refusal {
             what: format!("not TLS on {name}:443"),
             rule: "protocol",
@@ -77,7 +77,7 @@ fn too_long(bytes: &[u8], name: &str, port: u16) -> Look {
     })
 }
 
-fn look_tls(bytes: &[u8], name: &str, port: u16) -> Look {
+fn look_tls(bytes: &[u8], name: &str, port: u16, without_sni: bool) -> Look {
     let refused = |what: String, rule: Rule, remedy: &str| {
         Look::Refused(Refusal { what, rule, remedy: remedy.into(), speaks: Speaks::Tls })
     };
@@ -91,10 +91,11 @@ fn look_tls(bytes: &[u8], name: &str, port: u16) -> Look {
             "protocol",
             "switch encrypted client hello and its grease off: the name must be readable",
         ),
+        Hello::Whole { server_name: None, .. } if without_sni => Look::Tls,
         Hello::Whole { server_name: None, .. } => refused(
             format!("tls without a server name on {name}:{port}"),
             "no-sni",
-            "send the server name you were granted",
+            "send the server name you were granted, or grant the name with without_sni = true",
         ),
         Hello::Whole { server_name: Some(sni), .. } if sni != name => refused(
             format!("sni {} on {name}:{port}", sni.chars().take(253).collect::<String>()),
@@ -124,6 +125,8 @@ fn looks_like_http(bytes: &[u8]) -> Option<bool> {
 pub struct Guard {
     name: String,
     port: u16,
+    /// TLS without a server name passes.
+    without_sni: bool,
     stage: Stage,
 }
 
@@ -136,8 +139,8 @@ enum Stage {
 
 impl Guard {
     /// For a connection to this name and port.
-    pub fn new(name: &str, port: u16) -> Guard {
-        Guard { name: name.to_owned(), port, stage: Stage::Undecided(Vec::new()) }
+    pub fn new(name: &str, port: u16, without_sni: bool) -> Guard {
+        Guard { name: name.to_owned(), port, without_sni, stage: Stage::Undecided(Vec::new()) }
     }
 
     /// Takes bytes from the client; what may go to the server is appended to `out`.
@@ -153,7 +156,7 @@ impl Guard {
             Stage::Undecided(seen) => {
                 seen.extend_from_slice(bytes);
                 let seen = std::mem::take(seen);
-                self.stage = match look(&seen, &self.name, self.port) {
+                self.stage = match look(&seen, &self.name, self.port, self.without_sni) {
                     Look::Refused(refusal) => return Err(refusal),
                     Look::More => {
                         self.stage = Stage::Undecided(seen);
@@ -221,7 +224,7 @@ mod tests {
     use super::*;
 
     fn rule(bytes: &[u8], port: u16) -> String {
-        match look(bytes, "api.test", port) {
+        match look(bytes, "api.test", port, false) {
             Look::Refused(refusal) => refusal.rule.to_owned(),
             other => format!("{other:?}").split(['(', ' ']).next().unwrap().to_lowercase(),
         }
@@ -241,14 +244,14 @@ mod tests {
     #[test]
     fn a_guard_lets_nothing_out_before_it_has_decided() {
         let mut out = Vec::new();
-        let mut guard = Guard::new("api.test", 80);
+        let mut guard = Guard::new("api.test", 80, false);
         guard.push(b"GET / HTTP/1.1\r\nHost: ", &mut out).unwrap();
         assert!(out.is_empty() && guard.within());
         guard.push(b"api.test\r\n\r\n", &mut out).unwrap();
         assert!(out.starts_with(b"GET /") && !guard.within());
         let refused = guard.push(b"GET / HTTP/1.1\r\nHost: b.test\r\n\r\n", &mut Vec::new()).unwrap_err();
         assert_eq!((refused.rule, refused.speaks), ("host-mismatch", Speaks::Http));
-        let mut ssh = Guard::new("api.test", 22);
+        let mut ssh = Guard::new("api.test", 22, false);
         ssh.push(b"SSH-2.0-x", &mut out).unwrap();
         assert!(out.ends_with(b"SSH-2.0-x"));
     }

@@ -9,7 +9,8 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::{Instant, timeout_at};
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Cut};
+use crate::proxy::Flow;
 use crate::sniff::{Guard, Refusal, Speaks};
 
 /// Bytes of one read.
@@ -25,6 +26,30 @@ pub enum End {
         why: String,
         speaks: Speaks,
     },
+    /// What let it through holds no more.
+    Cut(Cut),
+}
+
+impl End {
+    /// The end in a word ([`abi::control::ConnectionRecord::end`]).
+    pub fn word(&self) -> &'static str {
+        match self {
+            End::Closed => "closed",
+            End::Refused(_) => "refused",
+            End::Failed { .. } => "failed",
+            End::Cut(Cut::Revoked) => "revoked",
+            End::Cut(Cut::Budget) => "budget",
+        }
+    }
+
+    /// The same, to be told in a protocol.
+    pub fn spoken(self, speaks: Speaks) -> End {
+        match self {
+            End::Refused(refusal) => End::Refused(Refusal { speaks, ..refusal }),
+            End::Failed { why, .. } => End::Failed { why, speaks },
+            other => other,
+        }
+    }
 }
 
 /// When bytes last moved, in either direction.
@@ -91,6 +116,7 @@ impl Moved {
 /// Runs until both sides have ended. `first` was read, and passed by the guard, before the server was there.
 pub async fn run(
     agent: &Agent,
+    flow: &Flow,
     client: &mut TcpStream,
     mut server: TcpStream,
     guard: Guard,
@@ -101,8 +127,9 @@ pub async fn run(
     let moved = Moved { start: Instant::now(), millis: AtomicU64::new(0) };
     let (mut client_read, mut client_write) = client.split();
     let (mut server_read, mut server_write) = server.split();
-    let out = outward(&moved, agent, &mut client_read, &mut server_write, guard, first);
-    let inward = inward(&moved, &agent.counters.bytes_in, &mut server_read, &mut client_write);
+    let out = outward(&moved, agent, flow, &mut client_read, &mut server_write, guard, first);
+    let inward =
+        inward(&moved, [&agent.counters.bytes_in, &flow.bytes_in], &mut server_read, &mut client_write);
     tokio::try_join!(out, inward).map(|_| ())
 }
 
@@ -113,14 +140,16 @@ pub async fn through(agent: &Agent, peer: &mut TcpStream, mut guest: TcpStream) 
     let moved = Moved { start: Instant::now(), millis: AtomicU64::new(0) };
     let (mut peer_read, mut peer_write) = peer.split();
     let (mut guest_read, mut guest_write) = guest.split();
-    let out = inward(&moved, &agent.counters.bytes_out, &mut guest_read, &mut peer_write);
-    let inward = inward(&moved, &agent.counters.bytes_in, &mut peer_read, &mut guest_write);
+    let flow = Flow::default(); // such a connection has a receipt, and no record of its end
+    let out = inward(&moved, [&agent.counters.bytes_out, &flow.bytes_out], &mut guest_read, &mut peer_write);
+    let inward = inward(&moved, [&agent.counters.bytes_in, &flow.bytes_in], &mut peer_read, &mut guest_write);
     tokio::try_join!(out, inward).map(|_| ())
 }
 
 async fn outward(
     moved: &Moved,
     agent: &Agent,
+    flow: &Flow,
     from: &mut ReadHalf<'_>,
     to: &mut WriteHalf<'_>,
     mut guard: Guard,
@@ -130,6 +159,7 @@ async fn outward(
     loop {
         moved.write(to, &out).await.map_err(|_| End::Closed)?;
         agent.counters.bytes_out.fetch_add(out.len() as u64, Ordering::Relaxed);
+        flow.bytes_out.fetch_add(out.len() as u64, Ordering::Relaxed);
         out = Vec::new();
         let chunk = match moved.read(from, whole_by).await {
             Ok(chunk) if chunk.is_empty() => break,
@@ -151,7 +181,7 @@ async fn outward(
 
 async fn inward(
     moved: &Moved,
-    counter: &AtomicU64,
+    counters: [&AtomicU64; 2],
     from: &mut ReadHalf<'_>,
     to: &mut WriteHalf<'_>,
 ) -> Result<(), End> {
@@ -161,6 +191,8 @@ async fn inward(
             return to.shutdown().await.map_err(|_| End::Closed);
         }
         moved.write(to, &chunk).await.map_err(|_| End::Closed)?;
-        counter.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        for counter in counters {
+            counter.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        }
     }
 }

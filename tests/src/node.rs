@@ -48,6 +48,7 @@ pub struct Machine {
     /// Disk labelled NULLBOX-STATE.
     pub state: Option<PathBuf>,
     pub memory_mib: u32,
+    pub cpus: u32,
     /// Host TCP ports that stand for addresses of the test internet: (address:port in the node's world, host port).
     pub forwards: Vec<(String, u16)>,
     /// A real way out, by this machine's network. Only a person who runs the demo may ask for it; tests never do.
@@ -66,6 +67,7 @@ impl Machine {
             config: None,
             state: None,
             memory_mib: 1024,
+            cpus: 2,
             forwards: Vec::new(),
             uplink: false,
             key: config.keys.admin.clone(),
@@ -132,7 +134,16 @@ impl Node {
         let port = free_port()?;
         let fault_path = dir.join("fault.sock");
         let mut command = Command::new("qemu-system-x86_64");
-        command.args(["-M", "q35", "-smp", "2", "-display", "none", "-no-reboot", "-nodefaults"]);
+        command.args([
+            "-M",
+            "q35",
+            "-smp",
+            &machine.cpus.to_string(),
+            "-display",
+            "none",
+            "-no-reboot",
+            "-nodefaults",
+        ]);
         let mut accel: Vec<String> = accel::arguments().iter().map(|word| (*word).to_owned()).collect();
         if let Some(cpu) = accel.last_mut() {
             odd.cpu_without.iter().for_each(|feature| cpu.push_str(&format!(",-{feature}")));

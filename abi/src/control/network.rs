@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-use crate::ids::{AgentName, Destination, HostName, Instance};
+use crate::ids::{AgentName, HostName, Instance, SecretName};
+use crate::network::{Budget, NamePattern, NetworkGrant, SecretPolicy};
 
 /// Parameters of `net.resolve`: a name as the node itself sees it (`[network.hosts]`, then its resolvers).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,8 +31,10 @@ pub struct NetAttach {
     pub instance: Instance,
     /// Owner of the TAP: the jail's uid.
     pub uid: u32,
-    pub allow: Vec<Destination>,
+    pub allow: Vec<NetworkGrant>,
     pub publish: Vec<crate::manifest::Published>,
+    pub credentials: Vec<SecretName>,
+    pub budget: Budget,
 }
 
 /// Result of `net.attach`.
@@ -43,6 +46,12 @@ pub struct Attached {
     /// MAC address the guest must use, `xx:xx:xx:xx:xx:xx`.
     pub mac: String,
     pub guest: crate::guest::GuestNetwork,
+    /// Added to the agent's environment where its manifest says nothing else: base URLs of brokered hosts, where the authority's
+    /// certificate is. Never a secret.
+    pub env: BTreeMap<String, String>,
+    /// Certificate of the agent's own authority (PEM), when a grant is intercepted; for the guest's
+    /// [`crate::guest::AUTHORITY_PATH`].
+    pub authority: Option<String>,
 }
 
 /// Parameters of `net.grants`.
@@ -66,7 +75,8 @@ pub struct Grants {
 #[serde(deny_unknown_fields)]
 pub struct AgentGrants {
     pub instance: Instance,
-    pub allow: Vec<Destination>,
+    /// As of now: the manifest's, live changes over it.
+    pub allow: Vec<NetworkGrant>,
     pub connections: u32,
     pub connections_total: u64,
     pub bytes_out: u64,
@@ -100,6 +110,240 @@ pub struct Denials {
     pub dropped: u64,
 }
 
+/// Parameters of `net.allow`: a live grant beside the manifest's. It ends when the agent's network does, or after `secs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetAllow {
+    pub agent: AgentName,
+    pub grant: NetworkGrant,
+    /// At most [`crate::limits::LIVE_GRANT_SECS_MAX`].
+    #[serde(default)]
+    pub secs: Option<u64>,
+}
+
+/// Parameters of `net.deny` (a name that is refused from now on, whatever the manifest says, until `net.allow` of the same name) and of
+/// `net.revoke` (ends live grants of the name and, for this life, the manifest's). Both cut open connections at once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetRefuse {
+    pub agent: AgentName,
+    pub name: NamePattern,
+}
+
+/// Result of `net.allow`, `net.deny` and `net.revoke`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetChanged {
+    /// What holds now, in words.
+    pub now: String,
+    /// Open connections that were cut.
+    pub cut: usize,
+    /// Place of the change's receipt in the ledger.
+    pub receipt: u64,
+}
+
+/// A live change, in `net.policy`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LiveChange {
+    pub agent: AgentName,
+    pub effect: Effect,
+    pub grant: NetworkGrant,
+    /// The life it is for; none: all.
+    #[serde(default)]
+    pub instance: Option<Instance>,
+    #[serde(default)]
+    pub until_unix_ms: Option<u64>,
+    /// Who asked for it.
+    pub by: String,
+    /// Place of its receipt in the ledger.
+    pub receipt: u64,
+}
+
+/// What a live change does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Effect {
+    Allow,
+    Deny,
+}
+
+/// Parameters of `net.policy`, `net.budget`, `net.suggest` and `net.watch`: one agent, or all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetAgent {
+    #[serde(default)]
+    pub agent: Option<AgentName>,
+}
+
+/// Result of `net.policy`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LiveChanges {
+    pub changes: Vec<LiveChange>,
+}
+
+/// Parameters of `net.explain`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetExplain {
+    pub agent: AgentName,
+    pub name: HostName,
+    pub port: u16,
+}
+
+/// Result of `net.explain`: what egress would do now, decided by the code that decides connections.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Explanation {
+    pub allowed: bool,
+    /// `direct`, `broker` or `intercepted`; or the rule that refuses, as in [`Denial::rule`].
+    pub rule: String,
+    /// What decides: the manifest's entry, or a live change with who made it and until when; and what else must hold.
+    pub because: String,
+    /// How to change it.
+    pub remedy: String,
+}
+
+/// Result of `net.suggest`: the smallest change of the manifest that would admit what was refused and can be admitted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Suggestions {
+    pub agents: Vec<Suggestion>,
+}
+
+/// For one agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Suggestion {
+    pub agent: AgentName,
+    /// Entries to add to `capabilities.network.allow`, as a manifest writes them, each with how often it was refused.
+    pub add: Vec<(String, u64)>,
+    /// What was refused and no entry admits, with the reason.
+    pub never: Vec<(String, String)>,
+}
+
+/// Result of `net.watch`: the newest ended connections; later ones come as notifications `connection` ([`ConnectionRecord`]), denials
+/// as `denial` ([`Denial`]) and changes as `policy` ([`LiveChange`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Watched {
+    pub connections: Vec<ConnectionRecord>,
+    /// Older ones that only the ledger has.
+    pub dropped: u64,
+}
+
+/// An ended connection, or a call through the broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConnectionRecord {
+    pub unix_ms: u64,
+    pub instance: Instance,
+    pub name: HostName,
+    pub port: u16,
+    /// The address dialled.
+    pub address: String,
+    pub bytes_out: u64,
+    pub bytes_in: u64,
+    pub duration_ms: u64,
+    /// The grant that let it through, in words.
+    pub rule: String,
+    /// `closed`, `revoked`, `budget`, `failed` or `refused`.
+    pub end: String,
+    /// Place in the ledger of the receipt that came before it.
+    pub receipt: u64,
+}
+
+/// Result of `net.budget`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Budgets {
+    pub agents: Vec<AgentBudget>,
+}
+
+/// What an agent may spend and has spent; agents that do not run are listed while something is kept of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentBudget {
+    pub agent: AgentName,
+    /// None while the agent does not run: its bounds stand in its manifest.
+    pub budget: Option<Budget>,
+    /// Settled.
+    pub used: Spent,
+    /// Reserved by calls that are under way, or whose end nobody reported.
+    pub reserved: Spent,
+    pub period_ends_unix_ms: Option<u64>,
+    pub hour_ends_unix_ms: Option<u64>,
+}
+
+/// Amounts. The units are those of [`Budget`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Spent {
+    pub input_tokens: u64,
+    pub cache_tokens: u64,
+    pub output_tokens: u64,
+    pub micro_dollars: u64,
+    pub calls_this_hour: u64,
+    pub bytes: u64,
+    pub wall_secs: u64,
+}
+
+/// Parameters of `net.reset_budget`: what was spent is forgotten.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetResetBudget {
+    pub agent: AgentName,
+}
+
+/// Parameters of `secret.set`. The value is not in them: after the notification `ready` the caller sends one line more,
+/// [`SecretValue`], which no service but egress reads. Result: [`SecretEntry`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretSet {
+    pub policy: SecretPolicy,
+}
+
+/// The line after `ready`.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretValue {
+    pub value: String,
+}
+
+impl std::fmt::Debug for SecretValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretValue")
+    }
+}
+
+/// A secret without its value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretEntry {
+    pub policy: SecretPolicy,
+    pub set_unix_ms: u64,
+    pub by: String,
+    /// Running agents whose manifests refer to it.
+    pub used_by: Vec<AgentName>,
+}
+
+/// Result of `secret.list`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Secrets {
+    pub secrets: Vec<SecretEntry>,
+    /// `tpm` or `state-volume` (whoever has the disk has the secrets).
+    pub sealed_by: String,
+}
+
+/// Parameters of `secret.remove`. Connections that use it are cut.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretRemove {
+    pub name: SecretName,
+}
+
 /// Something egress refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -109,7 +353,8 @@ pub struct Denial {
     /// What was tried: `dns A evil.example`, `tcp 8.8.8.8:443`, `sni other.example on api.exa.ai:443`.
     pub what: String,
     /// Which rule refused it: `name-not-granted`, `raw-address`, `protocol`, `sni-mismatch`, `host-mismatch`, `no-sni`,
-    /// `private-address`, `port-not-granted`, `source-not-granted` (a peer at a published port), `limit`.
+    /// `private-address`, `port-not-granted`, `source-not-granted` (a peer at a published port), `denied`, `brokered-only`,
+    /// `method-not-granted`, `path-not-granted`, `credential`, `secret-reflected`, `budget`, `unknown-model`, `limit`.
     pub rule: String,
     /// How to grant it, or that it cannot be granted.
     pub remedy: String,

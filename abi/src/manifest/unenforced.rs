@@ -5,27 +5,12 @@ use super::{Checked, Checker, RawManifest};
 impl Checker<'_> {
     /// A field that nothing enforces yet would be a promise nobody keeps.
     pub(super) fn refuse_unenforced(&self, raw: &RawManifest) -> Checked<()> {
-        let caps = &raw.capabilities;
-        let fields = [
-            (
-                "capabilities.credential_refs",
-                &caps.credential_refs,
-                "a credential broker on the node, which this version does not have",
-                "remove it, and give the agent no secret: a guest can read whatever it is given",
-            ),
-            (
-                "capabilities.max_api_calls_per_hour",
-                &caps.max_api_calls_per_hour,
-                "the credential broker, which counts calls by their receipts and which this version does not have",
-                "remove it; network.allow bounds whom the agent can call",
-            ),
-            (
-                "tools",
-                &raw.tools,
-                "the verifier on the host, which decides tool calls by their risk and which this version does not have",
-                "remove it; capabilities.exec bounds what the agent can run",
-            ),
-        ];
+        let fields = [(
+            "tools",
+            &raw.tools,
+            "the verifier on the host, which decides tool calls by their risk and which this version does not have",
+            "remove it; capabilities.exec bounds what the agent can run",
+        )];
         for (field, value, keeper, remedy) in fields {
             if let Some(value) = value {
                 let rule = format!(

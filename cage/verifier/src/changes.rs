@@ -16,7 +16,7 @@ use crate::copy::{Complaints, CopyError, DEPTH_MAX, join, kind, link_target, ope
 use crate::disks::View;
 
 /// Made or changed in every guest, whatever the agent does (mounts.rs, network.rs).
-const SYSTEM: [&str; 10] = [
+const SYSTEM: [&str; 11] = [
     "proc",
     "run",
     "dev",
@@ -27,6 +27,7 @@ const SYSTEM: [&str; 10] = [
     "etc/hostname",
     "etc/passwd",
     "etc/group",
+    "etc/nullbox-authority.pem",
 ];
 /// overlayfs.rst: nothing below a directory with this shows through.
 const OPAQUE: &CStr = c"trusted.overlay.opaque";

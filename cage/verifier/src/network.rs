@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use verifier::etc;
 use verifier::plan::{HOME, Network, Plan};
 
-use abi::guest::GUEST_UID;
+use abi::guest::{AUTHORITY_PATH, GUEST_UID};
 
 use crate::beneath;
 use crate::mounts::{Step, StepError};
@@ -45,6 +45,9 @@ pub fn names(root: &OwnedFd, plan: &Plan) -> Result<(), StepError> {
         ("hostname", format!("{}\n", plan.hostname)),
     ] {
         beneath::write_file(&dir, name, &text).step(format_args!("/etc/{name}"))?;
+    }
+    if let (Some(pem), Some(name)) = (&plan.authority, AUTHORITY_PATH.strip_prefix("/etc/")) {
+        beneath::write_file(&dir, name, pem).step(AUTHORITY_PATH)?;
     }
     // Programs run without an account too: a rootfs with an odd passwd is not refused for it.
     let _ = beneath::amend_file(&dir, "passwd", |text| etc::account_line(text, GUEST_UID, Some(HOME)));

@@ -137,6 +137,7 @@ fn start(command: &[&str]) -> Start {
         env: vec!["PATH=/usr/bin:/bin".into(), "HOME=/home/agent".into()],
         workdir: "/home/agent".into(),
         network: None,
+        authority: None,
         read: vec![],
         write: vec!["/work".into()],
         shell: true,

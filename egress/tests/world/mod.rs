@@ -6,9 +6,9 @@
 use abi::control::{Attached, Denial, Denials, Grants, NetAttach};
 use abi::door::{Handoff, hand_over};
 use abi::identity::{Caller, Role};
-use abi::ids::Destination;
 use abi::ledger::{Append, Event, Receipt};
 use abi::manifest::Published;
+use abi::network::Budget;
 use abi::node::NodeConfig;
 use abi::rpc::{Code, Incoming, Request, Response, RpcError};
 use abi::wire::Connection;
@@ -220,15 +220,14 @@ impl World {
             guest_port: *guest_port,
             from: from.iter().map(|range| range.parse().unwrap()).collect(),
         });
-        let allow = allow.iter().map(|text| {
-            let (name, port) = text.rsplit_once(':').unwrap();
-            Destination { name: name.parse().unwrap(), port: port.parse().unwrap() }
-        });
+        let allow = allow.iter().map(|text| text.parse().unwrap());
         let asked = NetAttach {
             instance: instance.parse().unwrap(),
             uid: VM_UID,
             allow: allow.collect(),
             publish: publish.collect(),
+            credentials: Vec::new(),
+            budget: Budget::default(),
         };
         let mut connection = Connection::connect(self.dir.join("run/egress.sock")).unwrap();
         connection.set_timeout(Some(Duration::from_secs(20))).unwrap();

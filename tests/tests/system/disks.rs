@@ -51,6 +51,7 @@ fn start() -> Result<Own> {
         config: Some(config.volume()?),
         state: Some(config.state("1G")?),
         memory_mib: 2048,
+        cpus: 2,
         forwards: Vec::new(),
         uplink: false,
         key: config.keys.operator.clone(),

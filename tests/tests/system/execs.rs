@@ -79,6 +79,7 @@ fn start() -> Result<Bench> {
         config: Some(config.volume()?),
         state: Some(config.state("2G")?),
         memory_mib: 2560,
+        cpus: 2,
         forwards: Vec::new(),
         uplink: false,
         key: config.keys.operator.clone(),

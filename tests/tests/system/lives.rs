@@ -83,6 +83,7 @@ fn start() -> Result<Bench> {
         config: Some(config.volume()?),
         state: Some(config.state("1G")?),
         memory_mib: 2048,
+        cpus: 2,
         forwards: vec![("10.0.2.100:80".into(), port)],
         uplink: false,
         key: config.keys.operator.clone(),

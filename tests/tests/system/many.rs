@@ -95,6 +95,7 @@ fn start() -> Result<Own> {
         config: Some(config.volume()?),
         state: Some(config.state("2G")?),
         memory_mib: 4096,
+        cpus: system_tests::accel::cpus_for_a_crowd(),
         ..Machine::bare("many", system_tests::test_iso()?, &config)
     };
     Ok(Own { node: Node::boot(machine)?, config })

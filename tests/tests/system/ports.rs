@@ -77,6 +77,7 @@ fn start() -> Result<Bench> {
         config: Some(config.volume()?),
         state: Some(config.state("1G")?),
         memory_mib: 1536,
+        cpus: 2,
         forwards: Vec::new(),
         uplink: false,
         key: config.keys.operator.clone(),

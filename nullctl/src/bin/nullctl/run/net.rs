@@ -21,7 +21,8 @@ pub fn grants(context: &Context, _: &Arguments) -> Result<u8, Failure> {
             table.row(&[&agent.instance.to_string(), "-"]);
         }
         for destination in &agent.allow {
-            let synthetic = agent.synthetic.get(&destination.name).map_or("-", String::as_str);
+            let synthetic =
+                destination.exact().and_then(|name| agent.synthetic.get(name)).map_or("-", String::as_str);
             let (name, to) = (agent.instance.to_string(), destination.to_string());
             if first {
                 table.row(&[

@@ -180,6 +180,7 @@ fn start(rootfs_disks: u8) -> Result<Start> {
         command: vec!["/usr/bin/python3".into(), "/app/idle.py".into()],
         env: Vec::new(),
         workdir: "/".into(),
+        authority: None,
         network: None,
         read: Vec::new(),
         write: Vec::new(),

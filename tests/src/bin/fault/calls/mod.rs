@@ -238,6 +238,7 @@ fn start(rootfs_disks: u8) -> Result<Start> {
             gateway: "10.200.0.1".into(),
             mtu: 1500,
         }),
+        authority: None,
         read: Vec::new(),
         write: vec!["/data".into()],
         shell: false,

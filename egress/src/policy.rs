@@ -1,0 +1,453 @@
+//! What one agent may reach, now: the manifest's grants, live changes over them, and which hosts only the broker talks to. Pure.
+//!
+//! Must hold: a name, a port and a request pass only by a grant that stands here; a live denial beats every grant; `net.explain` and
+//! the proxy ask the same function. Must never: widen by a guest's word.
+
+use abi::control::{Effect, LiveChange};
+use abi::ids::{AgentName, HostName};
+use abi::network::{NamePattern, NetworkGrant, SecretPolicy};
+use std::net::Ipv4Addr;
+
+use crate::denials::Rule;
+
+/// What a guest appends to a host's name to reach it over the broker, in the clear and on port 80.
+pub const BROKER_SUFFIX: &str = ".broker.internal";
+/// The broker's port in the guest's world.
+pub const BROKER_PORT: u16 = 80;
+/// Where hosts without a secret are reached by the broker.
+const TLS_PORT: u16 = 443;
+
+/// The grants of one agent.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    pub manifest: Vec<NetworkGrant>,
+    /// Of the agent's credentials, those that are set.
+    pub secrets: Vec<SecretPolicy>,
+    /// Of this agent and life.
+    pub live: Vec<LiveChange>,
+}
+
+/// How a connection is carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Bytes pass as they are, once the first were looked at.
+    Direct,
+    /// Each request is read, judged and sent over TLS of our own.
+    Broker,
+    /// The same, after TLS that we end as the host.
+    Intercepted,
+}
+
+/// Why and how a connection passes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admission {
+    /// The host to dial, never the broker's name for it.
+    pub name: HostName,
+    pub port: u16,
+    pub way: Way,
+    /// What the broker adds.
+    pub secret: Option<SecretPolicy>,
+    /// The grants that admit it; one at least.
+    pub grants: Vec<NetworkGrant>,
+    /// They in words, for records.
+    pub rule: String,
+}
+
+/// Why something does not pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    pub rule: Rule,
+    pub because: String,
+    pub remedy: String,
+}
+
+impl Policy {
+    /// What happens to a connection to `name:port` as a guest asks for it. `now_unix_ms` ends live grants.
+    pub fn decide(
+        &self,
+        agent: &AgentName,
+        name: &HostName,
+        port: u16,
+        now_unix_ms: u64,
+    ) -> Result<Admission, Refused> {
+        match brokered_host(name) {
+            Some(host) => self.decide_broker(agent, &host, name, port, now_unix_ms),
+            None => self.decide_direct(agent, name, port, now_unix_ms),
+        }
+    }
+
+    /// Whether a name exists for the agent: some port of it passes, or is refused with a reason of its own when it is connected to.
+    pub fn resolves(&self, agent: &AgentName, name: &HostName, now_unix_ms: u64) -> Result<(), Refused> {
+        let host = brokered_host(name).unwrap_or_else(|| name.clone());
+        let grants = self.grants_of(agent, &host, now_unix_ms)?;
+        if host != *name && !self.is_brokered(&host, &grants) {
+            return Err(not_brokered(agent, &host));
+        }
+        Ok(())
+    }
+
+    /// The grants as of now: the manifest's that nobody denied, and live ones.
+    pub fn in_force(&self, now_unix_ms: u64) -> Vec<NetworkGrant> {
+        let live =
+            self.live.iter().filter(|change| change.until_unix_ms.is_none_or(|until| now_unix_ms < until));
+        let (allowed, denied): (Vec<_>, Vec<_>) = live.partition(|change| change.effect == Effect::Allow);
+        let granted = self.manifest.iter().chain(allowed.into_iter().map(|change| &change.grant));
+        granted
+            .filter(|grant| !denied.iter().any(|denial| denial.grant.name == grant.name))
+            .cloned()
+            .collect()
+    }
+
+    fn decide_direct(
+        &self,
+        agent: &AgentName,
+        name: &HostName,
+        port: u16,
+        now: u64,
+    ) -> Result<Admission, Refused> {
+        let named = self.grants_of(agent, name, now)?;
+        let grants = at_port(&named, name, port)?;
+        let intercepted = port == TLS_PORT && grants.iter().any(|(grant, _)| grant.intercept);
+        if self.is_brokered(name, &grants) && !intercepted {
+            return Err(Refused {
+                rule: "brokered-only",
+                because: format!("{name} has a credential, methods or paths, so each request to it is read"),
+                remedy: format!("use http://{name}{BROKER_SUFFIX}/, or grant it with intercept = true"),
+            });
+        }
+        let way = if intercepted { Way::Intercepted } else { Way::Direct };
+        Ok(self.admission(name, port, way, grants))
+    }
+
+    fn decide_broker(
+        &self,
+        agent: &AgentName,
+        host: &HostName,
+        asked: &HostName,
+        port: u16,
+        now: u64,
+    ) -> Result<Admission, Refused> {
+        let named = self.grants_of(agent, host, now)?;
+        if !self.is_brokered(host, &named) {
+            return Err(not_brokered(agent, host));
+        }
+        if port != BROKER_PORT {
+            return Err(Refused {
+                rule: "port-not-granted",
+                because: format!("the broker is at port {BROKER_PORT} only"),
+                remedy: format!("use http://{asked}/"),
+            });
+        }
+        let port = self.secret_of(host).map_or(TLS_PORT, |secret| secret.port);
+        let grants = at_port(&named, host, port)?;
+        Ok(self.admission(host, port, Way::Broker, grants))
+    }
+
+    fn admission(
+        &self,
+        name: &HostName,
+        port: u16,
+        way: Way,
+        grants: Vec<(NetworkGrant, String)>,
+    ) -> Admission {
+        let secret = match way {
+            Way::Direct => None,
+            // A secret goes to its own port and to no other.
+            Way::Broker | Way::Intercepted => {
+                self.secret_of(name).filter(|secret| secret.port == port).cloned()
+            }
+        };
+        let (grants, words): (Vec<_>, Vec<_>) = grants.into_iter().unzip();
+        Admission { name: name.clone(), port, way, secret, grants, rule: words.join(", ") }
+    }
+
+    /// All grants in force that stand for a name, each with where it comes from.
+    fn grants_of(
+        &self,
+        agent: &AgentName,
+        name: &HostName,
+        now: u64,
+    ) -> Result<Vec<(NetworkGrant, String)>, Refused> {
+        let in_force =
+            || self.live.iter().filter(|change| change.until_unix_ms.is_none_or(|until| now < until));
+        let denial =
+            in_force().find(|change| change.effect == Effect::Deny && change.grant.name.admits(name));
+        if let Some(denial) = denial {
+            let what = &denial.grant.name;
+            return Err(Refused {
+                rule: "denied",
+                because: format!("{} denied `{what}`", denial.by),
+                remedy: format!("an operator may lift it: nullctl net allow {agent} {what}"),
+            });
+        }
+        let own = self.manifest.iter().map(|grant| (grant.clone(), format!("manifest: {grant}")));
+        let live = in_force()
+            .filter(|change| change.effect == Effect::Allow)
+            .map(|change| (change.grant.clone(), format!("allowed by {}: {}", change.by, change.grant)));
+        let mut grants: Vec<_> = own.chain(live).filter(|(grant, _)| grant.name.admits(name)).collect();
+        // An exact name says more than a wildcard, which then only adds what the exact one does not name.
+        grants.sort_by_key(|(grant, _)| matches!(grant.name, NamePattern::Below(_)));
+        if grants.is_empty() {
+            return Err(Refused {
+                rule: "name-not-granted",
+                because: format!("\"{name}\" is not in network.allow of agent {agent}"),
+                remedy: format!(
+                    "\"{name}\" is not in network.allow of agent {agent}; add it to capabilities.network.allow"
+                ),
+            });
+        }
+        Ok(grants)
+    }
+
+    fn secret_of(&self, host: &HostName) -> Option<&SecretPolicy> {
+        self.secrets.iter().find(|secret| secret.host == *host)
+    }
+
+    /// Whether only requests that are read may go to a host: it has a secret, or no grant of it is without methods and paths.
+    fn is_brokered(&self, host: &HostName, grants: &[(NetworkGrant, String)]) -> bool {
+        self.secret_of(host).is_some() || grants.iter().all(|(grant, _)| grant.is_narrowed())
+    }
+}
+
+impl Admission {
+    /// Whether a connection that an earlier admission let through may go on by this one.
+    pub fn still_admits(&self, earlier: &Admission) -> bool {
+        let kept = |grant: &NetworkGrant| self.grants.contains(grant);
+        (self.way, &self.secret) == (earlier.way, &earlier.secret) && earlier.grants.iter().any(kept)
+    }
+
+    /// Addresses that may be dialled for it although they are private.
+    pub fn private_addresses(&self) -> Vec<Ipv4Addr> {
+        self.grants.iter().flat_map(|grant| grant.addresses.iter().copied()).collect()
+    }
+
+    /// Whether TLS without a server name passes.
+    pub fn without_sni(&self) -> bool {
+        self.grants.iter().any(|grant| grant.without_sni)
+    }
+
+    /// Judges one request. `path`: the target's, without the query.
+    pub fn request(&self, method: &str, path: &str) -> Result<(), Refused> {
+        let with_method: Vec<_> = self
+            .grants
+            .iter()
+            .filter(|grant| grant.methods.is_empty() || grant.methods.iter().any(|granted| granted == method))
+            .collect();
+        let name = &self.name;
+        if with_method.is_empty() {
+            return Err(Refused {
+                rule: "method-not-granted",
+                because: format!("{method} is not among the methods of {name}"),
+                remedy: format!("add \"{method}\" to methods of {name} in capabilities.network.allow"),
+            });
+        }
+        if with_method.iter().any(|grant| grant.paths.is_empty()) {
+            return Ok(());
+        }
+        let plain = is_plain(path);
+        if plain && with_method.iter().any(|grant| grant.paths.iter().any(|prefix| is_below(path, prefix))) {
+            return Ok(());
+        }
+        let shown: String = path.chars().take(200).collect();
+        Err(Refused {
+            rule: "path-not-granted",
+            because: match plain {
+                true => format!("{shown} is below none of the paths of {name}"),
+                false => format!("{shown} has parts that a server may read as another path"),
+            },
+            remedy: format!("add a prefix of it to paths of {name} in capabilities.network.allow"),
+        })
+    }
+}
+
+/// The host that a name of the broker stands for.
+pub fn brokered_host(name: &HostName) -> Option<HostName> {
+    name.as_str().strip_suffix(BROKER_SUFFIX)?.parse().ok()
+}
+
+/// The broker's name for a host; none where it would be too long to be one.
+pub fn broker_name(host: &HostName) -> Option<HostName> {
+    format!("{host}{BROKER_SUFFIX}").parse().ok()
+}
+
+fn not_brokered(agent: &AgentName, host: &HostName) -> Refused {
+    Refused {
+        rule: "name-not-granted",
+        because: format!("agent {agent} has no credential for {host}, and no entry with methods or paths"),
+        remedy: format!("use {host} itself, or name a secret for it in capabilities.credential_refs"),
+    }
+}
+
+fn at_port(
+    grants: &[(NetworkGrant, String)],
+    name: &HostName,
+    port: u16,
+) -> Result<Vec<(NetworkGrant, String)>, Refused> {
+    let found: Vec<_> = grants.iter().filter(|(grant, _)| grant.ports.contains(&port)).cloned().collect();
+    if found.is_empty() {
+        return Err(Refused {
+            rule: "port-not-granted",
+            because: format!("no entry for {name} has port {port}"),
+            remedy: format!("add \"{name}:{port}\" to capabilities.network.allow"),
+        });
+    }
+    Ok(found)
+}
+
+/// Whether a path has one reading: no escapes of separators and dots, no empty or dot segments.
+fn is_plain(path: &str) -> bool {
+    let lower = path.to_ascii_lowercase();
+    let ambiguous = ["%2e", "%2f", "%5c", "%25", "%00", "\\", "//", ";"];
+    path.starts_with('/')
+        && !ambiguous.iter().any(|part| lower.contains(part))
+        && !path.split('/').any(|segment| matches!(segment, "." | ".."))
+}
+
+fn is_below(path: &str, prefix: &str) -> bool {
+    let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use abi::network::Api;
+
+    fn name(text: &str) -> HostName {
+        text.parse().unwrap()
+    }
+
+    fn agent() -> AgentName {
+        "a".parse().unwrap()
+    }
+
+    fn policy(grants: &[&str]) -> Policy {
+        Policy { manifest: grants.iter().map(|text| text.parse().unwrap()).collect(), ..Policy::default() }
+    }
+
+    fn secret(host: &str) -> SecretPolicy {
+        SecretPolicy {
+            name: "KEY".parse().unwrap(),
+            host: name(host),
+            port: 443,
+            header: "authorization".into(),
+            format: "Bearer {}".into(),
+            api: Api::Plain,
+        }
+    }
+
+    fn change(effect: Effect, entry: &str, until_unix_ms: Option<u64>) -> LiveChange {
+        let by = "operator:x".into();
+        LiveChange {
+            agent: agent(),
+            effect,
+            grant: entry.parse().unwrap(),
+            instance: None,
+            until_unix_ms,
+            by,
+            receipt: 0,
+        }
+    }
+
+    fn rule(policy: &Policy, host: &str, port: u16) -> Result<Way, Rule> {
+        policy
+            .decide(&agent(), &name(host), port, 1000)
+            .map(|found| found.way)
+            .map_err(|refused| refused.rule)
+    }
+
+    #[test]
+    fn names_and_ports_pass_by_their_grant_and_nothing_else_does() {
+        let policy = policy(&["api.test", "git.test:22", "*.cdn.test:443"]);
+        assert_eq!(rule(&policy, "api.test", 443), Ok(Way::Direct));
+        assert_eq!(rule(&policy, "img.cdn.test", 443), Ok(Way::Direct));
+        for (host, port, refused) in [
+            ("api.test", 22, "port-not-granted"),
+            ("img.cdn.test", 80, "port-not-granted"),
+            ("x.api.test", 443, "name-not-granted"),
+            ("cdn.test", 443, "name-not-granted"),
+            ("a.b.cdn.test", 443, "name-not-granted"),
+            ("api.test.broker.internal", 80, "name-not-granted"),
+        ] {
+            assert_eq!(rule(&policy, host, port), Err(refused), "{host}:{port}");
+        }
+        assert!(policy.resolves(&agent(), &name("api.test"), 0).is_ok());
+        assert!(policy.resolves(&agent(), &name("api.test.broker.internal"), 0).is_err());
+    }
+
+    #[test]
+    fn a_host_with_a_secret_is_reached_by_the_broker_only() {
+        let mut policy = policy(&["api.test", "other.test"]);
+        policy.secrets = vec![secret("api.test")];
+        assert_eq!(rule(&policy, "api.test", 443), Err("brokered-only"));
+        assert_eq!(rule(&policy, "api.test", 80), Err("brokered-only"));
+        let found = policy.decide(&agent(), &name("api.test.broker.internal"), 80, 0).unwrap();
+        assert_eq!((found.way, found.name.as_str(), found.port), (Way::Broker, "api.test", 443));
+        assert!(found.secret.is_some());
+        assert_eq!(rule(&policy, "api.test.broker.internal", 443), Err("port-not-granted"));
+        assert_eq!(rule(&policy, "other.test.broker.internal", 80), Err("name-not-granted"));
+        policy.manifest[0].intercept = true;
+        assert_eq!(rule(&policy, "api.test", 443), Ok(Way::Intercepted));
+        assert_eq!(rule(&policy, "api.test", 80), Err("brokered-only"));
+        // A credential grants no name.
+        policy.manifest.remove(0);
+        assert_eq!(rule(&policy, "api.test.broker.internal", 80), Err("name-not-granted"));
+    }
+
+    #[test]
+    fn a_secret_goes_to_its_own_port() {
+        let mut policy = policy(&["api.test:443", "api.test:8443"]);
+        policy.manifest[0].intercept = true;
+        policy.secrets = vec![SecretPolicy { port: 8443, ..secret("api.test") }];
+        let found = policy.decide(&agent(), &name("api.test"), 443, 0).unwrap();
+        assert_eq!((found.way, found.secret), (Way::Intercepted, None));
+        let found = policy.decide(&agent(), &name("api.test.broker.internal"), 80, 0).unwrap();
+        assert_eq!((found.port, found.secret.is_some()), (8443, true));
+    }
+
+    #[test]
+    fn live_changes_widen_for_their_time_and_a_denial_beats_all() {
+        let mut policy = policy(&["api.test"]);
+        policy.live = vec![
+            change(Effect::Allow, "new.test:443", Some(1001)),
+            change(Effect::Allow, "old.test", Some(1000)),
+        ];
+        assert_eq!(rule(&policy, "new.test", 443), Ok(Way::Direct));
+        assert_eq!(rule(&policy, "old.test", 443), Err("name-not-granted"));
+        policy.live.push(change(Effect::Deny, "*.cdn.test", None));
+        policy.live.push(change(Effect::Deny, "api.test", None));
+        assert_eq!(rule(&policy, "api.test", 443), Err("denied"));
+        assert!(
+            policy.resolves(&agent(), &name("api.test"), 1000).is_err_and(|refused| refused.rule == "denied")
+        );
+    }
+
+    #[test]
+    fn requests_are_judged_by_method_and_whole_segments() {
+        let mut policy = policy(&["api.test"]);
+        policy.manifest[0].methods = vec!["POST".into()];
+        policy.manifest[0].paths = vec!["/v1/chat".into(), "/search/".into()];
+        assert_eq!(rule(&policy, "api.test", 443), Err("brokered-only"));
+        let found = policy.decide(&agent(), &name("api.test.broker.internal"), 80, 0).unwrap();
+        for path in ["/v1/chat", "/v1/chat/completions", "/search", "/search/x"] {
+            assert_eq!(found.request("POST", path), Ok(()), "{path}");
+        }
+        assert_eq!(found.request("GET", "/v1/chat").unwrap_err().rule, "method-not-granted");
+        for path in [
+            "/v1/chats",
+            "/v1",
+            "/",
+            "/v1/chat/../keys",
+            "/v1/chat/%2e%2e/keys",
+            "/v1/chat//x",
+            "/v1/chat/%2Fx",
+            "/v1/chat\\..\\keys",
+            "/v1/chat/..;/keys",
+            "http://api.test/v1/chat",
+            "",
+            "*",
+        ] {
+            assert_eq!(found.request("POST", path).unwrap_err().rule, "path-not-granted", "{path}");
+        }
+    }
+}
