@@ -7,6 +7,7 @@
 pub mod accel;
 pub mod ctl;
 pub mod fixture;
+pub mod internet;
 pub mod node;
 pub mod qmp;
 pub mod rules;

@@ -82,6 +82,8 @@ pub struct Oddities {
     pub cpu_without: Vec<String>,
     /// What QEMU's `-netdev` gets instead of user networking; empty: no network device at all.
     pub network: Option<String>,
+    /// The port of this machine's loopback that leads to the node's gate, where `network` brings one.
+    pub gate_port: Option<u16>,
     /// Further TCP ports of this machine's loopback that lead to ports of the node, beside the one for its gate.
     pub entrances: Vec<(u16, u16)>,
     /// Disks beside the ordinary ones; they come last.
@@ -131,7 +133,7 @@ impl Node {
             format!("{}-{}-{}", machine.name, std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let dir = crate::workspace()?.join(id);
         fs::create_dir_all(&dir)?;
-        let port = free_port()?;
+        let port = odd.gate_port.map_or_else(free_port, Ok)?;
         let fault_path = dir.join("fault.sock");
         let mut command = Command::new("qemu-system-x86_64");
         command.args([

@@ -3,6 +3,7 @@
 
 mod agents;
 mod boot;
+mod bypass;
 mod degraded;
 mod disks;
 mod execs;
@@ -28,8 +29,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use slot::Shared;
 
 /// The nodes that tests share.
-static SLOTS: [&dyn Shared; 8] = [
+static SLOTS: [&dyn Shared; 9] = [
     &shared::LAB,
+    &bypass::BENCH,
     &execs::BENCH,
     &faults::NODE,
     &disks::BENCH,
@@ -70,6 +72,7 @@ fn main() {
     trials.extend(agents::trials());
     trials.extend(execs::trials());
     trials.extend(network::trials());
+    trials.extend(bypass::trials());
     trials.extend(memory::trials());
     trials.extend(ledger::trials());
     trials.extend(images::trials());
