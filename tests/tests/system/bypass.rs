@@ -130,7 +130,7 @@ const DNS_ROWS: &[Row] = &[
         "direct_dns_to_8_8_8_8",
         &["dns", "web.test", "1", "8.8.8.8"],
         fails,
-        Some(("8.8.8.8", "raw-address")),
+        Some(("udp 8.8.8.8:53", "protocol")),
         &["8.8.8.8"],
     ),
     row(
@@ -334,7 +334,7 @@ const PROTOCOL_ROWS: &[Row] = &[
             "80",
             "GET / HTTP/1.1\\r\\nHost: web.test\\r\\n\\r\\nGET /second HTTP/1.1\\r\\nHost: other.test\\r\\n\\r\\n",
         ],
-        |found| !found["response"].as_str().unwrap_or("other.test").contains("other.test"),
+        |found| !found["response"].as_str().unwrap_or("for other.test").contains("for other.test"),
         Some(("host other.test", "host-mismatch")),
         &["/second"],
     ),

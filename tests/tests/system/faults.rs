@@ -91,7 +91,7 @@ pub const SABOTEUR: &str = r#"
 path = "/system/bin/fault"
 needs = ["cage"]
 capabilities = [
-    "dac_override", "dac_read_search", "kill", "sys_admin", "sys_ptrace", "sys_resource", "sys_time", "sys_tty_config",
+    "dac_override", "dac_read_search", "kill", "net_admin", "sys_admin", "sys_ptrace", "sys_resource", "sys_time", "sys_tty_config",
 ]
 unconfined = true
 tasks_max = 4096

@@ -27,6 +27,7 @@
 //! now                         the Unix time
 //! clock SECONDS               set the wall clock so far forward or back; answers the new Unix time
 //! census                      what there is of processes, descriptors, mounts, cgroups, files, sockets, interfaces; a line each
+//! flush-rules [PID]           removes every nftables rule of the node, or of the network namespace of a process
 //! guest attacks               names of what a hostile guest kernel can do (see `hostile`)
 //! guest ATTACK SEED SECONDS   starts cage-vmm with that guest in a jail; how it ended, as JSON
 //! calls AGENT                 a child that lives a VM's life and records its VMM's system calls (see `calls`); its pid
@@ -44,6 +45,7 @@ mod census;
 #[path = "../../../../initramfs/src/dm.rs"]
 mod dm;
 mod door;
+mod firewall;
 mod guest;
 mod hostile;
 mod hunger;
@@ -155,6 +157,7 @@ impl Saboteur {
             "clock" => set_clock(rest.parse()?),
             "dm" => stall::obey(rest),
             "census" => census::take(),
+            "flush-rules" => firewall::flush(rest),
             "guest" => guest::obey(rest),
             "bench" => bench::obey(rest),
             _ => bail!("unknown order `{order}`"),
