@@ -230,6 +230,30 @@ def hold(host, port, send=""):
             return {"cut": type(e).__name__, "after": time.time() - started}
 
 
+def environment():
+    return dict(os.environ)
+
+
+def spend(host, calls, tokens):
+    """Calls at once, each of which may answer with so many tokens."""
+    body = json.dumps({"model": "paid", "max_tokens": int(tokens), "messages": [{"role": "user", "content": "hi"}], "stream": True})
+    request = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    statuses = []
+
+    def call():
+        with socket.create_connection((host, 80), timeout=TIMEOUT) as s:
+            s.settimeout(TIMEOUT)
+            s.sendall(request.encode())
+            statuses.append(receive(s).split(" ")[1])
+
+    threads = [threading.Thread(target=call) for _ in range(int(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {"served": statuses.count("200"), "refused": len(statuses) - statuses.count("200"), "statuses": statuses}
+
+
 def main():
     name, arguments = sys.argv[1], sys.argv[2:]
     started = time.time()

@@ -206,7 +206,7 @@ def answer(stream, kind, local):
         if request is None:
             return
         key = request.field("authorization") or request.field("x-api-key")
-        seen(f"{kind} {local} {request.line} host={request.field('host')} key={key} body={len(request.body)}")
+        seen(f"{kind} {local} {request.line} host={request.field('host')} body={len(request.body)} fields={request.fields}")
         path = request.path.split("?")[0]
         if path == "/reflect":
             stream.sendall(reply(f"your key is {key}"))

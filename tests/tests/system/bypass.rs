@@ -15,6 +15,13 @@ use crate::shared::eventually;
 use crate::slot::{self, Slot};
 use crate::trial;
 
+mod rows;
+
+use rows::{
+    ADDRESS_ROWS, BROKER, BROKER_ROWS, DNS_ROWS, PROTOCOL_ROWS, Row, SECRET, fails, http_refused, served,
+    unanswered,
+};
+
 /// A node, the internet it sees, and what it was made from.
 pub struct Bench {
     pub node: Node,
@@ -31,378 +38,25 @@ impl slot::Bench for Bench {
 /// Their node.
 pub static BENCH: Slot<Bench> = Slot::new(start);
 
-/// An attack and what must come of it.
-struct Row {
-    name: &'static str,
-    /// What the guest's /app/bypass.py is asked to do.
-    attempt: &'static [&'static str],
-    /// Whether what it found is what a refusal looks like.
-    holds: fn(&Value) -> bool,
-    /// A denial that must be recorded: what it is about, and its rule.
-    denied: Option<(&'static str, &'static str)>,
-    /// What must not have reached the internet.
-    unseen: &'static [&'static str],
-}
-
-/// It ended in an error, and soon.
-fn fails(found: &Value) -> bool {
-    found["error"].is_string() && found["ms"].as_u64().is_some_and(|ms| ms < 15_000)
-}
-
-/// The name does not exist, and the answer says why.
-fn explained(found: &Value) -> bool {
-    found["code"] == 3
-        && found["records"] == 0
-        && found["error"].as_str().is_some_and(|why| why.contains("network.allow"))
-}
-
-/// Refused over HTTP with the reason, and nothing from the host.
-fn http_refused(found: &Value) -> bool {
-    let response = found["response"].as_str().unwrap_or_default();
-    response.contains("NullBox refused") && response.contains("remedy: ") && !response.contains("hello from")
-}
-
-/// Ended, without an answer of any host.
-fn unanswered(found: &Value) -> bool {
-    fails(found) || found["response"].as_str().is_some_and(|response| !response.contains("hello from"))
-}
-
-/// A TLS alert: unrecognized_name or access_denied, fatal (RFC 8446 section 6).
-fn alerted(found: &Value) -> bool {
-    fails(found) || found["alert"].as_str().is_some_and(|alert| matches!(alert, "0270" | "0231"))
-}
-
-const fn row(
-    name: &'static str,
-    attempt: &'static [&'static str],
-    holds: fn(&Value) -> bool,
-    denied: Option<(&'static str, &'static str)>,
-    unseen: &'static [&'static str],
-) -> Row {
-    Row { name, attempt, holds, denied, unseen }
-}
-
-const DNS_ROWS: &[Row] = &[
-    row(
-        "name_without_a_grant",
-        &["dns", "evil.test"],
-        explained,
-        Some(("evil.test", "name-not-granted")),
-        &["dns "],
-    ),
-    row(
-        "tunnel_through_a_denied_suffix",
-        &["tunnel", "evil.test", "60"],
-        |found| found["there"] == 0 && found["refused"] == 60,
-        Some(("evil.test", "name-not-granted")),
-        &["dns "],
-    ),
-    row(
-        "long_label_under_a_wildcard",
-        &["dns", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.cdn.test"],
-        explained,
-        Some(("cdn.test", "name-not-granted")),
-        &["dns "],
-    ),
-    row("labels_below_a_wildcards_label", &["dns", "data.more.cdn.test"], explained, None, &["dns "]),
-    row(
-        "text_record_of_a_granted_name",
-        &["dns", "web.test", "16"],
-        |f| f["code"] == 0 && f["records"] == 0,
-        None,
-        &["dns "],
-    ),
-    row(
-        "ipv6_record_of_a_granted_name",
-        &["dns", "web.test", "28"],
-        |f| f["code"] == 0 && f["records"] == 0,
-        None,
-        &["dns "],
-    ),
-    row(
-        "https_record_of_a_granted_name",
-        &["dns", "web.test", "65"],
-        |f| f["code"] == 0 && f["records"] == 0,
-        None,
-        &["dns "],
-    ),
-    row(
-        "direct_dns_to_8_8_8_8",
-        &["dns", "web.test", "1", "8.8.8.8"],
-        fails,
-        Some(("udp 8.8.8.8:53", "protocol")),
-        &["8.8.8.8"],
-    ),
-    row(
-        "direct_dns_to_the_uplinks_resolver",
-        &["dns", "web.test", "1", "203.0.113.53"],
-        fails,
-        None,
-        &["dns ", "203.0.113.53"],
-    ),
-    row(
-        "dns_over_tcp_to_8_8_8_8",
-        &["dns_tcp", "web.test", "8.8.8.8"],
-        fails,
-        Some(("8.8.8.8:53", "raw-address")),
-        &["8.8.8.8"],
-    ),
-    row(
-        "dns_over_https",
-        &["tls", "8.8.8.8", "443", "dns.google"],
-        fails,
-        Some(("8.8.8.8:443", "raw-address")),
-        &["8.8.8.8"],
-    ),
-    row(
-        "dns_over_https_by_name",
-        &["tls", "dns.google", "443", "dns.google"],
-        fails,
-        Some(("dns.google", "name-not-granted")),
-        &["dns "],
-    ),
-    row(
-        "dns_over_tls",
-        &["raw", "8.8.8.8", "853", "x"],
-        fails,
-        Some(("8.8.8.8:853", "raw-address")),
-        &["8.8.8.8"],
-    ),
-    row(
-        "dns_over_tls_to_a_granted_name",
-        &["raw", "web.test", "853", "x"],
-        unanswered,
-        Some(("web.test:853", "port-not-granted")),
-        &[":853"],
-    ),
-    row("dns_over_quic", &["dns", "web.test", "1", "8.8.8.8", "853"], fails, None, &[":853"]),
-    row("multicast_dns", &["multicast", "224.0.0.251", "5353"], fails, None, &[":5353"]),
-    row(
-        "link_local_multicast_name_resolution",
-        &["multicast", "224.0.0.252", "5355"],
-        fails,
-        None,
-        &[":5355"],
-    ),
-];
-
-const ADDRESS_ROWS: &[Row] = &[
-    row(
-        "raw_ipv4",
-        &["raw", "203.0.113.10", "80", "x"],
-        fails,
-        Some(("203.0.113.10:80", "raw-address")),
-        &["connect"],
-    ),
-    row(
-        "decimal_ipv4",
-        &["raw", "3405803786", "80", "x"],
-        fails,
-        Some(("203.0.113.10:80", "raw-address")),
-        &["connect"],
-    ),
-    row(
-        "hexadecimal_ipv4",
-        &["raw", "0xcb.0x0.0x71.0xa", "80", "x"],
-        fails,
-        Some(("203.0.113.10:80", "raw-address")),
-        &["connect"],
-    ),
-    row(
-        "octal_ipv4",
-        &["raw", "0313.0.0161.012", "80", "x"],
-        fails,
-        Some(("203.0.113.10:80", "raw-address")),
-        &["connect"],
-    ),
-    row("mapped_ipv4", &["raw", "::ffff:203.0.113.10", "80", "x"], fails, None, &["connect"]),
-    row("ipv6", &["raw", "2001:db8::1", "80", "x"], fails, None, &["connect"]),
-    row("link_local_ipv6", &["raw", "fe80::1%eth0", "80", "x"], fails, None, &["connect"]),
-    row("icmp", &["icmp", "203.0.113.10"], fails, None, &["connect"]),
-    row("packet_socket", &["packet_socket"], fails, None, &[]),
-    row("quic_to_a_granted_name", &["dns", "web.test", "1", "web.test", "443"], fails, None, &["udp "]),
-    row(
-        "metadata_service",
-        &["raw", "169.254.169.254", "80", "x"],
-        fails,
-        Some(("169.254.169.254:80", "raw-address")),
-        &["169.254"],
-    ),
-    row("metadata_service_of_another_cloud", &["raw", "168.63.129.16", "80", "x"], fails, None, &["168.63"]),
-    row(
-        "metadata_service_in_carrier_space",
-        &["raw", "100.100.100.200", "80", "x"],
-        fails,
-        None,
-        &["100.100"],
-    ),
-    row(
-        "granted_name_that_is_the_metadata_service",
-        &["raw", "metadata.test", "80", "GET / HTTP/1.1\\r\\nHost: metadata.test\\r\\n\\r\\n"],
-        http_refused,
-        Some(("169.254.169.254", "private-address")),
-        &["connect"],
-    ),
-    row(
-        "granted_name_whose_alias_leads_inward",
-        &["raw", "inward.test", "80", "GET / HTTP/1.1\\r\\nHost: inward.test\\r\\n\\r\\n"],
-        http_refused,
-        Some(("10.9.9.9", "private-address")),
-        &["connect"],
-    ),
-    row(
-        "granted_name_with_endless_aliases",
-        &["raw", "loop.test", "80", "GET / HTTP/1.1\\r\\nHost: loop.test\\r\\n\\r\\n"],
-        unanswered,
-        None,
-        &["connect"],
-    ),
-    row(
-        "gate_of_the_node",
-        &["raw", "100.64.0.1", "4466", "x"],
-        fails,
-        Some(("100.64.0.1:4466", "raw-address")),
-        &[],
-    ),
-    row("proxy_of_the_node", &["raw", "100.64.0.1", "15001", "x"], fails, None, &["connect"]),
-    row(
-        "uplink_address_of_the_node",
-        &["raw", "192.0.2.5", "4466", "x"],
-        fails,
-        Some(("192.0.2.5:4466", "raw-address")),
-        &[],
-    ),
-    row("neighbour_on_the_uplink", &["raw", "192.0.2.1", "80", "x"], fails, None, &["connect"]),
-    row(
-        "port_without_a_grant",
-        &["raw", "web.test", "22", "x"],
-        unanswered,
-        Some(("web.test:22", "port-not-granted")),
-        &["connect"],
-    ),
-];
-
-const PROTOCOL_ROWS: &[Row] = &[
-    row(
-        "sni_of_another_name",
-        &["tls", "web.test", "443", "other.test"],
-        fails,
-        Some(("sni other.test", "sni-mismatch")),
-        &["connect"],
-    ),
-    row("no_sni", &["tls", "web.test", "443", ""], fails, Some(("web.test:443", "no-sni")), &["connect"]),
-    row(
-        "sni_of_another_name_in_many_packets",
-        &["split_hello", "web.test", "443", "other.test"],
-        alerted,
-        Some(("sni other.test", "sni-mismatch")),
-        &["connect"],
-    ),
-    row(
-        "encrypted_client_hello",
-        &["ech", "web.test", "443", "web.test"],
-        alerted,
-        Some(("encrypted client hello", "protocol")),
-        &["connect"],
-    ),
-    row(
-        "no_tls_on_443",
-        &["raw", "web.test", "443", "GET / HTTP/1.1\\r\\nHost: web.test\\r\\n\\r\\n"],
-        unanswered,
-        Some(("web.test:443", "protocol")),
-        &["connect"],
-    ),
-    row(
-        "no_http_on_80",
-        &["raw", "web.test", "80", "SSH-2.0-x\\r\\n"],
-        unanswered,
-        Some(("web.test:80", "protocol")),
-        &["connect"],
-    ),
-    row(
-        "host_of_another_name",
-        &["raw", "web.test", "80", "GET / HTTP/1.1\\r\\nHost: other.test\\r\\n\\r\\n"],
-        http_refused,
-        Some(("host other.test", "host-mismatch")),
-        &["connect"],
-    ),
-    row(
-        "host_of_another_name_in_the_second_request",
-        &[
-            "raw",
-            "web.test",
-            "80",
-            "GET / HTTP/1.1\\r\\nHost: web.test\\r\\n\\r\\nGET /second HTTP/1.1\\r\\nHost: other.test\\r\\n\\r\\n",
-        ],
-        |found| !found["response"].as_str().unwrap_or("for other.test").contains("for other.test"),
-        Some(("host other.test", "host-mismatch")),
-        &["/second"],
-    ),
-    row(
-        "absolute_form_of_another_name",
-        &["raw", "web.test", "80", "GET http://other.test/ HTTP/1.1\\r\\nHost: web.test\\r\\n\\r\\n"],
-        http_refused,
-        Some(("host other.test", "host-mismatch")),
-        &["connect"],
-    ),
-    row(
-        "connect_method",
-        &["raw", "web.test", "80", "CONNECT other.test:443 HTTP/1.1\\r\\nHost: web.test\\r\\n\\r\\n"],
-        http_refused,
-        Some(("CONNECT", "protocol")),
-        &["connect"],
-    ),
-    row(
-        "http2_by_prior_knowledge",
-        &["raw", "web.test", "80", "PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n"],
-        http_refused,
-        Some(("HTTP version", "protocol")),
-        &["connect"],
-    ),
-    row(
-        "upgrade_to_another_protocol",
-        &[
-            "raw",
-            "web.test",
-            "80",
-            "GET / HTTP/1.1\\r\\nHost: web.test\\r\\nUpgrade: h2c\\r\\nConnection: upgrade\\r\\n\\r\\n",
-        ],
-        http_refused,
-        Some(("upgrade", "protocol")),
-        &["connect"],
-    ),
-    row(
-        "two_lengths_of_one_request",
-        &[
-            "raw",
-            "web.test",
-            "80",
-            "POST / HTTP/1.1\\r\\nHost: web.test\\r\\nContent-Length: 4\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\n",
-        ],
-        http_refused,
-        Some(("content length and chunks", "protocol")),
-        &["connect"],
-    ),
-    row(
-        "folded_field",
-        &[
-            "raw",
-            "web.test",
-            "80",
-            "GET / HTTP/1.1\\r\\nHost: web.test\\r\\nX: 1\\r\\n Host: other.test\\r\\n\\r\\n",
-        ],
-        http_refused,
-        Some(("web.test:80", "protocol")),
-        &["connect"],
-    ),
-];
-
 pub fn trials() -> Vec<Trial> {
     let mut all = vec![trial("bypass::what_is_granted_works", what_is_granted_works)];
-    for (group, rows) in [("dns", DNS_ROWS), ("address", ADDRESS_ROWS), ("protocol", PROTOCOL_ROWS)] {
-        all.extend(rows.iter().map(|row| trial(&format!("bypass::{group}_{}", row.name), || row.try_it())));
+    let groups = [
+        ("dns", DNS_ROWS, "prey"),
+        ("address", ADDRESS_ROWS, "prey"),
+        ("protocol", PROTOCOL_ROWS, "prey"),
+        ("broker", BROKER_ROWS, "client"),
+    ];
+    for (group, rows, agent) in groups {
+        all.extend(
+            rows.iter().map(|row| trial(&format!("bypass::{group}_{}", row.name), || row.try_it(agent))),
+        );
     }
     all.extend([
+        trial("bypass::secret_reaches_its_host_and_nothing_else_has_it", secret_reaches_its_host_only),
+        trial("bypass::budget_holds_however_many_ask_at_once", budget_holds),
+        trial("bypass::revoked_grant_cuts_an_open_flow", revoked_grant),
+        trial("bypass::egress_killed_with_an_open_flow", killed_egress),
+        trial("bypass::rules_flushed_by_an_outsider_come_back", flushed_rules),
         trial("bypass::tunnel_through_an_allowed_wildcard_is_bounded", tunnel_through_a_wildcard),
         trial("bypass::name_that_turns_inward_is_refused_when_it_does", rebinding),
         trial("bypass::another_agents_synthetic_address", another_agents_address),
@@ -413,13 +67,14 @@ pub fn trials() -> Vec<Trial> {
 }
 
 impl Row {
-    fn try_it(&self) -> Result<()> {
+    fn try_it(&self, agent: &str) -> Result<()> {
         let bench = BENCH.hold()?;
         let before = bench.internet.seen()?.len();
-        let found = bench.attempt("prey", self.attempt)?;
+        let found = bench.attempt(agent, self.attempt)?;
         ensure!((self.holds)(&found), "{found}");
+        ensure!(!found.to_string().contains(SECRET), "the guest has the secret: {found}");
         if let Some((what, rule)) = self.denied {
-            bench.denied("prey", what, rule)?;
+            bench.denied(agent, what, rule)?;
         }
         let seen = bench.internet.seen()?;
         let reached: Vec<_> =
@@ -430,6 +85,13 @@ impl Row {
 }
 
 const NULLD_TOML: &str = r#"
+[prices."paid"]
+input = 1000000
+cache_read = 100000
+cache_write = 1250000
+output = 4000000
+input_tokens_max = 8000
+output_tokens_max = 1000
 [node]
 name = "bypass"
 [network]
@@ -463,6 +125,10 @@ fn start() -> Result<Bench> {
     let prey = "\"web.test\", \"*.cdn.test\", \"rebind.test:80\", \"alias.test:80\", \"inward.test:80\", \"loop.test:80\", \
                 \"metadata.test:80\"";
     config.file("agents/prey.toml", &manifest("prey", prey))?;
+    let client = "\"api.test:443\", \"evil.test\", \"web.test\"";
+    let spends = "credential_refs = [\"API_KEY\"]\nmax_api_calls_per_hour = 1000\n\
+                  budget = { period = \"total\", max_output_tokens = 5000, max_micro_dollars = 1000000 }\n";
+    config.file("agents/client.toml", &format!("{}{spends}", manifest("client", client)))?;
     config.file("agents/neighbour.toml", &manifest("neighbour", "\"other.test\", \"*.cdn.test\""))?;
     config.rootfs("python", &fixture::python_archive(&system_tests::tree().join("tests/app"))?)?;
     let machine = Machine {
@@ -478,6 +144,10 @@ fn start() -> Result<Bench> {
         ..Oddities::default()
     };
     let node = Node::boot_odd(machine, &odd)?;
+    let file = config.dir().join("api.key");
+    std::fs::write(&file, SECRET)?;
+    let file = file.display().to_string();
+    node.json(&["secret", "set", "API_KEY", "--host", "api.test", "--api", "openai", "--file", &file])?;
     Ok(Bench { node, internet, _config: config })
 }
 
@@ -595,5 +265,183 @@ fn flood_of_connections() -> Result<()> {
     let get = "GET / HTTP/1.1\\r\\nHost: other.test\\r\\nConnection: close\\r\\n\\r\\n";
     let found = bench.attempt("neighbour", &["raw", "other.test", "80", get, "3"])?;
     ensure!(found["response"].as_str().is_some_and(|r| r.contains("hello from 203.0.113.11")), "{found}");
+    Ok(())
+}
+
+/// A call works, its host has the secret, and it stands nowhere else: guest, logs, ledger, answers.
+fn secret_reaches_its_host_only() -> Result<()> {
+    let bench = BENCH.hold()?;
+    let body = "{\"model\":\"paid\",\"max_tokens\":10,\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}";
+    let call = format!(
+        "POST /v1/chat/completions HTTP/1.1\\r\\nHost: {BROKER}\\r\\nContent-Type: application/json\\r\\nContent-Length: {}\\r\\n\\r\\n{body}",
+        body.len()
+    );
+    let found = bench.attempt("client", &["raw", BROKER, "80", &call])?;
+    ensure!(served(&found), "{found}");
+    ensure!(
+        bench
+            .internet
+            .seen()?
+            .iter()
+            .any(|line| line.contains("/v1/chat/completions") && line.contains(SECRET)),
+        "no key"
+    );
+    let spent = bench.node.json(&["net", "budget", "client"])?;
+    ensure!(
+        spent["agents"][0]["used"]["output_tokens"] == 5 && spent["agents"][0]["used"]["input_tokens"] == 7,
+        "{spent}"
+    );
+    let environment = bench.attempt("client", &["environment"])?;
+    ensure!(environment["OPENAI_BASE_URL"] == format!("http://{BROKER}/v1"), "{environment}");
+    let told = [
+        vec!["ledger", "tail", "--limit", "1000"],
+        vec!["system", "logs", "egress", "-n", "1000"],
+        vec!["system", "logs", "nulld", "-n", "1000"],
+        vec!["system", "logs", "nullgate", "-n", "1000"],
+        vec!["secret", "list"],
+        vec!["net", "denials"],
+        vec!["net", "budget"],
+        vec!["agent", "status", "client"],
+        vec!["agent", "logs", "client"],
+    ];
+    for command in told {
+        let answer = bench.node.ctl(&[vec!["--json"], command.clone()].concat())?.ok()?;
+        ensure!(
+            !answer.stdout.contains(SECRET) && !answer.stderr.contains(SECRET),
+            "{command:?} tells the secret"
+        );
+    }
+    ensure!(
+        !environment.to_string().contains(SECRET) && !bench.node.console().contains(SECRET),
+        "the secret is told"
+    );
+    let files = bench.node.fault("list /state/egress/secrets")?;
+    ensure!(files.contains("API_KEY"), "{files}");
+    let kept = bench.node.fault("read /state/egress/secrets/API_KEY.json")?;
+    ensure!(!kept.contains(SECRET) && kept.contains("api.test"), "{kept}");
+    Ok(())
+}
+
+/// 16 at once want more than there is.
+fn budget_holds() -> Result<()> {
+    let bench = BENCH.hold()?;
+    let found = bench.attempt("client", &["spend", BROKER, "16", "800"])?;
+    let spent = bench.node.json(&["net", "budget", "client"])?;
+    let spent = &spent["agents"][0];
+    let sum = |of: &str| spent[of]["output_tokens"].as_u64().unwrap_or(u64::MAX);
+    ensure!(sum("used") + sum("reserved") <= 5000, "{spent}");
+    ensure!(found["refused"].as_u64() > Some(0) && found["served"].as_u64() > Some(0), "{found}");
+    bench.denied("client", "output", "budget")
+}
+
+/// Begins `hold` in a guest and returns when the connection stands; what it finds comes over the channel.
+fn held(bench: &Bench, agent: &str, arguments: &[&str]) -> Result<std::sync::mpsc::Receiver<Value>> {
+    let status = bench.node.json(&["agent", "status", agent])?;
+    if status["summary"]["state"] != "running" {
+        bench.node.json(&["agent", "start", agent])?;
+    }
+    let mut all = vec!["agent", "exec", agent, "--", "/usr/bin/python3", "/app/bypass.py", "hold"];
+    all.extend(arguments);
+    let mut command = bench.node.command(&bench.node.machine.key, &bench.node.fingerprint()?, &all)?;
+    let mut child =
+        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped()).spawn()?;
+    let mut lines =
+        std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().context("no output")?));
+    let (send, receive) = std::sync::mpsc::channel();
+    let first = lines.next().context("no word of the guest")??;
+    ensure!(first.contains("held"), "{first}");
+    std::thread::spawn(move || {
+        let last = lines.map_while(std::io::Result::ok).last().unwrap_or_default();
+        let _ = child.wait(); // its output has ended
+        let _ = send.send(serde_json::from_str(&last).unwrap_or(Value::Null)); // the test may have failed
+    });
+    Ok(receive)
+}
+
+const SLOW: &str = "GET /slow HTTP/1.1\\r\\nHost: web.test\\r\\n\\r\\n";
+
+fn revoked_grant() -> Result<()> {
+    let bench = BENCH.hold()?;
+    let flow = held(&bench, "prey", &["web.test", "80", SLOW])?;
+    eventually(Duration::from_secs(20), "the flow stands", || {
+        Ok(bench.internet.seen()?.iter().any(|line| line.contains("/slow")))
+    })?;
+    let changed = bench.node.json(&["net", "revoke", "prey", "web.test"])?;
+    ensure!(changed["cut"] == 1, "{changed}");
+    let found = flow.recv_timeout(Duration::from_secs(30)).context("the flow goes on")?;
+    ensure!(found["cut"].is_string() && found["cut"] != "data", "{found}");
+    let explained = bench.node.ctl(&["--json", "net", "explain", "prey", "web.test:80"])?;
+    ensure!(explained.status == 1 && explained.json()?["allowed"] == false, "{}", explained.stdout);
+    let gone = bench.attempt("prey", &["dns", "web.test"])?;
+    ensure!(gone["code"] == 3, "{gone}");
+    bench.node.json(&["net", "allow", "prey", "web.test"])?;
+    let get = "GET / HTTP/1.1\\r\\nHost: web.test\\r\\nConnection: close\\r\\n\\r\\n";
+    let back = bench.attempt("prey", &["raw", "web.test", "80", get, "3"])?;
+    ensure!(back["response"].as_str().is_some_and(|r| r.contains("hello")), "{back}");
+    Ok(())
+}
+
+fn killed_egress() -> Result<()> {
+    let bench = BENCH.hold()?;
+    let flow = held(&bench, "prey", &["web.test", "80", SLOW])?;
+    let before = bench.node.json(&["net", "budget", "client"])?["agents"][0]["used"].clone();
+    ensure!(bench.node.fault("signal 9 egress")? == "1", "egress is not one process");
+    let found = flow.recv_timeout(Duration::from_secs(30)).context("the flow outlives egress")?;
+    ensure!(found["cut"].is_string() && found["cut"] != "data", "{found}");
+    let get = "GET / HTTP/1.1\\r\\nHost: web.test\\r\\nConnection: close\\r\\n\\r\\n";
+    eventually(Duration::from_secs(90), "the granted name is reached again", || {
+        let found = bench.attempt("prey", &["raw", "web.test", "80", get, "3"])?;
+        Ok(found["response"].as_str().is_some_and(|r| r.contains("hello")))
+    })?;
+    let refused = bench.attempt("prey", &["raw", "8.8.8.8", "443", "x"])?;
+    ensure!(fails(&refused), "{refused}");
+    let grants = bench.node.json(&["net", "grants"])?;
+    let prey = grants["agents"]
+        .as_array()
+        .context("no agents")?
+        .iter()
+        .find(|a| a["instance"].as_str().is_some_and(|name| name.starts_with("prey.")));
+    let prey = prey.context("prey has no network")?;
+    ensure!(prey["connections"] == 0 && prey["connections_total"].as_u64() > Some(0), "{prey}");
+    let after = &bench.node.json(&["net", "budget", "client"])?["agents"][0]["used"];
+    ensure!(
+        after["output_tokens"] == before["output_tokens"]
+            && after["micro_dollars"] == before["micro_dollars"],
+        "{before} {after}"
+    );
+    Ok(())
+}
+
+/// In the node's namespace and in the guest's.
+fn flushed_rules() -> Result<()> {
+    let bench = BENCH.hold()?;
+    let get = "GET / HTTP/1.1\\r\\nHost: web.test\\r\\nConnection: close\\r\\n\\r\\n";
+    bench.attempt("prey", &["raw", "web.test", "80", get, "3"])?;
+    let processes = bench.node.fault("ps")?;
+    let vmms: Vec<&str> = processes
+        .lines()
+        .filter(|line| line.contains("cage-vmm"))
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    ensure!(!vmms.is_empty(), "no VMM in {processes}");
+    bench.node.fault("flush-rules")?;
+    for pid in vmms {
+        bench.node.fault(&format!("flush-rules {pid}"))?;
+    }
+    eventually(Duration::from_secs(30), "the ledger tells of it", || {
+        let page = bench.node.json(&["ledger", "tail", "--limit", "200"])?;
+        Ok(page.to_string().matches("firewall_restored").count() >= 2)
+    })?;
+    let before = bench.internet.seen()?.len();
+    for (host, port) in
+        [("8.8.8.8", "443"), ("203.0.113.10", "80"), ("100.64.0.1", "4466"), ("192.0.2.5", "4466")]
+    {
+        let found = bench.attempt("prey", &["raw", host, port, "x"])?;
+        ensure!(fails(&found), "{host}:{port} {found}");
+    }
+    let seen = bench.internet.seen()?;
+    ensure!(!seen[before..].iter().any(|line| line.contains("connect")), "{:?}", &seen[before..]);
+    let back = bench.attempt("prey", &["raw", "web.test", "80", get, "3"])?;
+    ensure!(back["response"].as_str().is_some_and(|r| r.contains("hello")), "{back}");
     Ok(())
 }
