@@ -259,6 +259,8 @@ pub struct ConnectionRecord {
 #[serde(deny_unknown_fields)]
 pub struct Budgets {
     pub agents: Vec<AgentBudget>,
+    /// More that do not fit a line; each can be asked for by its name.
+    pub left_out: usize,
 }
 
 /// What an agent may spend and has spent; agents that do not run are listed while something is kept of them.
@@ -274,6 +276,9 @@ pub struct AgentBudget {
     pub reserved: Spent,
     pub period_ends_unix_ms: Option<u64>,
     pub hour_ends_unix_ms: Option<u64>,
+    /// Why what was spent cannot be read; then the agent gets no network until it is reset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damaged: Option<String>,
 }
 
 /// Amounts. The units are those of [`Budget`].
@@ -326,6 +331,9 @@ pub struct SecretEntry {
     pub by: String,
     /// Running agents whose manifests refer to it.
     pub used_by: Vec<AgentName>,
+    /// Why it cannot be used: its file was changed, or was sealed by another key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// Result of `secret.list`.
@@ -333,7 +341,7 @@ pub struct SecretEntry {
 #[serde(deny_unknown_fields)]
 pub struct Secrets {
     pub secrets: Vec<SecretEntry>,
-    /// `tpm` or `state-volume` (whoever has the disk has the secrets).
+    /// `tpm`, `state-volume` (whoever has the disk has the secrets) or `none yet`; or why no secret can be opened.
     pub sealed_by: String,
 }
 

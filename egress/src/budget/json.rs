@@ -1,0 +1,209 @@
+//! A request's body as JSON that has one reading: members in their order, no name twice, bounded depth.
+//!
+//! Must hold: what is found here is what any parser finds; what is not changed keeps its bytes (the order of a schema's members means
+//! something to models). Must never: build a tree of what a guest sent.
+
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use std::collections::BTreeSet;
+use std::fmt;
+
+/// Members of the outermost object, and how deep values nest. More: refused.
+const MEMBERS_MAX: usize = 128;
+const DEPTH_MAX: usize = 48;
+
+/// The outermost object: its members' names and their texts.
+#[derive(Debug)]
+pub struct Object<'a>(pub Vec<(String, &'a RawValue)>);
+
+impl<'a> Object<'a> {
+    /// Reads an object.
+    pub fn parse(text: &'a [u8]) -> Result<Object<'a>, String> {
+        serde_json::from_slice(text).map_err(|error| error.to_string())
+    }
+
+    /// A member's text.
+    pub fn member(&self, name: &str) -> Option<&'a RawValue> {
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| *value)
+    }
+
+    /// A member's value, none if it is not there or null.
+    pub fn value<T: Deserialize<'a>>(&self, name: &str) -> Result<Option<T>, String> {
+        let Some(text) = self.member(name) else { return Ok(None) };
+        serde_json::from_str(text.get()).map_err(|error| format!("`{name}`: {error}"))
+    }
+
+    /// The object with some members replaced or added, each given as JSON.
+    pub fn with(&self, changed: &[(&str, String)]) -> Vec<u8> {
+        let kept = self
+            .0
+            .iter()
+            .filter(|(name, _)| !changed.iter().any(|(new, _)| new == name))
+            .map(|(name, value)| (name.as_str(), value.get()));
+        let members = kept.chain(changed.iter().map(|(name, value)| (*name, value.as_str())));
+        let mut out = b"{".to_vec();
+        for (n, (name, value)) in members.enumerate() {
+            if n > 0 {
+                out.push(b',');
+            }
+            // A text always becomes JSON.
+            out.extend(serde_json::to_vec(name).unwrap_or_default());
+            out.push(b':');
+            out.extend(value.as_bytes());
+        }
+        out.push(b'}');
+        out
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Object<'a>, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = Vec<(String, &'de RawValue)>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members: Self::Value = Vec::new();
+                while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
+                    if members.len() >= MEMBERS_MAX {
+                        return Err(A::Error::custom(format!("more than {MEMBERS_MAX} members")));
+                    }
+                    if members.iter().any(|(known, _)| *known == name) {
+                        return Err(twice(&name));
+                    }
+                    members.push((name, value));
+                }
+                Ok(members)
+            }
+        }
+        deserializer.deserialize_map(Members).map(Object)
+    }
+}
+
+fn twice<E: Error>(name: &str) -> E {
+    let shown: String = name.chars().take(64).collect();
+    E::custom(format!("the member `{shown}` stands there twice"))
+}
+
+/// What was found anywhere in a value.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// A member `type` with a text that is no kind of plain text.
+    pub unknown_kind: bool,
+    /// An object that only points to something by its `id`.
+    pub reference: bool,
+    /// A member `cache_control`.
+    pub cache_control: bool,
+}
+
+/// Looks through a value. `is_text`: which texts of members `type` stand for plain text.
+pub fn survey(text: &RawValue, is_text: fn(&str) -> bool, found: &mut Found) -> Result<(), String> {
+    let mut deserializer = serde_json::Deserializer::from_str(text.get());
+    let survey = Survey { is_text, found, depth: 0 };
+    survey.deserialize(&mut deserializer).map(drop).map_err(|error| error.to_string())
+}
+
+struct Survey<'f> {
+    is_text: fn(&str) -> bool,
+    found: &'f mut Found,
+    depth: usize,
+}
+
+impl Survey<'_> {
+    fn deeper<E: Error>(&mut self) -> Result<Survey<'_>, E> {
+        if self.depth >= DEPTH_MAX {
+            return Err(E::custom(format!("values nest deeper than {DEPTH_MAX}")));
+        }
+        Ok(Survey { is_text: self.is_text, found: self.found, depth: self.depth + 1 })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Survey<'_> {
+    /// The value itself, if it is a text.
+    type Value = Option<String>;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+/// A member `type` is remembered, other texts are passed over.
+const KIND_BYTES_MAX: usize = 64;
+
+impl<'de> Visitor<'de> for Survey<'_> {
+    type Value = Option<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+    fn visit_bool<E: Error>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+    fn visit_i64<E: Error>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+    fn visit_u64<E: Error>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+    fn visit_f64<E: Error>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+        // A kind that is longer is none that is known.
+        let end = text.char_indices().map(|(at, _)| at).find(|at| *at > KIND_BYTES_MAX);
+        Ok(Some(text.get(..end.unwrap_or(text.len())).unwrap_or_default().to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<Self::Value, A::Error> {
+        while list.next_element_seed(self.deeper()?)?.is_some() {}
+        Ok(None)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut names = BTreeSet::new();
+        while let Some(name) = map.next_key::<String>()? {
+            let value = map.next_value_seed(self.deeper()?)?;
+            match name.as_str() {
+                "type" => {
+                    self.found.unknown_kind |= value.is_some_and(|kind| !(self.is_text)(&kind));
+                }
+                "cache_control" => self.found.cache_control = true,
+                _ => {}
+            }
+            if !names.insert(name.clone()) {
+                return Err(twice(&name));
+            }
+        }
+        self.found.reference |= names.contains("id") && names.len() <= 2;
+        Ok(None)
+    }
+}
+
+/// How many texts and lists a list has; none in anything else.
+pub fn parts(text: &RawValue) -> u64 {
+    struct Count;
+    impl<'de> Visitor<'de> for Count {
+        type Value = u64;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list")
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<u64, A::Error> {
+            let mut count = 0;
+            while let Some(value) = list.next_element::<&RawValue>()? {
+                count += u64::from(value.get().starts_with(['"', '[']));
+            }
+            Ok(count)
+        }
+    }
+    serde_json::Deserializer::from_str(text.get()).deserialize_seq(Count).unwrap_or(0)
+}
+
+/// A value as JSON.
+pub fn text_of(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default() // numbers and texts always become JSON
+}

@@ -1,0 +1,297 @@
+//! What agents may spend and have spent: one meter for each agent's name, kept over its lives and ours.
+//!
+//! Must hold: what a call can use is reserved, and the reservation is on the disk, before the call goes out; a reservation that nobody
+//! settles stays spent, also after a crash; what was spent and cannot be read is not nothing.
+
+mod book;
+mod json;
+mod prices;
+mod request;
+mod usage;
+
+pub use book::{Book, Exhausted, Unit};
+pub use prices::Tokens;
+pub use request::{Plan, Unplanned, plan};
+pub use usage::{Over, Usage};
+
+use abi::control::{AgentBudget, Spent};
+use abi::ids::AgentName;
+use abi::network::Budget;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::agent::unix_ms_now;
+use crate::kept;
+
+/// A meter's file, in bytes. Larger: damaged.
+const FILE_BYTES_MAX: u64 = 16 * 1024;
+
+/// The meters of all agents.
+#[derive(Debug)]
+pub struct Meters {
+    dir: PathBuf,
+    meters: Mutex<BTreeMap<AgentName, Arc<Meter>>>,
+}
+
+/// What one agent may spend and has spent.
+#[derive(Debug)]
+pub struct Meter {
+    path: PathBuf,
+    state: Mutex<State>,
+    /// The change up to which the file has all. Held while it is written, so that those who wait share the next write.
+    written: Mutex<u64>,
+}
+
+#[derive(Debug)]
+struct State {
+    book: Book,
+    /// None while the agent has no network.
+    budget: Option<Budget>,
+    /// Changes since the meter was made.
+    changes: u64,
+    /// Why the file says nothing.
+    damaged: Option<String>,
+}
+
+/// Why a call may not go out.
+#[derive(Debug, thiserror::Error)]
+pub enum BudgetError {
+    /// The agent's: it has spent what it may.
+    #[error("{0}")]
+    Exhausted(Exhausted),
+    /// The node's: what it spends cannot be kept.
+    #[error("{0}")]
+    Unkept(String),
+}
+
+impl BudgetError {
+    /// How to put it right.
+    pub fn remedy(&self) -> String {
+        match self {
+            BudgetError::Exhausted(exhausted) => exhausted.remedy(),
+            BudgetError::Unkept(_) => "ask the operator: nullctl system logs egress says why".into(),
+        }
+    }
+}
+
+impl Meters {
+    /// Reads the meters of a directory, which is made if it is not there.
+    pub fn open(dir: &Path) -> io::Result<Meters> {
+        kept::make_dir(dir)?;
+        let meters = Meters { dir: dir.to_owned(), meters: Mutex::default() };
+        for name in kept::names(dir)? {
+            if let Ok(agent) = name.parse::<AgentName>() {
+                meters.of(&agent);
+            }
+        }
+        Ok(meters)
+    }
+
+    /// The meter of an agent.
+    pub fn of(&self, agent: &AgentName) -> Arc<Meter> {
+        let mut meters = lock(&self.meters);
+        let fresh = || Arc::new(Meter::read(self.dir.join(format!("{agent}.json")), agent));
+        meters.entry(agent.clone()).or_insert_with(fresh).clone()
+    }
+
+    /// All meters that hold something, or one; those of running agents first.
+    pub fn list(&self, agent: Option<&AgentName>) -> Vec<AgentBudget> {
+        let wanted: Vec<Arc<Meter>> = lock(&self.meters)
+            .iter()
+            .filter(|(name, _)| agent.is_none_or(|agent| agent == *name))
+            .map(|(_, meter)| meter.clone())
+            .collect();
+        let mut list: Vec<AgentBudget> = wanted.iter().map(|meter| meter.shown()).collect();
+        list.retain(|one| one.budget.is_some() || !is_empty(one));
+        list.sort_by_key(|one| one.budget.is_none());
+        list
+    }
+}
+
+fn is_empty(budget: &AgentBudget) -> bool {
+    budget.used == Spent::default() && budget.reserved == Spent::default() && budget.damaged.is_none()
+}
+
+impl Meter {
+    fn read(path: PathBuf, agent: &AgentName) -> Meter {
+        let read = kept::read(&path, FILE_BYTES_MAX).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
+        let (book, damaged) = match read {
+            Ok(Book { agent: of, .. }) if of != *agent => {
+                (None, Some(format!("{} is of another agent", path.display())))
+            }
+            Ok(book) => (Some(book), None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (None, None),
+            Err(error) => (None, Some(format!("{}: {error}", path.display()))),
+        };
+        let book = book.unwrap_or_else(|| Book::new(agent.clone()));
+        let state = State { book, budget: None, changes: 0, damaged };
+        Meter { path, state: Mutex::new(state), written: Mutex::new(0) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// The agent has a network, and may spend this.
+    pub fn begin(&self, budget: Budget) -> Result<(), BudgetError> {
+        let mut state = self.state();
+        if let Some(damaged) = &state.damaged {
+            return Err(BudgetError::Unkept(format!("what was spent cannot be read: {damaged}")));
+        }
+        state.book.period = budget.period;
+        state.budget = Some(budget);
+        state.changes += 1;
+        Ok(())
+    }
+
+    /// The agent's network has gone; the file has all.
+    pub fn end(&self) -> io::Result<()> {
+        self.state().budget = None;
+        self.write()
+    }
+
+    /// Whether calls must be planned: tokens or money are bounded.
+    pub fn bounds_tokens(&self) -> bool {
+        self.state().budget.is_none_or(|budget| {
+            let Budget { input_tokens_max, cache_tokens_max, output_tokens_max, micro_dollars_max, .. } =
+                budget;
+            [input_tokens_max, cache_tokens_max, output_tokens_max, micro_dollars_max]
+                .iter()
+                .any(Option::is_some)
+        })
+    }
+
+    /// Reserves a call and the most it can use. It is on the disk when this returns: it blocks, and is not for an async task.
+    pub fn reserve(self: &Arc<Meter>, wanted: Spent) -> Result<Hold, BudgetError> {
+        let (when, change) = {
+            let mut state = self.state();
+            let budget = state.budget.ok_or_else(|| {
+                BudgetError::Unkept("the agent has no network, and so no budget".to_owned())
+            })?;
+            let when = state.book.reserve(&budget, &wanted, unix_ms_now()).map_err(BudgetError::Exhausted)?;
+            state.changes += 1;
+            (when, state.changes)
+        };
+        let hold = Hold { meter: self.clone(), when, reserved: wanted };
+        match self.write_up_to(change) {
+            Ok(()) => Ok(hold),
+            Err(error) => {
+                hold.cancel();
+                let why = format!("the reservation cannot be written: {}: {error}", self.path.display());
+                Err(BudgetError::Unkept(why))
+            }
+        }
+    }
+
+    /// Takes bytes before they pass, or none of them.
+    pub fn take_bytes(&self, bytes: u64) -> Result<(), Exhausted> {
+        self.take(bytes, 0)
+    }
+
+    /// Takes seconds with a network. Refused, they are over.
+    pub fn tick(&self, secs: u64) -> Result<(), Exhausted> {
+        self.take(0, secs)
+    }
+
+    fn take(&self, bytes: u64, secs: u64) -> Result<(), Exhausted> {
+        let mut state = self.state();
+        let budget = state.budget.unwrap_or_default();
+        state.book.take(&budget, bytes, secs, unix_ms_now())?;
+        state.changes += 1;
+        Ok(())
+    }
+
+    /// Whether a connection may begin: a byte and a second are left.
+    pub fn admits(&self) -> Result<(), Exhausted> {
+        let mut state = self.state();
+        let budget = state.budget.unwrap_or_default();
+        state.book.roll(unix_ms_now());
+        state.book.check(&budget, &Spent { bytes: 1, wall_secs: 1, ..Spent::default() })
+    }
+
+    /// Forgets what was spent; it is on the disk when this returns.
+    pub fn reset(&self) -> io::Result<()> {
+        {
+            let mut state = self.state();
+            state.book.reset();
+            state.damaged = None;
+            state.changes += 1;
+        }
+        self.write()
+    }
+
+    /// Writes what changed since the file was written.
+    pub fn write(&self) -> io::Result<()> {
+        let change = self.state().changes;
+        self.write_up_to(change)
+    }
+
+    fn write_up_to(&self, change: u64) -> io::Result<()> {
+        let mut written = lock(&self.written);
+        if *written >= change {
+            return Ok(());
+        }
+        let (bytes, changes) = {
+            let state = self.state();
+            (serde_json::to_vec(&state.book)?, state.changes)
+        };
+        kept::write(&self.path, &bytes)?;
+        *written = changes;
+        Ok(())
+    }
+
+    fn shown(&self) -> AgentBudget {
+        let mut state = self.state();
+        state.book.roll(unix_ms_now());
+        let book = &state.book;
+        AgentBudget {
+            agent: book.agent.clone(),
+            budget: state.budget,
+            used: book.used,
+            reserved: book.reserved,
+            period_ends_unix_ms: book.period_ends_unix_ms(),
+            hour_ends_unix_ms: book.hour_ends_unix_ms(),
+            damaged: state.damaged.clone(),
+        }
+    }
+}
+
+/// What a call has reserved. Dropped, it stays spent.
+#[derive(Debug)]
+#[must_use = "a dropped reservation stays spent"]
+pub struct Hold {
+    meter: Arc<Meter>,
+    when: book::When,
+    reserved: Spent,
+}
+
+impl Hold {
+    /// The most the call can use.
+    pub fn reserved(&self) -> Spent {
+        self.reserved
+    }
+
+    /// The call is over and used this, whatever was reserved. The file has it with its next write: until then it has the
+    /// reservation, which is no less.
+    pub fn settle(self, used: Spent) {
+        let mut state = self.meter.state();
+        state.book.settle(self.when, &self.reserved, &used);
+        state.changes += 1;
+    }
+
+    /// The call never left the node.
+    pub fn cancel(self) {
+        let mut state = self.meter.state();
+        state.book.cancel(self.when, &self.reserved);
+        state.changes += 1;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,409 @@
+//! The secrets of the node: sealed on the disk, opened for the moment of a call.
+//!
+//! Must hold: a value is on the disk only sealed, with the place it may go to bound to it; a secret goes to no host but that of the policy
+//! it was asked for by; without the key that sealed them nothing is opened and nothing overwritten. Must never: print a value.
+
+mod seal;
+
+use abi::ids::SecretName;
+use abi::limits;
+use abi::log;
+use abi::network::SecretPolicy;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use ring::rand::{SecureRandom, SystemRandom};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
+
+use crate::kept;
+pub use seal::SealError;
+use seal::{Place, Sealed};
+
+/// A secret's file, in bytes. Larger: damaged.
+const FILE_BYTES_MAX: u64 = 64 * 1024;
+/// After a failure the TPM is left alone for so long.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// The store.
+#[derive(Debug)]
+pub struct Secrets {
+    dir: PathBuf,
+    place: Place,
+    state: Mutex<State>,
+}
+
+struct State {
+    key: Option<(LessSafeKey, Sealed)>,
+    /// When and why the key could not be had.
+    failed: Option<(Instant, SealError)>,
+    stored: BTreeMap<SecretName, Stored>,
+    /// Files that hold nothing that can be read, and why.
+    damaged: BTreeMap<SecretName, String>,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("stored", &self.stored.keys()).finish_non_exhaustive()
+    }
+}
+
+/// A secret's file. All but the sealed bytes is bound to them.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    face: Face,
+    /// Base64.
+    nonce: String,
+    sealed: String,
+}
+
+/// What everybody may know of a secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Face {
+    pub policy: SecretPolicy,
+    pub set_unix_ms: u64,
+    pub by: String,
+}
+
+/// An opened secret. It is overwritten when dropped.
+pub struct Secret {
+    policy: SecretPolicy,
+    value: Zeroizing<String>,
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secret({})", self.policy.name)
+    }
+}
+
+impl Secret {
+    /// The value alone: what must not come back.
+    pub fn value(&self) -> &str {
+        &self.value
+    }
+
+    /// The header field's value, as the policy formats it.
+    pub fn field(&self) -> Zeroizing<String> {
+        let (before, after) = self.policy.format.split_once("{}").unwrap_or_default();
+        let mut field = Zeroizing::new(String::with_capacity(self.policy.format.len() + self.value.len()));
+        field.push_str(before);
+        field.push_str(&self.value);
+        field.push_str(after);
+        field
+    }
+}
+
+/// Why there is no secret to use, or why one cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    #[error("the secret {0} is not set")]
+    NotSet(SecretName),
+    /// Its policy is another than that by which it was asked for.
+    #[error("the secret {0} was set anew for another place")]
+    Changed(SecretName),
+    #[error("the secret {0} cannot be opened: its file was changed, or was sealed by another key")]
+    Damaged(SecretName),
+    #[error("secrets are unavailable: {0}")]
+    NoKey(String),
+    #[error("at most {} secrets", limits::SECRETS_MAX)]
+    TooMany,
+    #[error("{0}")]
+    Wrong(#[from] WrongSecret),
+    #[error("{path}: {error}")]
+    Io { path: PathBuf, error: io::Error },
+}
+
+/// A policy or a value that is not allowed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WrongSecret {
+    #[error("the port must be 1 to 65535")]
+    Port,
+    #[error(
+        "`{0}` cannot carry a secret: use a header field of lower-case letters, digits and -, none that frames a message"
+    )]
+    Header(String),
+    #[error(
+        "the format must hold `{{}}` once, in at most {} printable ASCII characters",
+        limits::SECRET_FORMAT_BYTES_MAX
+    )]
+    Format,
+    #[error(
+        "the value must be {} to {} printable ASCII characters without a line end",
+        limits::SECRET_BYTES_MIN,
+        limits::SECRET_BYTES_MAX
+    )]
+    Value,
+}
+
+impl Secrets {
+    /// Reads what is in `state/secrets`; the key is fetched when it is first needed. `tpm`: the device, if the machine has one.
+    pub fn open(state: &Path, tpm: &Path) -> io::Result<Secrets> {
+        let dir = state.join("secrets");
+        kept::make_dir(&dir)?;
+        let (mut stored, mut damaged) = (BTreeMap::new(), BTreeMap::new());
+        for name in kept::names(&dir)? {
+            let Ok(name) = name.parse::<SecretName>() else { continue };
+            match read(&dir, &name) {
+                Ok(found) => drop(stored.insert(name, found)),
+                Err(why) => {
+                    log::error("secret_damaged", &[("name", &name), ("error", &why)]);
+                    damaged.insert(name, why);
+                }
+            }
+        }
+        let state_now = State { key: None, failed: None, stored, damaged };
+        Ok(Secrets { dir, place: Place::new(state, tpm), state: Mutex::new(state_now) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the key is: `tpm`, `state-volume`, `none yet`; or why it cannot be had.
+    pub fn sealed_by(&self) -> String {
+        let mut state = self.state();
+        if state.key.is_none() && !self.place.is_taken() && state.stored.is_empty() {
+            return "none yet".to_owned();
+        }
+        match self.key(&mut state, false) {
+            Ok(_) => state.key.as_ref().map_or_else(String::new, |(_, sealed)| sealed.to_string()),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    /// What everybody may know of all secrets, and why one cannot be used.
+    pub fn list(&self) -> Vec<(Face, Option<String>)> {
+        let mut state = self.state();
+        let available = self.key(&mut state, false).is_ok();
+        let shown = |stored: &Stored| {
+            let broken = available && opened(&state, stored).is_err();
+            let name = &stored.face.policy.name;
+            (stored.face.clone(), broken.then(|| SecretError::Damaged(name.clone()).to_string()))
+        };
+        state.stored.values().map(shown).collect()
+    }
+
+    /// The policy of a secret that can be opened.
+    pub fn policy(&self, name: &SecretName) -> Result<SecretPolicy, SecretError> {
+        let mut state = self.state();
+        let stored = state.found(name)?;
+        self.key(&mut state, false)?;
+        opened(&state, &stored)?;
+        Ok(stored.face.policy)
+    }
+
+    /// Opens a secret for the place of a policy; one that was meanwhile set for another place is not given out.
+    pub fn reveal(&self, policy: &SecretPolicy) -> Result<Secret, SecretError> {
+        let mut state = self.state();
+        let stored = state.found(&policy.name)?;
+        if stored.face.policy != *policy {
+            return Err(SecretError::Changed(policy.name.clone()));
+        }
+        self.key(&mut state, false)?;
+        let value = opened(&state, &stored)?;
+        Ok(Secret { policy: stored.face.policy, value })
+    }
+
+    /// Whether a secret could be set: what must be known before its receipt.
+    pub fn check(&self, policy: &SecretPolicy, value: &str) -> Result<(), SecretError> {
+        check_policy(policy)?;
+        check_value(value)?;
+        let mut state = self.state();
+        if !state.stored.contains_key(&policy.name) && state.stored.len() >= limits::SECRETS_MAX {
+            return Err(SecretError::TooMany);
+        }
+        self.key(&mut state, true).map(drop)
+    }
+
+    /// Seals and keeps a secret; it is on the disk when this returns.
+    pub fn set(&self, face: Face, value: &str) -> Result<(), SecretError> {
+        self.check(&face.policy, value)?;
+        let mut state = self.state();
+        let name = face.policy.name.clone();
+        let stored = self.key(&mut state, true).and_then(|key| sealed(key, face, value))?;
+        let path = self.dir.join(format!("{name}.json"));
+        let bytes = serde_json::to_vec(&stored)
+            .map_err(|error| SecretError::Io { path: path.clone(), error: error.into() })?;
+        kept::write(&path, &bytes).map_err(|error| SecretError::Io { path, error })?;
+        state.damaged.remove(&name);
+        state.stored.insert(name, stored);
+        Ok(())
+    }
+
+    /// Whether there is such a file, readable or not.
+    pub fn has(&self, name: &SecretName) -> bool {
+        let state = self.state();
+        state.stored.contains_key(name) || state.damaged.contains_key(name)
+    }
+
+    /// Deletes a secret; needs no key.
+    pub fn remove(&self, name: &SecretName) -> Result<(), SecretError> {
+        let mut state = self.state();
+        if !state.stored.contains_key(name) && !state.damaged.contains_key(name) {
+            return Err(SecretError::NotSet(name.clone()));
+        }
+        let path = self.dir.join(format!("{name}.json"));
+        kept::remove(&path).map_err(|error| SecretError::Io { path, error })?;
+        state.stored.remove(name);
+        state.damaged.remove(name);
+        Ok(())
+    }
+
+    /// The key, fetched once. `make`: there may be none yet, and then one is made, unless there are secrets that another sealed.
+    fn key<'s>(&self, state: &'s mut State, make: bool) -> Result<&'s LessSafeKey, SecretError> {
+        if state.key.is_none() {
+            if let Some((when, error)) = &state.failed
+                && when.elapsed() < PAUSE
+            {
+                return Err(SecretError::NoKey(error.to_string()));
+            }
+            let make = make && state.stored.is_empty();
+            let found = self.place.key(make).and_then(|(bytes, sealed)| {
+                let key = UnboundKey::new(&AES_256_GCM, bytes.as_slice()).map_err(|_| SealError::Length)?;
+                Ok((LessSafeKey::new(key), sealed))
+            });
+            match found {
+                Ok(found) => {
+                    if found.1 == Sealed::StateVolume {
+                        log::warning(
+                            "secrets_unsealed",
+                            &[(
+                                "why",
+                                &"this machine has no TPM, so the key lies beside the secrets: who has the disk has them",
+                            )],
+                        );
+                    }
+                    (state.key, state.failed) = (Some(found), None);
+                }
+                Err(error) => {
+                    log::error("secrets_unavailable", &[("error", &error)]);
+                    let message = error.to_string();
+                    state.failed = error.is_of_the_tpm().then(|| (Instant::now(), error));
+                    return Err(SecretError::NoKey(message));
+                }
+            }
+        }
+        state.key.as_ref().map(|(key, _)| key).ok_or_else(|| SecretError::NoKey("no key".to_owned()))
+    }
+}
+
+impl State {
+    fn found(&self, name: &SecretName) -> Result<Stored, SecretError> {
+        match self.stored.get(name) {
+            Some(stored) => Ok(stored.clone()),
+            None if self.damaged.contains_key(name) => Err(SecretError::Damaged(name.clone())),
+            None => Err(SecretError::NotSet(name.clone())),
+        }
+    }
+}
+
+fn read(dir: &Path, name: &SecretName) -> Result<Stored, String> {
+    let bytes =
+        kept::read(&dir.join(format!("{name}.json")), FILE_BYTES_MAX).map_err(|error| error.to_string())?;
+    let stored: Stored = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    if stored.face.policy.name != *name {
+        return Err(format!("it is the file of {}", stored.face.policy.name));
+    }
+    check_policy(&stored.face.policy).map_err(|error| error.to_string())?;
+    Ok(stored)
+}
+
+/// What the sealed bytes are bound to: the secret's face, as its file has it.
+fn bound(face: &Face) -> Aad<Vec<u8>> {
+    Aad::from(serde_json::to_vec(face).unwrap_or_default()) // texts and numbers always become JSON
+}
+
+fn sealed(key: &LessSafeKey, face: Face, value: &str) -> Result<Stored, SecretError> {
+    let refused = || SecretError::NoKey("the machine's cryptography refused to seal".to_owned());
+    let mut nonce = [0; 12];
+    SystemRandom::new().fill(&mut nonce).map_err(|_| refused())?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(value.len() + AES_256_GCM.tag_len()));
+    bytes.extend_from_slice(value.as_bytes());
+    let tag = key
+        .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), bound(&face), bytes.as_mut_slice())
+        .map_err(|_| refused())?;
+    bytes.extend_from_slice(tag.as_ref());
+    Ok(Stored { face, nonce: STANDARD.encode(nonce), sealed: STANDARD.encode(bytes.as_slice()) })
+}
+
+fn opened(state: &State, stored: &Stored) -> Result<Zeroizing<String>, SecretError> {
+    let damaged = || SecretError::Damaged(stored.face.policy.name.clone());
+    let (key, _) = state.key.as_ref().ok_or_else(|| SecretError::NoKey("no key".to_owned()))?;
+    let nonce = STANDARD.decode(&stored.nonce).map_err(|_| damaged())?;
+    let nonce = Nonce::try_assume_unique_for_key(&nonce).map_err(|_| damaged())?;
+    let mut bytes = Zeroizing::new(STANDARD.decode(&stored.sealed).map_err(|_| damaged())?);
+    let value = key.open_in_place(nonce, bound(&stored.face), bytes.as_mut_slice()).map_err(|_| damaged())?;
+    let text = std::str::from_utf8(value).map_err(|_| damaged())?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+/// Fields that frame a message or belong to the connection; who may set them may say where a message ends.
+const FRAMING: &[&str] = &[
+    "host",
+    "content-length",
+    "content-type",
+    "content-encoding",
+    "transfer-encoding",
+    "te",
+    "trailer",
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "upgrade",
+    "expect",
+    "accept-encoding",
+    "via",
+    "date",
+    "range",
+];
+
+fn check_policy(policy: &SecretPolicy) -> Result<(), WrongSecret> {
+    if policy.port == 0 {
+        return Err(WrongSecret::Port);
+    }
+    let header = &policy.header;
+    let is_token = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+    if !(1..=64).contains(&header.len())
+        || !header.bytes().all(is_token)
+        || FRAMING.contains(&header.as_str())
+    {
+        return Err(WrongSecret::Header(header.chars().take(64).flat_map(char::escape_default).collect()));
+    }
+    let format = &policy.format;
+    let rest = format.replacen("{}", "", 1);
+    let fits = (2..=limits::SECRET_FORMAT_BYTES_MAX).contains(&format.len());
+    if !fits
+        || rest.len() + 2 != format.len()
+        || rest.contains("{}")
+        || !is_printable(format)
+        || format.trim() != format
+    {
+        return Err(WrongSecret::Format);
+    }
+    Ok(())
+}
+
+fn check_value(value: &str) -> Result<(), WrongSecret> {
+    let length = limits::SECRET_BYTES_MIN..=limits::SECRET_BYTES_MAX;
+    // White space at an end would not arrive: header fields are trimmed.
+    if length.contains(&value.len()) && is_printable(value) && value.trim() == value {
+        return Ok(());
+    }
+    Err(WrongSecret::Value)
+}
+
+fn is_printable(text: &str) -> bool {
+    text.bytes().all(|b| (b' '..=b'~').contains(&b))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,196 @@
+//! The store on real files.
+
+use super::*;
+use std::fs;
+
+const VALUE: &str = "sk-live-0123456789abcdef";
+
+fn policy(name: &str, host: &str) -> SecretPolicy {
+    SecretPolicy {
+        name: name.parse().unwrap(),
+        host: host.parse().unwrap(),
+        port: 443,
+        header: "authorization".into(),
+        format: "Bearer {}".into(),
+        api: Default::default(),
+    }
+}
+
+fn face(name: &str, host: &str) -> Face {
+    Face { policy: policy(name, host), set_unix_ms: 5, by: "admin alice".into() }
+}
+
+fn open(dir: &Path) -> Secrets {
+    Secrets::open(dir, &dir.join("no-tpm")).unwrap()
+}
+
+#[test]
+fn a_secret_is_kept_sealed_and_given_out_for_its_own_place_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let secrets = open(dir.path());
+    assert_eq!(secrets.sealed_by(), "none yet");
+    assert!(!dir.path().join("key").exists(), "asking makes no key");
+    secrets.set(face("KEY", "api.test"), VALUE).unwrap();
+    for secrets in [secrets, open(dir.path())] {
+        let secret = secrets.reveal(&policy("KEY", "api.test")).unwrap();
+        assert_eq!((secret.value(), secret.field().as_str()), (VALUE, format!("Bearer {VALUE}").as_str()));
+        assert_eq!(format!("{secret:?}"), "Secret(KEY)");
+        assert!(!format!("{secrets:?}").contains(VALUE));
+        assert!(matches!(secrets.reveal(&policy("KEY", "evil.test")), Err(SecretError::Changed(_))));
+        assert!(matches!(secrets.reveal(&policy("OTHER", "api.test")), Err(SecretError::NotSet(_))));
+        assert_eq!(secrets.list(), [(face("KEY", "api.test"), None)]);
+        assert_eq!(secrets.sealed_by(), "state-volume");
+    }
+    let file = fs::read_to_string(dir.path().join("secrets/KEY.json")).unwrap();
+    assert!(file.contains("api.test") && !file.contains(VALUE), "{file}");
+    assert!(!file.contains(&STANDARD.encode(VALUE)[..20]), "{file}");
+    use std::os::unix::fs::PermissionsExt;
+    for name in ["key", "secrets/KEY.json"] {
+        assert_eq!(
+            fs::metadata(dir.path().join(name)).unwrap().permissions().mode() & 0o777,
+            0o600,
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_new_value_replaces_the_old_one_with_a_new_nonce() {
+    let dir = tempfile::tempdir().unwrap();
+    let secrets = open(dir.path());
+    secrets.set(face("KEY", "api.test"), VALUE).unwrap();
+    let first = fs::read(dir.path().join("secrets/KEY.json")).unwrap();
+    secrets.set(face("KEY", "api.test"), VALUE).unwrap();
+    assert_ne!(fs::read(dir.path().join("secrets/KEY.json")).unwrap(), first);
+    secrets.set(face("KEY", "api.test"), "another-value").unwrap();
+    assert_eq!(open(dir.path()).reveal(&policy("KEY", "api.test")).unwrap().value(), "another-value");
+    secrets.remove(&"KEY".parse().unwrap()).unwrap();
+    assert!(matches!(secrets.remove(&"KEY".parse().unwrap()), Err(SecretError::NotSet(_))));
+    assert!(open(dir.path()).list().is_empty());
+}
+
+#[test]
+fn any_flipped_bit_of_a_file_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    open(dir.path()).set(face("KEY", "api.test"), VALUE).unwrap();
+    let path = dir.path().join("secrets/KEY.json");
+    let whole = fs::read(&path).unwrap();
+    let mut opened = 0;
+    for at in 0..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        opened += usize::from(open(dir.path()).policy(&"KEY".parse().unwrap()).is_ok());
+    }
+    assert_eq!(opened, 0, "of {} bytes", whole.len());
+    fs::write(&path, &whole).unwrap();
+    assert!(open(dir.path()).policy(&"KEY".parse().unwrap()).is_ok());
+}
+
+#[test]
+fn a_policy_or_a_value_of_another_file_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let secrets = open(dir.path());
+    secrets.set(face("KEY", "api.test"), VALUE).unwrap();
+    secrets.set(face("OTHER", "other.test"), "another-value").unwrap();
+    let path = |name: &str| dir.path().join(format!("secrets/{name}.json"));
+    let text = fs::read_to_string(path("KEY")).unwrap();
+    for (from, to) in [("api.test", "evil.test"), ("443", "444"), ("Bearer {}", "{}"), ("alice", "mallory")] {
+        fs::write(path("KEY"), text.replace(from, to)).unwrap();
+        let secrets = open(dir.path());
+        assert!(matches!(secrets.policy(&"KEY".parse().unwrap()), Err(SecretError::Damaged(_))), "{from}");
+        assert!(matches!(secrets.reveal(&policy("KEY", "evil.test")), Err(_)));
+        assert!(
+            secrets
+                .list()
+                .iter()
+                .any(|(face, problem)| face.policy.name.as_str() == "KEY" && problem.is_some())
+        );
+    }
+    fs::copy(path("OTHER"), path("KEY")).unwrap();
+    assert!(matches!(open(dir.path()).policy(&"KEY".parse().unwrap()), Err(SecretError::Damaged(_))));
+    // Set anew, it is whole again.
+    let secrets = open(dir.path());
+    secrets.set(face("KEY", "api.test"), VALUE).unwrap();
+    assert_eq!(secrets.reveal(&policy("KEY", "api.test")).unwrap().value(), VALUE);
+}
+
+#[test]
+fn a_lost_or_wrong_key_opens_nothing_and_is_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    open(dir.path()).set(face("KEY", "api.test"), VALUE).unwrap();
+    let right = fs::read(&key).unwrap();
+    fs::write(&key, [7; 32]).unwrap();
+    assert!(matches!(open(dir.path()).reveal(&policy("KEY", "api.test")), Err(SecretError::Damaged(_))));
+    for wrong in [&right[..31], &[right.as_slice(), b"x"].concat()] {
+        fs::write(&key, wrong).unwrap();
+        assert!(matches!(open(dir.path()).reveal(&policy("KEY", "api.test")), Err(SecretError::NoKey(_))));
+        assert!(open(dir.path()).set(face("NEW", "api.test"), VALUE).is_err());
+    }
+    fs::remove_file(&key).unwrap();
+    let secrets = open(dir.path());
+    assert!(secrets.set(face("KEY", "api.test"), VALUE).is_err());
+    assert!(!key.exists() && secrets.sealed_by().contains("put back the key"), "{}", secrets.sealed_by());
+    // Without its secrets there may be a new one.
+    secrets.remove(&"KEY".parse().unwrap()).unwrap();
+    secrets.set(face("KEY", "api.test"), VALUE).unwrap();
+    fs::write(&key, &right).unwrap();
+    assert!(open(dir.path()).reveal(&policy("KEY", "api.test")).is_err());
+}
+
+#[test]
+fn policies_and_values_that_could_say_more_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let secrets = open(dir.path());
+    let with = |change: fn(&mut SecretPolicy)| {
+        let mut face = face("KEY", "api.test");
+        change(&mut face.policy);
+        secrets.set(face, VALUE).map_err(|error| error.to_string())
+    };
+    let wrong: [fn(&mut SecretPolicy); 15] = [
+        |p| p.port = 0,
+        |p| p.header = "host".into(),
+        |p| p.header = "content-length".into(),
+        |p| p.header = "transfer-encoding".into(),
+        |p| p.header = "connection".into(),
+        |p| p.header = "Authorization".into(),
+        |p| p.header = "x key".into(),
+        |p| p.header = "x:y".into(),
+        |p| p.header = String::new(),
+        |p| p.format = "Bearer".into(),
+        |p| p.format = "{}{}".into(),
+        |p| p.format = "Bearer {}\r\nhost: evil.test".into(),
+        |p| p.format = "B\u{e9} {}".into(),
+        |p| p.format = "{} ".into(),
+        |p| p.format = format!("{}{{}}", "x".repeat(limits::SECRET_FORMAT_BYTES_MAX)),
+    ];
+    for change in wrong {
+        assert!(with(change).is_err());
+    }
+    with(|p| p.format = "{}".into()).unwrap();
+    let long = "x".repeat(limits::SECRET_BYTES_MAX);
+    for (value, fits) in [
+        ("1234567", false),
+        ("12345678", true),
+        (long.as_str(), true),
+        (&format!("{long}x"), false),
+        ("value\nx-evil: 1", false),
+        ("value\0value", false),
+        ("v\u{e4}lue value", false),
+        (" 12345678", false),
+    ] {
+        assert_eq!(secrets.set(face("KEY", "api.test"), value).is_ok(), fits, "{}", value.len());
+    }
+}
+
+#[test]
+fn a_node_has_so_many_secrets_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let secrets = open(dir.path());
+    for n in 0..limits::SECRETS_MAX {
+        secrets.set(face(&format!("KEY{n}"), "api.test"), VALUE).unwrap();
+    }
+    assert!(matches!(secrets.set(face("MORE", "api.test"), VALUE), Err(SecretError::TooMany)));
+    secrets.set(face("KEY0", "api.test"), "another-value").unwrap();
+}
