@@ -223,6 +223,17 @@ pub enum Event {
         until_unix_ms: Option<u64>,
         by: String,
     },
+    /// An operator let egress forget live changes that it could not read.
+    NetPolicyForgotten {
+        by: String,
+    },
+    /// Somebody else changed packet rules, and egress put its own back.
+    FirewallRestored {
+        /// Whose network it was; none: the node's own rules.
+        instance: Option<Instance>,
+        /// The process that changed them, as the kernel names it.
+        by: String,
+    },
     SecretSet {
         name: SecretName,
         host: HostName,

@@ -261,14 +261,28 @@ pub const GRANT_PATHS_MAX: usize = 32;
 pub const GRANT_PATHS_TOTAL_MAX: usize = 64;
 /// A path prefix, in bytes.
 pub const GRANT_PATH_BYTES_MAX: usize = 256;
+/// Ports of one entry of `network.allow`.
+pub const GRANT_PORTS_MAX: usize = 16;
 /// Private addresses of one entry of `network.allow`.
 pub const GRANT_ADDRESSES_MAX: usize = 8;
 /// Live changes of what one agent may reach (`net allow`, `net deny`). One more: refused.
 pub const LIVE_CHANGES_PER_AGENT_MAX: usize = 64;
+/// The same of all agents of a node.
+pub const LIVE_CHANGES_MAX: usize = 1024;
+/// The file that keeps them, in bytes. A change that does not fit is refused; a larger file is not read, and no network is made.
+pub const LIVE_CHANGES_BYTES_MAX: u64 = 1024 * 1024;
 /// How long a live grant may be asked for, in seconds.
 pub const LIVE_GRANT_SECS_MAX: u64 = 30 * 86_400;
 /// Records of ended connections kept in memory for `net.watch`; the oldest go first (the ledger has all).
 pub const CONNECTIONS_KEPT_MAX: usize = 1024;
+/// Connections, denials and changes kept for followers of `net.watch`. Who is further behind loses the oldest, and is told.
+pub const WATCH_KEPT_MAX: usize = 2048;
+/// Records of ended connections that wait for the ledger. At the bound new connections wait; none is dropped.
+pub const RECORDS_WAITING_MAX: usize = 1024;
+/// Entries that `net.suggest` names for one agent, and refusals that no entry admits.
+pub const SUGGESTIONS_PER_AGENT_MAX: usize = 64;
+/// Shortest pause between two restorations of the same packet rules.
+pub const FIREWALL_RESTORE_PAUSE_MS: u64 = 100;
 
 /// A secret's name, in bytes.
 pub const SECRET_NAME_BYTES_MAX: usize = 64;

@@ -117,6 +117,35 @@ impl NetworkGrant {
         }
     }
 
+    /// As a manifest writes it: a text, or a table where a text does not say all of it.
+    pub fn entry(&self) -> String {
+        let lists = !(self.methods.is_empty() && self.paths.is_empty() && self.addresses.is_empty());
+        let one_port = self.ports.len() == 1 || self.ports == PORTS_DEFAULT;
+        if one_port && !lists && !self.without_sni && !self.intercept {
+            return format!("\"{self}\"");
+        }
+        let mut fields = vec![format!("name = \"{}\"", self.name)];
+        if self.ports != PORTS_DEFAULT {
+            fields.push(format!("ports = {:?}", self.ports));
+        }
+        // What a grant may hold is plain ASCII: the quotes and escapes are those of TOML.
+        for (field, list) in [("methods", &self.methods), ("paths", &self.paths)] {
+            if !list.is_empty() {
+                fields.push(format!("{field} = {list:?}"));
+            }
+        }
+        if !self.addresses.is_empty() {
+            let addresses: Vec<String> = self.addresses.iter().map(Ipv4Addr::to_string).collect();
+            fields.push(format!("addresses = {addresses:?}"));
+        }
+        for (field, set) in [("without_sni", self.without_sni), ("intercept", self.intercept)] {
+            if set {
+                fields.push(format!("{field} = true"));
+            }
+        }
+        format!("{{ {} }}", fields.join(", "))
+    }
+
     /// The name, if it is one.
     pub fn exact(&self) -> Option<&HostName> {
         match &self.name {
@@ -125,10 +154,48 @@ impl NetworkGrant {
         }
     }
 
+    /// The rule that the grant breaks, and what would be right; a manifest's entry and a live grant keep the same.
+    pub fn fault(&self) -> Option<(&'static str, &'static str)> {
+        let method_ok = |m: &String| (1..=16).contains(&m.len()) && m.bytes().all(|b| b.is_ascii_uppercase());
+        let ports_ok =
+            self.ports.is_sorted_by(|a, b| a < b) && self.ports.first().is_some_and(|port| *port > 0);
+        if !ports_ok || self.ports.len() > limits::GRANT_PORTS_MAX {
+            return Some(("ports are 1 to 65535, at most 16, and each stands once", "write ports = [443]"));
+        }
+        if self.methods.len() > limits::GRANT_METHODS_MAX || !self.methods.iter().all(method_ok) {
+            return Some(("methods are HTTP methods in upper case", "write methods = [\"GET\", \"POST\"]"));
+        }
+        if self.paths.len() > limits::GRANT_PATHS_MAX || !self.paths.iter().all(|path| is_path_prefix(path)) {
+            return Some((
+                "a path begins with `/`, has no `?`, `#`, `%`, `\\` or dot segment and is at most 256 bytes",
+                "write a prefix of whole segments, like paths = [\"/v1/chat\"]",
+            ));
+        }
+        if self.addresses.len() > limits::GRANT_ADDRESSES_MAX {
+            return Some(("too many addresses", "name at most 8"));
+        }
+        if (self.intercept || !self.addresses.is_empty()) && self.exact().is_none() {
+            return Some(("addresses and intercept need one exact name", "list the name by itself"));
+        }
+        if self.intercept && !self.ports.contains(&443) {
+            return Some(("TLS is intercepted on port 443 only", "grant port 443"));
+        }
+        None
+    }
+
     /// Whether requests must be readable for this grant to hold.
     pub fn is_narrowed(&self) -> bool {
         !self.methods.is_empty() || !self.paths.is_empty()
     }
+}
+
+/// Whether a text is a path prefix of whole segments in its one spelling.
+pub fn is_path_prefix(path: &str) -> bool {
+    let plain = path.bytes().all(|b| b.is_ascii_graphic() && !b"?#%\\".contains(&b));
+    let segments = path.strip_prefix('/').map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+    let segments_ok = segments
+        .is_some_and(|rest| rest.is_empty() || rest.split('/').all(|part| !matches!(part, "" | "." | "..")));
+    plain && segments_ok && path.len() <= limits::GRANT_PATH_BYTES_MAX
 }
 
 /// `NAME` or `NAME:PORT`.
@@ -284,5 +351,34 @@ mod tests {
         for bad in ["git.test:0", "git.test:022", "git.test:", "git.test:x", "[::1]:80"] {
             assert!(bad.parse::<NetworkGrant>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_entry_is_what_a_manifest_writes_and_a_bad_one_says_why() {
+        let mut grant: NetworkGrant = "api.test".parse().unwrap();
+        assert_eq!((grant.entry().as_str(), grant.fault()), ("\"api.test\"", None));
+        assert_eq!("git.test:22".parse::<NetworkGrant>().unwrap().entry(), "\"git.test:22\"");
+        grant.methods = vec!["POST".into()];
+        grant.paths = vec!["/v1/\"x\"".into()];
+        grant.addresses = vec![Ipv4Addr::new(10, 0, 0, 7)];
+        grant.ports = vec![443, 8443];
+        grant.intercept = true;
+        let entry = r#"{ name = "api.test", ports = [443, 8443], methods = ["POST"], paths = ["/v1/\"x\""], addresses = ["10.0.0.7"], intercept = true }"#;
+        assert_eq!((grant.entry().as_str(), grant.fault()), (entry, None));
+        let bad = |change: fn(&mut NetworkGrant)| {
+            let mut grant = grant.clone();
+            change(&mut grant);
+            grant.fault().is_some()
+        };
+        assert!(bad(|grant| grant.ports = vec![]) && bad(|grant| grant.ports = vec![0, 443]));
+        assert!(bad(|grant| grant.ports = vec![443, 22]) && bad(|grant| grant.ports = vec![443, 443]));
+        assert!(bad(|grant| grant.ports = vec![22]), "intercepted on 443 only");
+        assert!(bad(|grant| grant.methods = vec!["get".into()]));
+        assert!(
+            bad(|grant| grant.paths = vec!["/a/../b".into()])
+                && bad(|grant| grant.paths = vec!["/a%2e".into()])
+        );
+        assert!(bad(|grant| grant.addresses = vec![Ipv4Addr::LOCALHOST; 9]));
+        assert!(bad(|grant| grant.name = "*.api.test".parse().unwrap()));
     }
 }

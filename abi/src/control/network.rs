@@ -77,6 +77,9 @@ pub struct AgentGrants {
     pub instance: Instance,
     /// As of now: the manifest's, live changes over it.
     pub allow: Vec<NetworkGrant>,
+    /// Those of `allow` that an operator granted to the running agent.
+    #[serde(default)]
+    pub live: Vec<NetworkGrant>,
     pub connections: u32,
     pub connections_total: u64,
     pub bytes_out: u64,
@@ -122,7 +125,8 @@ pub struct NetAllow {
 }
 
 /// Parameters of `net.deny` (a name that is refused from now on, whatever the manifest says, until `net.allow` of the same name) and of
-/// `net.revoke` (ends live grants of the name and, for this life, the manifest's). Both cut open connections at once.
+/// `net.revoke` (ends live grants of the name and refuses it for this life, whatever the manifest says). Both cut open connections at
+/// once. `net.allow` of the same pattern lifts either.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetRefuse {
@@ -181,6 +185,35 @@ pub struct NetAgent {
 #[serde(deny_unknown_fields)]
 pub struct LiveChanges {
     pub changes: Vec<LiveChange>,
+    /// Changes that did not fit the answer: ask for one agent.
+    pub left_out: u64,
+}
+
+/// A change of what an agent may reach, as `net.watch` streams it; as [`crate::ledger::Event::NetPolicyChanged`] records it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyRecord {
+    pub unix_ms: u64,
+    pub agent: AgentName,
+    /// `allow`, `deny`, `revoke` or `expire`.
+    pub change: String,
+    /// The entry, as a manifest writes it.
+    pub entry: String,
+    pub until_unix_ms: Option<u64>,
+    pub by: String,
+    /// Place of its receipt in the ledger.
+    pub receipt: u64,
+}
+
+/// Somebody else changed packet rules, and egress put its own back; as `net.watch` streams it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FirewallRecord {
+    pub unix_ms: u64,
+    /// Whose network it was; none: the node's own rules.
+    pub instance: Option<Instance>,
+    /// The process that changed them, as the kernel names it.
+    pub by: String,
 }
 
 /// Parameters of `net.explain`.
@@ -217,20 +250,32 @@ pub struct Suggestions {
 #[serde(deny_unknown_fields)]
 pub struct Suggestion {
     pub agent: AgentName,
-    /// Entries to add to `capabilities.network.allow`, as a manifest writes them, each with how often it was refused.
+    /// Entries for `capabilities.network.allow`, as a manifest writes them, each with how often it was refused. A table replaces the
+    /// manifest's entry of the same name and ports.
     pub add: Vec<(String, u64)>,
     /// What was refused and no entry admits, with the reason.
     pub never: Vec<(String, String)>,
+    /// What did not fit the answer.
+    pub left_out: u64,
 }
 
 /// Result of `net.watch`: the newest ended connections; later ones come as notifications `connection` ([`ConnectionRecord`]), denials
-/// as `denial` ([`Denial`]) and changes as `policy` ([`LiveChange`]).
+/// as `denial` ([`Denial`]), changes as `policy` ([`PolicyRecord`]), restored packet rules as `firewall` ([`FirewallRecord`]), in the
+/// order in which they happened. Who reads too slowly loses the oldest and is told how many as `missed` ([`Missed`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Watched {
     pub connections: Vec<ConnectionRecord>,
     /// Older ones that only the ledger has.
     pub dropped: u64,
+}
+
+/// What a follower of `net.watch` lost, as notification `missed`. The ledger has all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Missed {
+    /// Of all agents.
+    pub count: u64,
 }
 
 /// An ended connection, or a call through the broker.
@@ -248,7 +293,7 @@ pub struct ConnectionRecord {
     pub duration_ms: u64,
     /// The grant that let it through, in words.
     pub rule: String,
-    /// `closed`, `revoked`, `budget`, `failed` or `refused`.
+    /// `closed`, `revoked`, `budget`, `failed`, `refused`, or `detached` (the agent's network ended).
     pub end: String,
     /// Place in the ledger of the receipt that came before it.
     pub receipt: u64,
@@ -380,6 +425,7 @@ mod tests {
         let agent = AgentGrants {
             instance: Instance { agent: "a".repeat(32).parse().unwrap(), generation: u64::MAX },
             allow: Vec::new(),
+            live: Vec::new(),
             connections: u32::MAX,
             connections_total: u64::MAX,
             bytes_out: u64::MAX,

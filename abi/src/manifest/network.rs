@@ -126,32 +126,16 @@ impl Checker<'_> {
             raw.ports.iter().map(|port| u16::try_from(*port).ok().filter(|port| *port > 0)).collect();
         let Some(ports) = ports else { return wrong("a port must be 1 to 65535", "write ports = [443]") };
         let distinct: BTreeSet<u16> = ports.iter().copied().collect();
-        if distinct.len() != ports.len() || ports.len() > 16 {
-            return wrong("ports are at most 16 and stand once", "remove some");
+        if distinct.len() != ports.len() {
+            return wrong("a port stands once", "remove one of the two");
         }
         let ports = if ports.is_empty() { PORTS_DEFAULT.to_vec() } else { ports };
         let mut grant = NetworkGrant::plain(name, ports);
-        let method_ok = |m: &String| (1..=16).contains(&m.len()) && m.bytes().all(|b| b.is_ascii_uppercase());
-        if raw.methods.len() > limits::GRANT_METHODS_MAX || !raw.methods.iter().all(method_ok) {
-            return wrong("methods are HTTP methods in upper case", "write methods = [\"GET\", \"POST\"]");
-        }
-        if raw.paths.len() > limits::GRANT_PATHS_MAX || !raw.paths.iter().all(|path| is_prefix(path)) {
-            return wrong(
-                "a path begins with `/`, has no `?`, `#`, `%`, `\\` or dot segment and is at most 256 bytes",
-                "write a prefix of whole segments, like paths = [\"/v1/chat\"]",
-            );
-        }
-        if raw.addresses.len() > limits::GRANT_ADDRESSES_MAX {
-            return wrong("too many addresses", "name at most 8");
-        }
-        if (raw.intercept || !raw.addresses.is_empty()) && matches!(grant.name, NamePattern::Below(_)) {
-            return wrong("addresses and intercept need one exact name", "list the name by itself");
-        }
-        if raw.intercept && !grant.ports.contains(&443) {
-            return wrong("TLS is intercepted on port 443 only", "grant port 443");
-        }
         (grant.methods, grant.paths, grant.addresses) = (raw.methods, raw.paths, raw.addresses);
         (grant.without_sni, grant.intercept) = (raw.without_sni, raw.intercept);
+        if let Some((rule, remedy)) = grant.fault() {
+            return wrong(rule, remedy);
+        }
         Ok(grant)
     }
 
@@ -208,13 +192,4 @@ impl Checker<'_> {
             wall_secs_max: amount(raw.max_wall_secs, "capabilities.budget.max_wall_secs", "seconds")?,
         })
     }
-}
-
-/// Whether a text is a path prefix of whole segments in its one spelling.
-fn is_prefix(path: &str) -> bool {
-    let plain = path.bytes().all(|b| b.is_ascii_graphic() && !b"?#%\\".contains(&b));
-    let segments = path.strip_prefix('/').map(|rest| rest.strip_suffix('/').unwrap_or(rest));
-    let segments_ok = segments
-        .is_some_and(|rest| rest.is_empty() || rest.split('/').all(|part| !matches!(part, "" | "." | "..")));
-    plain && segments_ok && path.len() <= limits::GRANT_PATH_BYTES_MAX
 }
