@@ -34,6 +34,14 @@ impl NamePattern {
                 .is_some_and(is_wildcard_label),
         }
     }
+
+    /// Whether the pattern stands for each name that the other one stands for.
+    pub fn covers(&self, other: &NamePattern) -> bool {
+        match other {
+            NamePattern::Exact(name) => self.admits(name),
+            NamePattern::Below(_) => self == other,
+        }
+    }
 }
 
 fn is_wildcard_label(label: &str) -> bool {

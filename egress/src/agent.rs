@@ -3,7 +3,7 @@
 //! Must hold: a change of what it may reach is in force, and connections that no longer pass are told to end, before
 //! [`Agent::set_policy`] returns.
 
-use abi::control::{AgentGrants, ConnectionRecord};
+use abi::control::{AgentGrants, ConnectionRecord, FirewallRecord};
 use abi::ids::{HostName, Instance};
 use abi::ledger::Event;
 use abi::manifest::Published;
@@ -17,9 +17,11 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::denials::{Denials, Rule};
+use crate::live::Live;
 use crate::names::Names;
 use crate::policy::{self, Admission, Policy, Refused};
 use crate::receipts::Receipts;
+use crate::records::{Item, Records};
 use crate::resolve::Resolver;
 use crate::settings::Settings;
 
@@ -29,9 +31,23 @@ pub struct Node {
     pub settings: Settings,
     pub receipts: Arc<Receipts>,
     pub denials: Denials,
+    pub records: Records,
+    pub live: Live,
     pub resolver: Resolver,
     /// Bounds the threads that wait for receipts.
     pub receipt_turns: Semaphore,
+}
+
+impl Node {
+    /// Tells that somebody else's change of packet rules was undone.
+    pub fn restored(&self, instance: Option<&Instance>, by: &str) {
+        let whose = instance.map_or("node".to_owned(), Instance::to_string);
+        log::warning("firewall_restored", &[("of", &whose), ("changed_by", &by)]);
+        let (instance, by) = (instance.cloned(), by.to_owned());
+        let record = FirewallRecord { unix_ms: unix_ms_now(), instance: instance.clone(), by: by.clone() };
+        self.records.push(Item::Firewall(record));
+        self.receipts.note(Event::FirewallRestored { instance, by });
+    }
 }
 
 /// One attached agent.
@@ -108,8 +124,13 @@ impl Agent {
 
     /// Changes what it may reach; returns how many connections were cut.
     pub fn set_policy(&self, policy: Policy) -> usize {
+        self.renew(|now| *now = policy)
+    }
+
+    /// The same for a part of it; two changes at a time do not undo each other.
+    pub fn renew(&self, change: impl FnOnce(&mut Policy)) -> usize {
         let mut reach = self.reach();
-        reach.policy = policy;
+        change(&mut reach.policy);
         reach.name_exact(&self.instance);
         self.cut_refused(&mut reach)
     }
@@ -142,17 +163,9 @@ impl Agent {
     pub fn address_of(&self, name: &HostName) -> Result<Ipv4Addr, Refused> {
         let mut reach = self.reach();
         reach.policy.resolves(&self.instance.agent, name, unix_ms_now())?;
+        reach.room_for(name)?;
         if !reach.names.has(name) {
-            // Exact names have theirs, so a wildcard admits it.
-            if reach.wild >= limits::WILDCARD_NAMES_MAX {
-                let most = limits::WILDCARD_NAMES_MAX;
-                return Err(Refused {
-                    rule: "limit",
-                    because: format!("more than {most} names under wildcards in one life"),
-                    remedy: format!("add \"{name}\" itself to capabilities.network.allow"),
-                });
-            }
-            reach.wild += 1;
+            reach.wild += 1; // exact names have theirs, so a wildcard admits it
         }
         Ok(reach.names.address(name))
     }
@@ -165,6 +178,14 @@ impl Agent {
     /// Decides a connection to a name as the guest asks for it.
     pub fn decide(&self, name: &HostName, port: u16) -> Result<Admission, Refused> {
         self.reach().policy.decide(&self.instance.agent, name, port, unix_ms_now())
+    }
+
+    /// The same before the name is asked for: whether there is room for it, too.
+    pub fn foresee(&self, name: &HostName, port: u16) -> Result<Admission, Refused> {
+        let reach = self.reach();
+        let admission = reach.policy.decide(&self.instance.agent, name, port, unix_ms_now())?;
+        reach.room_for(name)?;
+        Ok(admission)
     }
 
     /// Decides a connection, and keeps it where a change finds it until the entry is dropped.
@@ -181,11 +202,19 @@ impl Agent {
     /// Counts and records a denial.
     pub fn deny(&self, what: &str, rule: Rule, remedy: &str) {
         self.counters.denials.fetch_add(1, Ordering::Relaxed);
-        self.node.denials.record(&self.instance, what, rule, remedy);
+        if let Some(denial) = self.node.denials.record(&self.instance, what, rule, remedy) {
+            self.node.records.push(Item::Denial(denial));
+        }
     }
 
-    /// Records an ended connection.
+    /// Waits until there is room for the record of one connection or call more; to be asked before its receipt.
+    pub async fn room_for_record(&self) {
+        self.node.receipts.room().await;
+    }
+
+    /// Records an ended connection, in the ledger and for followers.
     pub fn ended(&self, record: ConnectionRecord) {
+        self.node.records.push(Item::Connection(record.clone()));
         let ConnectionRecord {
             unix_ms: _,
             instance,
@@ -199,7 +228,7 @@ impl Agent {
             end,
             receipt,
         } = record;
-        self.node.receipts.note(Event::NetEnded {
+        self.node.receipts.record(Event::NetEnded {
             instance,
             name,
             port,
@@ -256,10 +285,11 @@ impl Agent {
     pub fn grants(&self, counters_only: bool) -> AgentGrants {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let reach = self.reach();
-        let names = reach.names.iter().filter(|_| !counters_only);
+        let (names, now) = (reach.names.iter().filter(|_| !counters_only), unix_ms_now());
         AgentGrants {
             instance: self.instance.clone(),
-            allow: if counters_only { Vec::new() } else { reach.policy.in_force(unix_ms_now()) },
+            allow: if counters_only { Vec::new() } else { reach.policy.in_force(now) },
+            live: if counters_only { Vec::new() } else { reach.policy.live_grants(now) },
             connections: self.counters.connections.load(Ordering::Relaxed),
             connections_total: count(&self.counters.connections_total),
             bytes_out: count(&self.counters.bytes_out),
@@ -274,6 +304,19 @@ impl Agent {
 }
 
 impl Reach {
+    /// Whether a name that is admitted has an address, or may have one.
+    fn room_for(&self, name: &HostName) -> Result<(), Refused> {
+        let most = limits::WILDCARD_NAMES_MAX;
+        if self.names.has(name) || self.wild < most {
+            return Ok(());
+        }
+        Err(Refused {
+            rule: "limit",
+            because: format!("more than {most} names under wildcards in one life"),
+            remedy: format!("add \"{name}\" itself to capabilities.network.allow"),
+        })
+    }
+
     /// Gives each exact name its address, the broker's name for it too, in an order that does not change.
     fn name_exact(&mut self, instance: &Instance) {
         let now = unix_ms_now();

@@ -123,8 +123,8 @@ impl Denials {
         Denials { ring: Mutex::default(), changed: Condvar::new(), receipts }
     }
 
-    /// Records a denial now.
-    pub fn record(&self, instance: &Instance, what: &str, rule: Rule, remedy: &str) {
+    /// Records a denial now, and returns it unless it is a repeat or one too many.
+    pub fn record(&self, instance: &Instance, what: &str, rule: Rule, remedy: &str) -> Option<Denial> {
         let denial = Denial {
             unix_ms: unix_ms(),
             instance: instance.clone(),
@@ -133,15 +133,16 @@ impl Denials {
             remedy: remedy.to_owned(),
             count: 1,
         };
-        let fate = self.ring().record(denial.clone());
-        if fate == Fate::Recorded {
-            self.changed.notify_all();
-            log::warning(
-                "denied",
-                &[("agent", &denial.instance), ("what", &denial.what), ("rule", &rule), ("remedy", &remedy)],
-            );
-            self.receipts.note_denial(denial.instance, denial.what, denial.rule);
+        if self.ring().record(denial.clone()) != Fate::Recorded {
+            return None;
         }
+        self.changed.notify_all();
+        log::warning(
+            "denied",
+            &[("agent", &denial.instance), ("what", &denial.what), ("rule", &rule), ("remedy", &remedy)],
+        );
+        self.receipts.note_denial(denial.instance.clone(), denial.what.clone(), denial.rule.clone());
+        Some(denial)
     }
 
     /// The newest denials, for the node's screen.

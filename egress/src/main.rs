@@ -8,8 +8,10 @@ use abi::node::{NODE_CONFIG_PATH, parse_forward};
 use abi::{limits, log};
 use egress::agent::Node;
 use egress::denials::Denials;
+use egress::live::{Live, POLICY_PATH};
 use egress::publish::Firewall;
 use egress::receipts::Receipts;
+use egress::records::Records;
 use egress::resolve::Resolver;
 use egress::service::Egress;
 use egress::settings::{Settings, UPLINK_PATH};
@@ -49,6 +51,8 @@ fn run() -> Result<(), Box<dyn Error>> {
         settings,
         receipts: receipts.clone(),
         denials: Denials::new(receipts),
+        records: Records::default(),
+        live: Live::read(POLICY_PATH),
         resolver: Resolver::default(),
         receipt_turns: Semaphore::new(limits::RECEIPTS_WAITING_MAX),
     });
@@ -59,7 +63,11 @@ fn run() -> Result<(), Box<dyn Error>> {
         .enable_io()
         .enable_time()
         .build()?;
-    let service = Egress::new(node, firewall, runtime.handle().clone());
-    door::serve(Service::Egress, inherited, Arc::new(service))?;
+    let service = Arc::new(Egress::new(node, firewall, runtime.handle().clone()));
+    for (name, run) in [("ends", Egress::end_grants as fn(&Egress)), ("guard", Egress::guard_node)] {
+        let service = service.clone();
+        std::thread::Builder::new().name(name.into()).stack_size(256 * 1024).spawn(move || run(&service))?;
+    }
+    door::serve(Service::Egress, inherited, service)?;
     Ok(())
 }

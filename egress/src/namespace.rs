@@ -16,6 +16,7 @@ use std::net::{SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use crate::guard::Guard;
 use crate::link::{self, Links, Mac};
 use crate::nflog;
 use crate::nft::{self, NftError};
@@ -48,6 +49,46 @@ pub struct Opened {
     pub dns_tcp: TcpListener,
     pub proxy: TcpListener,
     pub refusals: OwnedFd,
+    pub rules: Rules,
+}
+
+/// The packet rules of a namespace, as they must stand, and the watch over them.
+#[derive(Debug)]
+pub struct Rules {
+    pub guard: Guard,
+    chains: Arc<Vec<Chain>>,
+}
+
+impl Rules {
+    /// Puts the rules up in the calling thread's namespace.
+    fn up(chains: Vec<Chain>) -> Result<Rules, NamespaceError> {
+        let guard = at("watch the packet rules", Guard::here())?;
+        nft::replace(&chains, guard.mark())?;
+        Ok(Rules { guard, chains: Arc::new(chains) })
+    }
+
+    /// Puts them back, in their namespace, on a thread of its own.
+    pub async fn restore(&self, namespace: Arc<OwnedFd>) -> io::Result<()> {
+        let (chains, mark) = (self.chains.clone(), self.guard.mark());
+        within(namespace, move || nft::replace(&chains, mark).map_err(io::Error::other)).await
+    }
+}
+
+/// Does something in a namespace, on a thread of its own that ends with it.
+async fn within<T: Send + 'static>(
+    namespace: Arc<OwnedFd>,
+    run: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let visit = move || {
+        let kind = Some(LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)?;
+        run()
+    };
+    std::thread::Builder::new().name("visit".into()).stack_size(64 * 1024).spawn(move || {
+        let _ = tell.send(visit()); // nobody waits for it any more
+    })?;
+    told.await.map_err(io::Error::other)?
 }
 
 fn at<T, E: Into<io::Error>>(step: &'static str, result: Result<T, E>) -> Result<T, NamespaceError> {
@@ -59,8 +100,8 @@ pub fn open(uid: u32, ports: Vec<u16>, adopt: Option<OwnedFd>) -> Result<Opened,
     let thread = std::thread::Builder::new().name("namespace".into()).spawn(move || {
         let rules = wall::of_vm(&ports, rustix::process::geteuid().as_raw());
         match adopt {
-            None => make(uid, &rules),
-            Some(namespace) => take_over(namespace, &rules),
+            None => make(uid, rules),
+            Some(namespace) => take_over(namespace, rules),
         }
     });
     at("start a thread", thread)?.join().unwrap_or(Err(NamespaceError::Thread))
@@ -74,40 +115,34 @@ pub fn bound_buffers(socket: impl AsFd) -> io::Result<()> {
 
 /// Makes a TCP socket in a namespace, on a thread of its own that ends with it.
 pub async fn socket_in(namespace: Arc<OwnedFd>) -> io::Result<TcpStream> {
-    let (tell, told) = tokio::sync::oneshot::channel();
-    let make = move || {
-        let kind = Some(LinkNameSpaceType::Network);
-        rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)?;
+    let make = || {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
         bound_buffers(&socket)?;
-        io::Result::Ok(socket)
+        Ok(TcpStream::from(socket))
     };
-    std::thread::Builder::new().name("socket".into()).stack_size(64 * 1024).spawn(move || {
-        let _ = tell.send(make()); // nobody waits for it any more
-    })?;
-    Ok(TcpStream::from(told.await.map_err(io::Error::other)??))
+    within(namespace, make).await
 }
 
-fn make(uid: u32, rules: &[Chain]) -> Result<Opened, NamespaceError> {
+fn make(uid: u32, rules: Vec<Chain>) -> Result<Opened, NamespaceError> {
     at("make a network namespace", sys::new_network_namespace())?;
     let namespace = at("open the namespace", File::open("/proc/thread-self/ns/net"))?;
-    nft::replace(rules)?;
+    let rules = Rules::up(rules)?;
     for (path, value) in SETTINGS {
         at("set the namespace's rules for addresses", link::setting(path, value))?;
     }
     make_tap(uid)?;
-    sockets(namespace.into())
+    sockets(namespace.into(), rules)
 }
 
-fn take_over(namespace: OwnedFd, rules: &[Chain]) -> Result<Opened, NamespaceError> {
+fn take_over(namespace: OwnedFd, rules: Vec<Chain>) -> Result<Opened, NamespaceError> {
     let entered =
         rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network));
     at("enter the namespace", entered)?;
     // The TAP kept its owner and its address: a namespace without it was never ours, and its rules are not touched.
     at("find the TAP in the namespace", Links::here().up(TAP))?;
-    nft::replace(rules)?;
-    sockets(namespace)
+    let rules = Rules::up(rules)?;
+    sockets(namespace, rules)
 }
 
 /// No IPv6, no answers but for the TAP's own address, no source routing or redirects, no forwarding.
@@ -139,7 +174,7 @@ fn make_tap(uid: u32) -> Result<(), NamespaceError> {
     at("fix the guest's hardware address", links.neighbour(TAP, GUEST, GUEST_MAC))
 }
 
-fn sockets(namespace: OwnedFd) -> Result<Opened, NamespaceError> {
+fn sockets(namespace: OwnedFd, rules: Rules) -> Result<Opened, NamespaceError> {
     let dns = SocketAddrV4::new(GATEWAY, DNS_PORT);
     let dns_udp = at("listen for DNS over UDP", UdpSocket::bind(dns))?;
     let dns_tcp = at("listen for DNS over TCP", TcpListener::bind(dns))?;
@@ -149,7 +184,7 @@ fn sockets(namespace: OwnedFd) -> Result<Opened, NamespaceError> {
     for done in [dns_udp.set_nonblocking(true), dns_tcp.set_nonblocking(true), proxy.set_nonblocking(true)] {
         at("make the sockets non-blocking", done)?;
     }
-    Ok(Opened { namespace, dns_udp, dns_tcp, proxy, refusals })
+    Ok(Opened { namespace, dns_udp, dns_tcp, proxy, refusals, rules })
 }
 
 /// What cage and the guest have to know.

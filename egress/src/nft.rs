@@ -1,7 +1,7 @@
 //! Writes packet rules to nf_tables over netlink (docs/decisions/0003).
 //!
-//! Must hold: a table is replaced in one transaction, so there is no moment without rules, and a second start of egress
-//! leaves one table, not two.
+//! Must hold: all rules of a namespace are replaced in one transaction, so there is no moment without rules, and what anybody else
+//! put there is gone: the one table is ours.
 
 use netlink_bindings::nftables::{
     Chained, CmpOps, CtKeys, MetaKeys, NatRangeFlags, Nfgenmsg, OpNewchainDo, PayloadBase, PushExprListAttrs,
@@ -32,19 +32,17 @@ type Exprs<'a> = PushExprListAttrs<PushRuleAttrs<RequestBuf<'a>>>;
 #[error("nftables refused table {TABLE}: {0}")]
 pub struct NftError(String);
 
-/// Replaces the table in the calling thread's network namespace.
-pub fn replace(chains: &[Chain]) -> Result<(), NftError> {
+/// Replaces all rules in the calling thread's network namespace. `mark`: of the [`crate::guard::Guard`] that watches it; the
+/// transaction's first sequence number, which the kernel's notification repeats.
+pub fn replace(chains: &[Chain], mark: u32) -> Result<(), NftError> {
     let mut socket = NetlinkSocket::new();
-    let messages: usize = chains.iter().map(|chain| 1 + chain.rules.len()).sum();
-    let first = socket.reserve_seq(u32::try_from(messages).unwrap_or(u32::MAX - 8) + 8);
-    let mut batch = Chained::new(first);
+    let mut batch = Chained::new(mark);
     let mut edge = Nfgenmsg::new();
     edge.set_res_id(SUBSYSTEM);
     batch.request().op_batch_begin_do(&edge);
     let name = TABLE.as_bytes();
-    // Deleting needs a table; making one that exists changes nothing.
-    batch.request().set_create().op_newtable_do(&family()).encode().push_name_bytes(name);
-    batch.request().op_deltable_do(&family()).encode().push_name_bytes(name);
+    // Of no family and without a name: all tables there are, or none.
+    batch.request().op_deltable_do(&Nfgenmsg::new()).encode();
     batch.request().set_create().op_newtable_do(&family()).encode().push_name_bytes(name);
     for chain in chains {
         add_chain(batch.request().set_create().op_newchain_do(&family()), chain);

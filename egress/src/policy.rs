@@ -88,14 +88,26 @@ impl Policy {
 
     /// The grants as of now: the manifest's that nobody denied, and live ones.
     pub fn in_force(&self, now_unix_ms: u64) -> Vec<NetworkGrant> {
-        let live =
-            self.live.iter().filter(|change| change.until_unix_ms.is_none_or(|until| now_unix_ms < until));
-        let (allowed, denied): (Vec<_>, Vec<_>) = live.partition(|change| change.effect == Effect::Allow);
-        let granted = self.manifest.iter().chain(allowed.into_iter().map(|change| &change.grant));
-        granted
-            .filter(|grant| !denied.iter().any(|denial| denial.grant.name == grant.name))
-            .cloned()
-            .collect()
+        let manifest = self.manifest.iter().filter(|grant| !self.is_denied(grant, now_unix_ms));
+        manifest.cloned().chain(self.live_grants(now_unix_ms)).collect()
+    }
+
+    /// Those of them that are live.
+    pub fn live_grants(&self, now_unix_ms: u64) -> Vec<NetworkGrant> {
+        let allowed = self.live_now(now_unix_ms).filter(|change| change.effect == Effect::Allow);
+        let grants = allowed.map(|change| &change.grant);
+        grants.filter(|grant| !self.is_denied(grant, now_unix_ms)).cloned().collect()
+    }
+
+    fn live_now(&self, now: u64) -> impl Iterator<Item = &LiveChange> {
+        self.live.iter().filter(move |change| change.until_unix_ms.is_none_or(|until| now < until))
+    }
+
+    /// Whether all of a grant's names are denied.
+    fn is_denied(&self, grant: &NetworkGrant, now: u64) -> bool {
+        self.live_now(now)
+            .filter(|change| change.effect == Effect::Deny)
+            .any(|denial| denial.grant.name.covers(&grant.name))
     }
 
     fn decide_direct(
@@ -168,10 +180,8 @@ impl Policy {
         name: &HostName,
         now: u64,
     ) -> Result<Vec<(NetworkGrant, String)>, Refused> {
-        let in_force =
-            || self.live.iter().filter(|change| change.until_unix_ms.is_none_or(|until| now < until));
         let denial =
-            in_force().find(|change| change.effect == Effect::Deny && change.grant.name.admits(name));
+            self.live_now(now).find(|change| change.effect == Effect::Deny && change.grant.name.admits(name));
         if let Some(denial) = denial {
             let what = &denial.grant.name;
             return Err(Refused {
@@ -181,7 +191,8 @@ impl Policy {
             });
         }
         let own = self.manifest.iter().map(|grant| (grant.clone(), format!("manifest: {grant}")));
-        let live = in_force()
+        let live = self
+            .live_now(now)
             .filter(|change| change.effect == Effect::Allow)
             .map(|change| (change.grant.clone(), format!("allowed by {}: {}", change.by, change.grant)));
         let mut grants: Vec<_> = own.chain(live).filter(|(grant, _)| grant.name.admits(name)).collect();
@@ -303,7 +314,8 @@ fn is_plain(path: &str) -> bool {
         && !path.split('/').any(|segment| matches!(segment, "." | ".."))
 }
 
-fn is_below(path: &str, prefix: &str) -> bool {
+/// Whether a path is a prefix or below it, by whole segments.
+pub fn is_below(path: &str, prefix: &str) -> bool {
     let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

@@ -131,29 +131,43 @@ async fn carry_to_its_end(
     admission: &Admission,
     mut entry: Entry,
 ) -> Result<(), End> {
-    let (flow, begun) = (Flow::default(), Instant::now());
+    let flow = Flow::default();
+    let mut ending = Ending { agent, admission, flow: &flow, begun: Instant::now(), end: "detached" };
     let ended = tokio::select! {
         ended = carry(agent, client, admission, &flow) => ended,
         cut = entry.cut() => Err(End::Cut(cut)),
     };
-    let dialled = *flow.dialled.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((address, receipt)) = dialled {
-        let duration = begun.elapsed();
-        agent.ended(ConnectionRecord {
+    ending.end = ended.as_ref().err().map_or("closed", End::word);
+    ended
+}
+
+/// A connection that will have a record when this is dropped, also with the agent's network, if it was dialled.
+struct Ending<'a> {
+    agent: &'a Agent,
+    admission: &'a Admission,
+    flow: &'a Flow,
+    begun: Instant,
+    end: &'static str,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        let dialled = *self.flow.dialled.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((address, receipt)) = dialled else { return };
+        self.agent.ended(ConnectionRecord {
             unix_ms: unix_ms_now(),
-            instance: agent.instance.clone(),
-            name: admission.name.clone(),
-            port: admission.port,
+            instance: self.agent.instance.clone(),
+            name: self.admission.name.clone(),
+            port: self.admission.port,
             address: address.to_string(),
-            bytes_out: flow.bytes_out.load(Ordering::Relaxed),
-            bytes_in: flow.bytes_in.load(Ordering::Relaxed),
-            duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
-            rule: admission.rule.clone(),
-            end: ended.as_ref().err().map_or("closed", End::word).to_owned(),
+            bytes_out: self.flow.bytes_out.load(Ordering::Relaxed),
+            bytes_in: self.flow.bytes_in.load(Ordering::Relaxed),
+            duration_ms: u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            rule: self.admission.rule.clone(),
+            end: self.end.to_owned(),
             receipt,
         });
     }
-    ended
 }
 
 /// Looks, resolves, gets a receipt, dials, splices; or lets the broker do it for each request.
@@ -216,6 +230,7 @@ async fn connect(
     let (name, port) = (&admission.name, admission.port);
     let addresses = dial_list(agent, admission).await.map_err(|refusal| refusal.spoken(speaks))?;
     let mut last = String::from("no address");
+    agent.room_for_record().await;
     for address in addresses {
         let event = Event::NetConnected {
             instance: agent.instance.clone(),

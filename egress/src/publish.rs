@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::agent::{Agent, Slot};
+use crate::guard::Guard;
 use crate::namespace;
 use crate::nft::{self, NftError};
 use crate::proxy::{ACCEPT_PAUSE, reset};
@@ -31,6 +32,7 @@ pub struct Firewall {
     /// Without published ports.
     base: Doors,
     held: Mutex<BTreeMap<u16, Held>>,
+    guard: Guard,
 }
 
 /// A published port.
@@ -42,9 +44,20 @@ struct Held {
 
 impl Firewall {
     /// Puts the rules up, in the node's namespace, where the caller must be. Ports that an earlier egress left open are shut.
-    pub fn up(base: Doors) -> Result<Firewall, NftError> {
-        nft::replace(&wall::of_node(&base))?;
-        Ok(Firewall { base, held: Mutex::default() })
+    pub fn up(base: Doors) -> Result<Firewall, Box<dyn std::error::Error>> {
+        let guard = Guard::here()?;
+        nft::replace(&wall::of_node(&base), guard.mark())?;
+        Ok(Firewall { base, held: Mutex::default(), guard })
+    }
+
+    /// The watch over the rules.
+    pub fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
+    /// Puts the rules back, with the published ports of now. Call in the node's namespace.
+    pub fn restore(&self) -> Result<(), NftError> {
+        self.replace(&self.held())
     }
 
     fn held(&self) -> MutexGuard<'_, BTreeMap<u16, Held>> {
@@ -86,7 +99,7 @@ impl Firewall {
 
     fn replace(&self, held: &BTreeMap<u16, Held>) -> Result<(), NftError> {
         let published = held.values().map(|held| held.door.clone()).collect();
-        nft::replace(&wall::of_node(&Doors { published, ..self.base.clone() }))
+        nft::replace(&wall::of_node(&Doors { published, ..self.base.clone() }), self.guard.mark())
     }
 }
 

@@ -1,4 +1,4 @@
-//! The methods of egress: `net.attach`, `net.grants`, `net.denials`, `net.resolve`.
+//! The methods of egress: `net.attach`, `net.grants`, `net.denials`, `net.resolve`; the others stand in the modules below.
 //!
 //! Must hold: a network lives exactly as long as the connection that asked for it; its receipt is durable before it is
 //! handed out. Must never: attach a network for anybody but root (cage).
@@ -31,7 +31,9 @@ use crate::dns_server::DnsServer;
 use crate::namespace::{self, Opened};
 use crate::policy::Policy;
 use crate::publish::{self, Door, Firewall};
-use crate::{nflog, proxy};
+use crate::{guard, nflog, proxy};
+
+mod policy;
 
 /// Denials in one answer: what fits a line of the control protocol.
 const PAGE_BYTES_MAX: usize = limits::LINE_BYTES_MAX - 4096;
@@ -47,12 +49,13 @@ pub struct Egress {
     firewall: Firewall,
     runtime: Handle,
     agents: Mutex<BTreeMap<Instance, Arc<Agent>>>,
+    ends: policy::Ends,
 }
 
 impl Egress {
     /// With what agents share and the runtime their tasks run on.
     pub fn new(node: Arc<Node>, firewall: Firewall, runtime: Handle) -> Egress {
-        Egress { node, firewall, runtime, agents: Mutex::default() }
+        Egress { node, firewall, runtime, agents: Mutex::default(), ends: policy::Ends::default() }
     }
 
     fn agents(&self) -> MutexGuard<'_, BTreeMap<Instance, Arc<Agent>>> {
@@ -69,10 +72,13 @@ impl Egress {
         check(&asked)?;
         let adopt = one_descriptor(call.connection)?;
         let adopted = adopt.is_some();
-        let policy = Policy { manifest: asked.allow, secrets: Vec::new(), live: Vec::new() };
+        let live = self.live_of(&asked.instance)?;
+        let policy = Policy { manifest: asked.allow, secrets: Vec::new(), live };
         let names = policy.manifest.len();
         let agent = Arc::new(Agent::new(asked.instance, policy, asked.publish, self.node.clone()));
         let registered = self.register(&agent)?;
+        self.forget_past_lives(&agent.instance.agent);
+        self.renew_one(&agent); // a change that was made before it was in the list
         let ports = agent.publish.iter().map(|published| published.guest_port).collect();
         let opened = namespace::open(asked.uid, ports, adopt).map_err(|error| failed(&error))?;
         // Dropped after the tasks that serve the ports: closed first, then shut.
@@ -97,6 +103,7 @@ impl Egress {
         serving.stop(&agent.instance);
         drop(published);
         drop(registered);
+        self.forget_past_lives(&agent.instance.agent);
         self.node.receipts.note(Event::NetDetached { instance: agent.instance.clone() });
         log::info("detached", &[("agent", &agent.instance)]);
         Ok(Outcome::Answered)
@@ -128,6 +135,7 @@ impl Egress {
         let refusals = UnixDatagram::from_std(opened.refusals.into())?;
         let doors = doors.into_iter().map(Door::within_runtime).collect::<io::Result<Vec<_>>>()?;
         let namespace = Arc::new(opened.namespace);
+        let rules = opened.rules;
         let dns = DnsServer::new(agent.clone());
         let agent = agent.clone();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -139,7 +147,8 @@ impl Egress {
                 () = dns.tcp(dns_tcp) => {}
                 () = proxy::serve(agent.clone(), listener) => {}
                 () = watch_refusals(&agent, &refusals) => {}
-                () = publish::serve(agent.clone(), namespace, doors) => {}
+                () = guard::vm(&agent, &rules, &namespace) => {}
+                () = publish::serve(agent.clone(), namespace.clone(), doors) => {}
             }
             drop(done); // all sockets were dropped with their futures
         });
@@ -205,6 +214,14 @@ impl Handler for Egress {
             "net.grants" => self.grants(&call),
             "net.denials" => self.denials(call),
             "net.resolve" => self.resolve(&call),
+            "net.allow" => self.allow(&call),
+            "net.deny" => self.deny(&call),
+            "net.revoke" => self.revoke(&call),
+            "net.policy" => self.policy(&call),
+            "net.explain" => self.explain(&call),
+            "net.suggest" => self.suggest(&call),
+            "net.watch" => self.watch(call),
+            "net.forget" => self.forget(&call),
             other => Err(RpcError::new(Code::UNKNOWN_METHOD, format!("egress has no method `{other}`"))),
         }
     }
@@ -314,16 +331,16 @@ fn gone(connection: &Connection) -> bool {
     }
 }
 
-/// The newest denials that fit one line, and how many do not.
-fn newest_that_fit(mut denials: Vec<abi::control::Denial>) -> (Vec<abi::control::Denial>, u64) {
+/// The newest that fit one line, and how many do not.
+fn newest_that_fit<T: serde::Serialize>(mut all: Vec<T>) -> (Vec<T>, u64) {
     let (mut bytes, mut kept) = (0, Vec::new());
-    while let Some(denial) = denials.pop() {
-        bytes += serde_json::to_string(&denial).map_or(0, |text| text.len() + 1);
+    while let Some(one) = all.pop() {
+        bytes += serde_json::to_string(&one).map_or(0, |text| text.len() + 1);
         if bytes > PAGE_BYTES_MAX {
             kept.reverse();
-            return (kept, denials.len() as u64 + 1);
+            return (kept, all.len() as u64 + 1);
         }
-        kept.push(denial);
+        kept.push(one);
     }
     kept.reverse();
     (kept, 0)
