@@ -207,11 +207,6 @@ impl Agent {
         }
     }
 
-    /// Waits until there is room for the record of one connection or call more; to be asked before its receipt.
-    pub async fn room_for_record(&self) {
-        self.node.receipts.room().await;
-    }
-
     /// Records an ended connection, in the ledger and for followers.
     pub fn ended(&self, record: ConnectionRecord) {
         self.node.records.push(Item::Connection(record.clone()));
@@ -268,8 +263,9 @@ impl Agent {
     }
 
     /// Waits for the receipt without which a connection is not made, and returns its place in the ledger; the error says that there
-    /// is none.
+    /// is none. Its end will be a record, for which there must be room.
     pub async fn receipt(&self, event: Event) -> Result<u64, String> {
+        self.node.receipts.room().await;
         let _turn = self.node.receipt_turns.acquire().await.map_err(|error| error.to_string())?;
         let receipts = self.node.receipts.clone();
         let error = match tokio::task::spawn_blocking(move || receipts.durable(event)).await {

@@ -230,7 +230,6 @@ async fn connect(
     let (name, port) = (&admission.name, admission.port);
     let addresses = dial_list(agent, admission).await.map_err(|refusal| refusal.spoken(speaks))?;
     let mut last = String::from("no address");
-    agent.room_for_record().await;
     for address in addresses {
         let event = Event::NetConnected {
             instance: agent.instance.clone(),
