@@ -164,7 +164,9 @@ fn strangers(mut messages: &[u8], mark: u32) -> Vec<String> {
             break;
         };
         let kind = message.get(4..6).and_then(|b| b.try_into().ok()).map(u16::from_ne_bytes);
-        if kind == Some(NEW_GENERATION) && word(message, 8) != Some(mark) {
+        // The kernel repeats the number of the batch's first message, or of the one after it, as it counts the batch's begin.
+        let ours = word(message, 8).is_some_and(|seq| seq.wrapping_sub(mark) <= 1);
+        if kind == Some(NEW_GENERATION) && !ours {
             found.push(process(message.get(NETLINK_HEADER + NETFILTER_HEADER..).unwrap_or_default()));
         }
         messages = messages.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -217,15 +219,15 @@ mod tests {
 
     #[test]
     fn transactions_of_others_are_told_and_ours_are_not() {
-        let ours = generation(7, 1, b"egress\0");
-        let theirs = generation(8, 42, b"n\x1b[ft\0");
+        let ours = [generation(7, 1, b"egress\0"), generation(8, 1, b"egress\0")].concat();
+        let theirs = generation(9, 42, b"n\x1b[ft\0");
         assert_eq!(strangers(&ours, 7), Vec::<String>::new());
         assert_eq!(strangers(&[ours, theirs].concat(), 7), ["n[ft (process 42)"]);
     }
 
     #[test]
     fn cut_notifications_are_skipped() {
-        let whole = generation(8, 42, b"nft\0");
+        let whole = generation(9, 42, b"nft\0");
         for end in 0..whole.len() {
             assert_eq!(strangers(&whole[..end], 7), Vec::<String>::new());
         }

@@ -1,6 +1,6 @@
 //! A node, a test internet and guests, each in a network namespace of its own: what leaves egress ends here.
 //!
-//! egress runs as on a node: its own binary, user 201, four capabilities, descriptors 3 to 5, /run/nullbox. The guest's frames
+//! egress runs as on a node: its own binary, user 201, four capabilities, descriptors 3 to 5, /run/nullbox, /state/egress. The guest's frames
 //! go through the TAP that a process without privileges opened by name.
 
 use abi::control::{Attached, Denial, Denials, Grants, NetAttach};
@@ -93,7 +93,8 @@ impl World {
         let addresses =
             INTERNET.map(|address| format!("ip -n {name}i addr add {address}/32 dev lo")).join("\n");
         sh(&format!(
-            "mknod {at}/tun c 10 200; chmod 666 {at}/tun; chmod 755 {at} {at}/run
+            "install -d -o 201 -g 201 -m 700 {at}/state
+             mknod {at}/tun c 10 200; chmod 666 {at}/tun; chmod 755 {at} {at}/run
              echo 'nameserver 100.64.0.1' > {at}/resolv.conf
              ip netns add {name}n; ip netns add {name}i
              ip link add up0 netns {name}n type veth peer name in0 netns {name}i
@@ -153,7 +154,7 @@ impl World {
         let [door, ready, peers] = passed.each_ref().map(AsRawFd::as_raw_fd);
         let script = format!(
             "mount --make-rprivate /; mount -t tmpfs tmpfs /run; mkdir /run/nullbox; mount --bind {at}/run /run/nullbox
-             mount --bind {at}/tun /dev/net/tun
+             mount --bind {at}/tun /dev/net/tun; mkdir -p /state/egress; mount --bind {at}/state /state/egress
              exec setpriv --reuid=201 --regid=201 --clear-groups --no-new-privs --inh-caps={CAPABILITIES} \
                --ambient-caps={CAPABILITIES} --bounding-set={CAPABILITIES} {at}/egress 3<&{door} 4>&{ready} 5<&{peers} \
                {door}<&- {ready}<&- {peers}<&-"
@@ -244,9 +245,18 @@ impl World {
         result(&mut self.open(method, params)).unwrap()
     }
 
+    /// The same as an operator.
+    pub fn order(&self, method: &str, params: Value) -> Result<Value, RpcError> {
+        result(&mut self.open_as(Role::Operator, method, params))
+    }
+
     pub fn open(&self, method: &str, params: Value) -> Connection {
+        self.open_as(Role::Reader, method, params)
+    }
+
+    pub fn open_as(&self, role: Role, method: &str, params: Value) -> Connection {
         let (near, far) = UnixStream::pair().unwrap();
-        let caller = Caller::Operator { name: "test".into(), key: "k".into(), role: Role::Reader };
+        let caller = Caller::Operator { name: "test".into(), key: "k".into(), role };
         hand_over(self.door.as_fd(), &Handoff { caller }, far.as_fd()).unwrap();
         let mut connection = Connection::new(near);
         connection.set_timeout(Some(Duration::from_secs(20))).unwrap();
