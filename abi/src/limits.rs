@@ -324,6 +324,8 @@ pub const DENIALS_PER_AGENT_SECOND_MAX: u32 = 20;
 pub const LEDGER_NOTES_WAITING_MAX: usize = 1024;
 /// Receipts for connections waiting at a time, over all agents. More wait their turn.
 pub const RECEIPTS_WAITING_MAX: usize = 8;
+/// The same of one agent: its flood leaves turns to the others.
+pub const RECEIPTS_WAITING_PER_AGENT_MAX: usize = RECEIPTS_WAITING_MAX / 2;
 /// DNS questions of one agent in a second, over UDP and TCP. More: dropped, and counted as a denial.
 pub const DNS_QUESTIONS_PER_SECOND_MAX: u32 = 200;
 /// A DNS message from a guest or a resolver, in bytes. Longer: cut, so malformed.
@@ -342,6 +344,10 @@ pub const NET_REFUSALS_LOGGED_PER_SECOND_MAX: u32 = 10;
 pub const PROXY_FIRST_BYTES_MAX: usize = 32 * 1024;
 /// How long a TLS hello or HTTP head may take to be whole. Later: refused.
 pub const PROXY_FIRST_BYTES_MS_MAX: u64 = 10_000;
+/// Pipes of 64 KiB that hold bytes of one agent's connections at a time. One more: those bytes are copied.
+pub const PROXY_PIPES_PER_AGENT_MAX: usize = 32;
+/// Empty pipes kept for the next bytes. More: closed.
+pub const PROXY_PIPES_SPARE_MAX: usize = 32;
 /// How long the proxy waits for a client's first byte on ports other than 80 and 443 before it lets the server speak first.
 pub const PROXY_SILENCE_MS: u64 = 300;
 /// How long resolving a name may take, all resolvers together. Later: the connection fails.
@@ -352,6 +358,8 @@ pub const RESOLVED_SECS_MAX: u32 = 60;
 pub const DIAL_ADDRESSES_MAX: usize = 3;
 /// How long one dial may take.
 pub const DIAL_MS_MAX: u64 = 10_000;
+/// How long a dial may take before the next address is tried beside it (RFC 8305 section 5).
+pub const DIAL_STAGGER_MS: u64 = 250;
 /// How long a connection may carry nothing in either direction. Then: closed.
 pub const PROXY_IDLE_MS_MAX: u64 = 900_000;
 

@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::denials::{Denials, Rule};
 use crate::live::Live;
 use crate::names::Names;
+use crate::pipe::Pipes;
 use crate::policy::{self, Admission, Policy, Refused};
 use crate::receipts::Receipts;
 use crate::records::{Item, Records};
@@ -36,6 +37,7 @@ pub struct Node {
     pub resolver: Resolver,
     /// Bounds the threads that wait for receipts.
     pub receipt_turns: Semaphore,
+    pub pipes: Pipes,
 }
 
 impl Node {
@@ -60,6 +62,8 @@ pub struct Agent {
     reach: Mutex<Reach>,
     /// How fast its published ports may be connected to.
     knocks: Mutex<Bucket>,
+    /// Its share of the node's turns.
+    receipt_turns: Semaphore,
 }
 
 /// What changes while it runs.
@@ -101,6 +105,8 @@ pub struct Counters {
     pub denials: AtomicU64,
     pub published_connections: AtomicU32,
     pub published_total: AtomicU64,
+    /// Pipes that hold bytes of its connections.
+    pub pipes: AtomicU32,
 }
 
 impl Agent {
@@ -110,7 +116,9 @@ impl Agent {
         let names = Names::new(instance.agent.clone());
         let mut reach = Reach { policy, names, wild: 0, open: BTreeMap::new(), next_id: 0 };
         reach.name_exact(&instance);
-        Agent { instance, publish, counters: Counters::default(), node, reach: Mutex::new(reach), knocks }
+        let receipt_turns = Semaphore::new(limits::RECEIPTS_WAITING_PER_AGENT_MAX);
+        let counters = Counters::default();
+        Agent { instance, publish, counters, node, reach: Mutex::new(reach), knocks, receipt_turns }
     }
 
     fn reach(&self) -> MutexGuard<'_, Reach> {
@@ -256,6 +264,11 @@ impl Agent {
         Some(slot)
     }
 
+    /// A pipe more for bytes that wait, if it has not too many.
+    pub fn pipe_slot(self: &Arc<Agent>) -> Option<Slot> {
+        self.slot(|counters| &counters.pipes, limits::PROXY_PIPES_PER_AGENT_MAX)
+    }
+
     fn slot(self: &Arc<Agent>, of: fn(&Counters) -> &AtomicU32, most: usize) -> Option<Slot> {
         let slot = Slot { agent: self.clone(), of };
         let before = of(&self.counters).fetch_add(1, Ordering::Relaxed);
@@ -263,8 +276,10 @@ impl Agent {
     }
 
     /// Waits for the receipt without which a connection is not made, and returns its place in the ledger; the error says that there
-    /// is none. Its end will be a record, for which there must be room.
+    /// is none. Its end will be a record, for which there must be room. An agent that wants many gets them in its share of turns, so
+    /// that another's first one waits for few.
     pub async fn receipt(&self, event: Event) -> Result<u64, String> {
+        let _share = self.receipt_turns.acquire().await.map_err(|error| error.to_string())?;
         self.node.receipts.room().await;
         let _turn = self.node.receipt_turns.acquire().await.map_err(|error| error.to_string())?;
         let receipts = self.node.receipts.clone();

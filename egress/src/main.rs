@@ -9,6 +9,7 @@ use abi::{limits, log};
 use egress::agent::Node;
 use egress::denials::Denials;
 use egress::live::{Live, POLICY_PATH};
+use egress::pipe::Pipes;
 use egress::publish::Firewall;
 use egress::receipts::Receipts;
 use egress::records::Records;
@@ -16,10 +17,14 @@ use egress::resolve::Resolver;
 use egress::service::Egress;
 use egress::settings::{Settings, UPLINK_PATH};
 use egress::wall::{self, Doors, OpenPort};
+use egress::workers::Workers;
 use std::error::Error;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
+
+/// Threads that move bytes.
+const WORKERS: usize = 2;
 
 fn main() -> ExitCode {
     match run() {
@@ -55,15 +60,9 @@ fn run() -> Result<(), Box<dyn Error>> {
         live: Live::read(POLICY_PATH),
         resolver: Resolver::default(),
         receipt_turns: Semaphore::new(limits::RECEIPTS_WAITING_MAX),
+        pipes: Pipes::default(),
     });
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .max_blocking_threads(limits::RECEIPTS_WAITING_MAX)
-        .thread_stack_size(256 * 1024)
-        .enable_io()
-        .enable_time()
-        .build()?;
-    let service = Arc::new(Egress::new(node, firewall, runtime.handle().clone()));
+    let service = Arc::new(Egress::new(node, firewall, Workers::start(WORKERS)?));
     for (name, run) in [("ends", Egress::end_grants as fn(&Egress)), ("guard", Egress::guard_node)] {
         let service = service.clone();
         std::thread::Builder::new().name(name.into()).stack_size(256 * 1024).spawn(move || run(&service))?;

@@ -190,12 +190,13 @@ impl Policy {
                 remedy: format!("an operator may lift it: nullctl net allow {agent} {what}"),
             });
         }
-        let own = self.manifest.iter().map(|grant| (grant.clone(), format!("manifest: {grant}")));
+        let own = self.manifest.iter().filter(|grant| grant.name.admits(name));
+        let own = own.map(|grant| (grant.clone(), format!("manifest: {grant}")));
         let live = self
             .live_now(now)
-            .filter(|change| change.effect == Effect::Allow)
+            .filter(|change| change.effect == Effect::Allow && change.grant.name.admits(name))
             .map(|change| (change.grant.clone(), format!("allowed by {}: {}", change.by, change.grant)));
-        let mut grants: Vec<_> = own.chain(live).filter(|(grant, _)| grant.name.admits(name)).collect();
+        let mut grants: Vec<_> = own.chain(live).collect();
         // An exact name says more than a wildcard, which then only adds what the exact one does not name.
         grants.sort_by_key(|(grant, _)| matches!(grant.name, NamePattern::Below(_)));
         if grants.is_empty() {

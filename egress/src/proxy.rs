@@ -10,6 +10,7 @@ use abi::ledger::Event;
 use abi::{limits, log};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -226,11 +227,12 @@ async fn connect(
     speaks: Speaks,
     flow: &Flow,
 ) -> Result<TcpStream, End> {
-    let failed = |why: String| End::Failed { why, speaks };
     let (name, port) = (&admission.name, admission.port);
     let addresses = dial_list(agent, admission).await.map_err(|refusal| refusal.spoken(speaks))?;
-    let mut last = String::from("no address");
-    for address in addresses {
+    let told = |address, receipt| {
+        *flow.dialled.lock().unwrap_or_else(PoisonError::into_inner) = Some((address, receipt));
+    };
+    let receipt = |address: IpAddr| {
         let event = Event::NetConnected {
             instance: agent.instance.clone(),
             name: name.clone(),
@@ -238,16 +240,70 @@ async fn connect(
             address: address.to_string(),
             rule: admission.rule.clone(),
         };
-        let receipt = agent.receipt(event).await.map_err(failed)?;
-        *flow.dialled.lock().unwrap_or_else(PoisonError::into_inner) = Some((address, receipt));
-        let dial = TcpStream::connect(SocketAddr::new(address, port));
-        match timeout(Duration::from_millis(limits::DIAL_MS_MAX), dial).await {
-            Ok(Ok(server)) => return Ok(server),
-            Ok(Err(error)) => last = format!("{address}: {error}"),
-            Err(_) => last = format!("{address}: no answer within {} ms", limits::DIAL_MS_MAX),
+        async move {
+            let receipt = agent.receipt(event).await?;
+            told(address, receipt);
+            Ok(receipt)
         }
+    };
+    match dial(&addresses, port, &receipt).await {
+        Ok(found) => {
+            told(found.address, found.receipt); // another may have been tried last
+            Ok(found.server)
+        }
+        Err(why) => Err(End::Failed { why: format!("`{name}` cannot be reached: {why}"), speaks }),
     }
-    Err(failed(format!("`{name}` cannot be reached: {last}")))
+}
+
+/// A connection of the node's own.
+pub(crate) struct Dialled {
+    pub server: TcpStream,
+    pub address: IpAddr,
+    /// The place of its receipt in the ledger.
+    pub receipt: u64,
+}
+
+/// Dials addresses that were judged, in this order: the next one when one fails, or beside it when it takes long (RFC 8305). The first
+/// that answers wins. `receipt` is awaited before each dial; without one that address is not dialled. The error says why the last
+/// one failed.
+pub(crate) fn dial<'a, R, F>(
+    addresses: &'a [IpAddr],
+    port: u16,
+    receipt: &'a R,
+) -> Pin<Box<dyn Future<Output = Result<Dialled, String>> + Send + 'a>>
+where
+    R: Fn(IpAddr) -> F + Sync,
+    F: Future<Output = Result<u64, String>> + Send,
+{
+    Box::pin(async move {
+        let Some((first, others)) = addresses.split_first() else { return Err("no address".into()) };
+        let mut attempt = pin!(dial_one(*first, port, receipt));
+        match timeout(Duration::from_millis(limits::DIAL_STAGGER_MS), &mut attempt).await {
+            Ok(Err(_)) if !others.is_empty() => return dial(others, port, receipt).await,
+            Ok(ended) => return ended,
+            Err(_) if others.is_empty() => return attempt.await,
+            Err(_) => {}
+        }
+        let mut rest = dial(others, port, receipt);
+        tokio::select! {
+            ended = &mut attempt => if ended.is_ok() { ended } else { rest.await },
+            ended = &mut rest => if ended.is_ok() { ended } else { attempt.await },
+        }
+    })
+}
+
+/// Receipt, then dial.
+async fn dial_one<F>(address: IpAddr, port: u16, receipt: &impl Fn(IpAddr) -> F) -> Result<Dialled, String>
+where
+    F: Future<Output = Result<u64, String>> + Send,
+{
+    let receipt = receipt(address).await?;
+    let dial = TcpStream::connect(SocketAddr::new(address, port));
+    match timeout(Duration::from_millis(limits::DIAL_MS_MAX), dial).await {
+        Ok(Ok(server)) => Ok(Dialled { server, address, receipt }),
+        Ok(Err(error)) => Err(format!("{address}: {error}")),
+        Err(_) => Err(format!("{address}: no answer within {} ms", limits::DIAL_MS_MAX)),
+    }
 }
 
 /// Addresses that may be dialled for an admission, in the order to try; each was judged now.

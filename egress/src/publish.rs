@@ -233,7 +233,7 @@ struct Visit {
 
 impl Visit {
     /// Receipt, dial, splice.
-    async fn run(self, mut peer: TcpStream) {
+    async fn run(self, peer: TcpStream) {
         let event = Event::PortConnected {
             instance: self.agent.instance.clone(),
             node_port: self.node_port,
@@ -244,7 +244,7 @@ impl Visit {
         }
         match self.dial().await {
             // However it ends, both sides see it.
-            Ok(guest) => drop(splice::through(&self.agent, &mut peer, guest).await),
+            Ok(guest) => drop(splice::through(&self.agent, &peer, guest).await),
             Err(error) => {
                 let to = format!("port {} of the guest", self.guest_port);
                 log::info(

@@ -23,7 +23,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
-use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::agent::{Agent, Node};
@@ -31,6 +30,7 @@ use crate::dns_server::DnsServer;
 use crate::namespace::{self, Opened};
 use crate::policy::Policy;
 use crate::publish::{self, Door, Firewall};
+use crate::workers::Workers;
 use crate::{guard, nflog, proxy};
 
 mod policy;
@@ -47,15 +47,15 @@ const TEARDOWN: Duration = Duration::from_secs(5);
 pub struct Egress {
     node: Arc<Node>,
     firewall: Firewall,
-    runtime: Handle,
+    workers: Workers,
     agents: Mutex<BTreeMap<Instance, Arc<Agent>>>,
     ends: policy::Ends,
 }
 
 impl Egress {
-    /// With what agents share and the runtime their tasks run on.
-    pub fn new(node: Arc<Node>, firewall: Firewall, runtime: Handle) -> Egress {
-        Egress { node, firewall, runtime, agents: Mutex::default(), ends: policy::Ends::default() }
+    /// With what agents share and the threads their tasks run on.
+    pub fn new(node: Arc<Node>, firewall: Firewall, workers: Workers) -> Egress {
+        Egress { node, firewall, workers, agents: Mutex::default(), ends: policy::Ends::default() }
     }
 
     fn agents(&self) -> MutexGuard<'_, BTreeMap<Instance, Arc<Agent>>> {
@@ -127,7 +127,8 @@ impl Egress {
 
     /// Starts an agent's tasks.
     fn start(&self, agent: &Arc<Agent>, opened: Opened, doors: Vec<Door>) -> io::Result<Serving> {
-        let _in_runtime = self.runtime.enter();
+        let worker = self.workers.next();
+        let _in_runtime = worker.enter();
         let dns_udp = tokio::net::UdpSocket::from_std(opened.dns_udp)?;
         let dns_tcp = tokio::net::TcpListener::from_std(opened.dns_tcp)?;
         let listener = tokio::net::TcpListener::from_std(opened.proxy)?;
@@ -140,7 +141,7 @@ impl Egress {
         let agent = agent.clone();
         let (stop, stopped) = oneshot::channel::<()>();
         let (done, ended) = std::sync::mpsc::channel();
-        self.runtime.spawn(async move {
+        worker.spawn(async move {
             tokio::select! {
                 _ = stopped => {}
                 () = dns.clone().udp(dns_udp) => {}
@@ -166,7 +167,7 @@ impl Egress {
         let asked: NetResolve = call.request.params()?;
         let snapshot = self.node.settings.now();
         let resolved = self.node.resolver.resolve_for_node(&asked.name, &snapshot);
-        let addresses = self.runtime.block_on(resolved).map_err(|error| {
+        let addresses = self.workers.own().block_on(resolved).map_err(|error| {
             RpcError::new(Code::UNAVAILABLE, error.to_string()).explained(
                 "a name stands for what network.hosts or a resolver says, and never for the node itself",
                 "set network.dns or network.hosts in nulld.toml",

@@ -171,6 +171,11 @@ impl Guard {
         }
     }
 
+    /// Whether nothing has to be looked at any more.
+    pub fn is_open(&self) -> bool {
+        matches!(self.stage, Stage::Open(_))
+    }
+
     /// Whether the client has begun something that it must end soon.
     pub fn within(&self) -> bool {
         match &self.stage {

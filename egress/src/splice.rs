@@ -1,20 +1,34 @@
 //! Carries bytes both ways, with the guard on the way out, until both sides have ended or nothing moves any more.
+//!
+//! Must hold: a byte is read only when the other side has room for it, or a pipe (of which an agent has few), so who does not read
+//! stops who sends, and a connection that waits for bytes holds no buffer and no pipe. What nobody looks at passes by splice(2) as soon as more than a buffer of it waits.
 
 use abi::limits;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::Shutdown;
+use std::cell::RefCell;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::agent::{Agent, Cut};
+use crate::pipe::Taken;
 use crate::proxy::Flow;
 use crate::sniff::{Guard, Refusal, Speaks};
 
-/// Bytes of one read.
+/// Bytes of one read. More than that at once goes through a pipe.
 const CHUNK: usize = 16 * 1024;
+/// Pipefuls that one direction moves before other connections have their turn.
+const TURN: usize = 16;
+
+thread_local! {
+    /// What is copied passes here; nothing stays in it from one step to the next.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
+}
 
 /// Why a connection ended before its time.
 #[derive(Debug)]
@@ -59,140 +73,278 @@ struct Moved {
 }
 
 impl Moved {
+    fn new() -> Moved {
+        Moved { start: Instant::now(), millis: AtomicU64::new(0) }
+    }
+
     fn now(&self) {
         let millis = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.millis.store(millis, Ordering::Relaxed);
     }
 
-    /// When the connection is idle for too long if nothing moves.
-    fn deadline(&self) -> Instant {
-        let idle = self.millis.load(Ordering::Relaxed).saturating_add(limits::PROXY_IDLE_MS_MAX);
-        self.start + Duration::from_millis(idle)
-    }
-
-    /// Reads a chunk, empty at the end; gives up when neither direction moved for too long, or at `until`. Waits without a
-    /// buffer, so that idle connections cost next to nothing.
-    async fn read(&self, from: &mut ReadHalf<'_>, until: Option<Instant>) -> io::Result<Vec<u8>> {
+    /// Ends when nothing has moved for too long. One timer for both directions, which no byte has to touch.
+    async fn idle(&self) {
         loop {
-            let deadline = until.map_or(self.deadline(), |until| until.min(self.deadline()));
-            match timeout_at(deadline, from.readable()).await {
-                Ok(ready) => ready?,
-                Err(_)
-                    if until.is_some_and(|until| until <= Instant::now())
-                        || self.deadline() <= Instant::now() =>
-                {
-                    return Err(io::ErrorKind::TimedOut.into());
-                }
-                Err(_) => continue, // the other direction moved meanwhile
+            let idle = self.millis.load(Ordering::Relaxed).saturating_add(limits::PROXY_IDLE_MS_MAX);
+            let deadline = self.start + Duration::from_millis(idle);
+            if deadline <= Instant::now() {
+                return;
             }
-            let mut chunk = Vec::with_capacity(CHUNK);
-            match from.try_read_buf(&mut chunk) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => {
-                    self.now();
-                    return read.map(|_| chunk);
-                }
-            }
+            sleep_until(deadline).await;
         }
-    }
-
-    /// Writes; a side that takes nothing for too long is given up.
-    async fn write(&self, to: &mut WriteHalf<'_>, bytes: &[u8]) -> io::Result<()> {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let deadline = Instant::now() + Duration::from_millis(limits::PROXY_IDLE_MS_MAX);
-            let written =
-                timeout_at(deadline, to.write(rest)).await.map_err(|_| io::ErrorKind::TimedOut)??;
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            self.now();
-            rest = rest.get(written..).unwrap_or_default();
-        }
-        Ok(())
     }
 }
 
 /// Runs until both sides have ended. `first` was read, and passed by the guard, before the server was there.
 pub async fn run(
-    agent: &Agent,
+    agent: &Arc<Agent>,
     flow: &Flow,
-    client: &mut TcpStream,
-    mut server: TcpStream,
+    client: &TcpStream,
+    server: TcpStream,
     guard: Guard,
     first: Vec<u8>,
 ) -> Result<(), End> {
-    // Latency matters more than packets saved; a socket that refuses the option still works.
-    let _ = (client.set_nodelay(true), server.set_nodelay(true));
-    let moved = Moved { start: Instant::now(), millis: AtomicU64::new(0) };
-    let (mut client_read, mut client_write) = client.split();
-    let (mut server_read, mut server_write) = server.split();
-    let out = outward(&moved, agent, flow, &mut client_read, &mut server_write, guard, first);
-    let inward =
-        inward(&moved, [&agent.counters.bytes_in, &flow.bytes_in], &mut server_read, &mut client_write);
-    tokio::try_join!(out, inward).map(|_| ())
+    let moved = Moved::new();
+    let (out, inward) = (
+        Lane::new(agent, &moved, client, &server, [&agent.counters.bytes_out, &flow.bytes_out]),
+        Lane::new(agent, &moved, &server, client, [&agent.counters.bytes_in, &flow.bytes_in]),
+    );
+    let both = async { tokio::try_join!(out.guarded(guard, first), inward.open()).map(|_| ()) };
+    tokio::select! {
+        ended = both => ended,
+        () = moved.idle() => Err(End::Closed),
+    }
 }
 
 /// Runs a connection to a published port until both sides have ended. Nothing in it is looked at: what a guest serves is its own.
-pub async fn through(agent: &Agent, peer: &mut TcpStream, mut guest: TcpStream) -> Result<(), End> {
-    // As above.
-    let _ = (peer.set_nodelay(true), guest.set_nodelay(true));
-    let moved = Moved { start: Instant::now(), millis: AtomicU64::new(0) };
-    let (mut peer_read, mut peer_write) = peer.split();
-    let (mut guest_read, mut guest_write) = guest.split();
+pub async fn through(agent: &Arc<Agent>, peer: &TcpStream, guest: TcpStream) -> Result<(), End> {
+    let moved = Moved::new();
     let flow = Flow::default(); // such a connection has a receipt, and no record of its end
-    let out = inward(&moved, [&agent.counters.bytes_out, &flow.bytes_out], &mut guest_read, &mut peer_write);
-    let inward = inward(&moved, [&agent.counters.bytes_in, &flow.bytes_in], &mut peer_read, &mut guest_write);
-    tokio::try_join!(out, inward).map(|_| ())
-}
-
-async fn outward(
-    moved: &Moved,
-    agent: &Agent,
-    flow: &Flow,
-    from: &mut ReadHalf<'_>,
-    to: &mut WriteHalf<'_>,
-    mut guard: Guard,
-    first: Vec<u8>,
-) -> Result<(), End> {
-    let (mut out, mut whole_by) = (first, None);
-    loop {
-        moved.write(to, &out).await.map_err(|_| End::Closed)?;
-        agent.counters.bytes_out.fetch_add(out.len() as u64, Ordering::Relaxed);
-        flow.bytes_out.fetch_add(out.len() as u64, Ordering::Relaxed);
-        out = Vec::new();
-        let chunk = match moved.read(from, whole_by).await {
-            Ok(chunk) if chunk.is_empty() => break,
-            Ok(chunk) => chunk,
-            Err(error) if error.kind() == io::ErrorKind::TimedOut && guard.within() => {
-                return Err(End::Refused(Refusal { speaks: Speaks::Neither, ..guard.late() }));
-            }
-            Err(_) => return Err(End::Closed),
-        };
-        // The server may have answered by now: a refusal in the middle can only cut the connection.
-        guard
-            .push(&chunk, &mut out)
-            .map_err(|refusal| End::Refused(Refusal { speaks: Speaks::Neither, ..refusal }))?;
-        let by = Instant::now() + Duration::from_millis(limits::PROXY_FIRST_BYTES_MS_MAX);
-        whole_by = guard.within().then(|| whole_by.unwrap_or(by));
+    let (out, inward) = (
+        Lane::new(agent, &moved, &guest, peer, [&agent.counters.bytes_out, &flow.bytes_out]),
+        Lane::new(agent, &moved, peer, &guest, [&agent.counters.bytes_in, &flow.bytes_in]),
+    );
+    let both = async { tokio::try_join!(out.open(), inward.open()).map(|_| ()) };
+    tokio::select! {
+        ended = both => ended,
+        () = moved.idle() => Err(End::Closed),
     }
-    to.shutdown().await.map_err(|_| End::Closed)
 }
 
-async fn inward(
-    moved: &Moved,
-    counters: [&AtomicU64; 2],
-    from: &mut ReadHalf<'_>,
-    to: &mut WriteHalf<'_>,
-) -> Result<(), End> {
-    loop {
-        let chunk = moved.read(from, None).await.map_err(|_| End::Closed)?;
-        if chunk.is_empty() {
-            return to.shutdown().await.map_err(|_| End::Closed);
+/// One direction of a connection.
+struct Lane<'a> {
+    agent: &'a Arc<Agent>,
+    moved: &'a Moved,
+    from: &'a TcpStream,
+    to: &'a TcpStream,
+    counters: [&'a AtomicU64; 2],
+}
+
+/// What one step found.
+enum Step {
+    /// Nothing waits.
+    Nothing,
+    /// The sender has ended.
+    Ended,
+    /// Bytes were taken; these were not sent yet, and perhaps there are more at once.
+    Taken { left: Vec<u8>, more: bool },
+}
+
+impl<'a> Lane<'a> {
+    fn new(
+        agent: &'a Arc<Agent>,
+        moved: &'a Moved,
+        from: &'a TcpStream,
+        to: &'a TcpStream,
+        counters: [&'a AtomicU64; 2],
+    ) -> Lane<'a> {
+        // Latency matters more than packets saved; a socket that refuses the option still works.
+        let _ = to.set_nodelay(true);
+        Lane { agent, moved, from, to, counters }
+    }
+
+    /// The one place that every byte of a direction passes, after it was taken and before it is sent on.
+    fn pass(&self, bytes: usize) -> Result<(), End> {
+        self.moved.now();
+        for counter in self.counters {
+            counter.fetch_add(bytes as u64, Ordering::Relaxed);
         }
-        moved.write(to, &chunk).await.map_err(|_| End::Closed)?;
-        for counter in counters {
-            counter.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Carries what is looked at until nothing needs to be any more; then the rest.
+    async fn guarded(&self, mut guard: Guard, first: Vec<u8>) -> Result<(), End> {
+        self.pass(first.len())?;
+        self.send(&first).await?;
+        drop(first);
+        // The server may have answered by now: a refusal in the middle can only cut the connection.
+        let cut = |refusal| End::Refused(Refusal { speaks: Speaks::Neither, ..refusal });
+        let mut whole_by = None;
+        while !guard.is_open() {
+            let Some(ready) = until(whole_by, self.from.readable()).await else {
+                return Err(cut(guard.late()));
+            };
+            ready.map_err(closed)?;
+            self.room().await?;
+            let mut out = Vec::new();
+            let read = SCRATCH.with_borrow_mut(|scratch| {
+                let read = read_now(self.from, scratch).map_err(closed)?;
+                let bytes = scratch.get(..read.unwrap_or(0)).unwrap_or_default();
+                guard.push(bytes, &mut out).map_err(cut)?;
+                Ok(read)
+            })?;
+            match read {
+                None => continue,
+                Some(0) => return self.end(),
+                Some(_) => {}
+            }
+            self.pass(out.len())?;
+            self.send(&out).await?;
+            let by = Instant::now() + Duration::from_millis(limits::PROXY_FIRST_BYTES_MS_MAX);
+            whole_by = guard.within().then(|| whole_by.unwrap_or(by));
         }
+        self.open().await
+    }
+
+    /// Carries what nobody looks at, until its end.
+    async fn open(&self) -> Result<(), End> {
+        loop {
+            self.from.readable().await.map_err(closed)?;
+            self.room().await?;
+            match self.copy()? {
+                Step::Nothing => {}
+                Step::Ended => return self.end(),
+                Step::Taken { left, more } => {
+                    self.send(&left).await?;
+                    // An agent with so many waiting bytes that it has no pipe more goes on with copies.
+                    let slot = if more { self.agent.pipe_slot() } else { None };
+                    if let Some(pipe) = slot.and_then(|slot| self.agent.node.pipes.take(slot))
+                        && let Step::Ended = self.splice(pipe).await?
+                    {
+                        return self.end();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Copies what waits, a buffer at most.
+    fn copy(&self) -> Result<Step, End> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let Some(read) = read_now(self.from, scratch).map_err(closed)? else { return Ok(Step::Nothing) };
+            if read == 0 {
+                return Ok(Step::Ended);
+            }
+            self.pass(read)?;
+            let bytes = scratch.get(..read).unwrap_or_default();
+            let sent = match self.to.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                sent => sent.map_err(closed)?,
+            };
+            let left = bytes.get(sent..).unwrap_or_default().to_vec();
+            Ok(Step::Taken { left, more: read == CHUNK })
+        })
+    }
+
+    /// Moves what waits through a pipe, while there is more and for a turn at most. The pipe is the bound: it is filled again when
+    /// the receiver has taken all of it.
+    async fn splice(&self, mut pipe: Taken<'_>) -> Result<Step, End> {
+        for _ in 0..TURN {
+            match now(self.from, Interest::READABLE, || pipe.fill(self.from)).map_err(closed)? {
+                None => return Ok(Step::Nothing),
+                Some(0) => return Ok(Step::Ended),
+                Some(read) => self.pass(read)?,
+            }
+            while pipe.waiting() > 0 {
+                if now(self.to, Interest::WRITABLE, || pipe.drain(self.to)).map_err(closed)?.is_none() {
+                    self.to.writable().await.map_err(closed)?;
+                }
+            }
+            self.moved.now();
+        }
+        drop(pipe);
+        tokio::task::yield_now().await;
+        Ok(Step::Nothing)
+    }
+
+    /// Waits until the receiver has room. Asked of the kernel each time: what the runtime knows is when there was room last.
+    async fn room(&self) -> Result<(), End> {
+        while now(self.to, Interest::WRITABLE, || has_room(self.to)).map_err(closed)?.is_none() {
+            self.to.writable().await.map_err(closed)?;
+        }
+        Ok(())
+    }
+
+    /// Sends all of it.
+    async fn send(&self, bytes: &[u8]) -> Result<(), End> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match self.to.try_write(rest) {
+                Ok(0) => return Err(End::Closed),
+                Ok(sent) => rest = rest.get(sent..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.to.writable().await.map_err(closed)?;
+                }
+                Err(error) => return Err(closed(error)),
+            }
+            self.moved.now();
+        }
+        Ok(())
+    }
+
+    /// Tells the receiver that there is no more; it may still answer.
+    fn end(&self) -> Result<(), End> {
+        rustix::net::shutdown(self.to, Shutdown::Write).map_err(|_| End::Closed)
+    }
+}
+
+fn closed(_: io::Error) -> End {
+    End::Closed
+}
+
+/// Waits until a time, if there is one; none: it is over.
+async fn until<F: Future>(by: Option<Instant>, future: F) -> Option<F::Output> {
+    match by {
+        Some(by) => timeout_at(by, future).await.ok(),
+        None => Some(future.await),
+    }
+}
+
+/// Tries now; none: it would block, and the runtime was told to wait.
+fn now<T>(
+    socket: &TcpStream,
+    interest: Interest,
+    call: impl FnOnce() -> io::Result<T>,
+) -> io::Result<Option<T>> {
+    match socket.try_io(interest, call) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        done => done.map(Some),
+    }
+}
+
+/// Reads what waits; none: nothing. A buffer that was not filled is all there is: the next wait costs no read in vain.
+fn read_now(from: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    let mut read = None;
+    let whole = buffer.len();
+    let done = now(from, Interest::READABLE, || {
+        let bytes = loop {
+            match rustix::io::read(from, &mut *buffer) {
+                Err(rustix::io::Errno::INTR) => {}
+                bytes => break bytes?,
+            }
+        };
+        read = Some(bytes);
+        if (1..whole).contains(&bytes) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    });
+    done.map(|_| read)
+}
+
+fn has_room(to: &TcpStream) -> io::Result<()> {
+    let mut polled = [PollFd::new(to, PollFlags::OUT)];
+    match poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+        Ok(0) => Err(io::ErrorKind::WouldBlock.into()),
+        // One that failed has room for the write that says so.
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }

@@ -181,6 +181,10 @@ impl World {
         self.egress = None;
     }
 
+    pub fn egress_pid(&self) -> u32 {
+        self.egress.as_ref().unwrap().0.id()
+    }
+
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
