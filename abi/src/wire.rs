@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::limits;
 
@@ -39,12 +40,14 @@ pub struct Connection {
     stream: UnixStream,
     buffer: VecDeque<u8>,
     fds: VecDeque<OwnedFd>,
+    /// What is being read must not stay in memory.
+    is_secret: bool,
 }
 
 impl Connection {
     /// Wraps a connected stream.
     pub fn new(stream: UnixStream) -> Connection {
-        Connection { stream, buffer: VecDeque::new(), fds: VecDeque::new() }
+        Connection { stream, buffer: VecDeque::new(), fds: VecDeque::new(), is_secret: false }
     }
 
     /// Connects to a socket in the file system.
@@ -85,6 +88,22 @@ impl Connection {
                 return if self.buffer.is_empty() { Ok(None) } else { Err(WireError::CutLine) };
             }
         }
+    }
+
+    /// The next line as [`Connection::read_line`], where it is a secret: nothing of it stays in the connection.
+    pub fn read_secret_line(&mut self) -> Result<Option<Zeroizing<String>>, WireError> {
+        // Room for all of it, so that growing leaves no copy behind.
+        self.buffer.reserve(2 * limits::LINE_BYTES_MAX);
+        self.is_secret = true;
+        let line = self.read_line();
+        self.is_secret = false;
+        let rest: Vec<u8> = self.buffer.drain(..).collect();
+        self.buffer.resize(self.buffer.capacity(), 0);
+        self.buffer.as_mut_slices().0.zeroize();
+        self.buffer.as_mut_slices().1.zeroize();
+        self.buffer.clear();
+        self.buffer.extend(rest);
+        Ok(line?.map(Zeroizing::new))
     }
 
     /// Descriptors that came with what was read so far.
@@ -131,6 +150,9 @@ impl Connection {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "too many descriptors"));
         }
         self.buffer.extend(chunk.iter().take(received.bytes));
+        if self.is_secret {
+            chunk.zeroize();
+        }
         Ok(received.bytes)
     }
 }
@@ -211,6 +233,21 @@ mod tests {
         b.read_to_string(&mut body).unwrap();
         assert_eq!(body, "body");
         assert!(b.read_line().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_secret_line_is_read_whole_and_takes_nothing_along() {
+        let (mut a, b) = UnixStream::pair().unwrap();
+        let secret = "s3cret-".repeat(1000);
+        a.write_all(format!("first\n{secret}\nnext\nrest").as_bytes()).unwrap();
+        drop(a);
+        let mut b = Connection::new(b);
+        assert_eq!(b.read_line().unwrap().unwrap(), "first");
+        assert_eq!(b.read_secret_line().unwrap().unwrap().as_str(), secret);
+        assert_eq!(b.read_line().unwrap().unwrap(), "next");
+        let mut rest = String::new();
+        b.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "rest");
     }
 
     #[test]

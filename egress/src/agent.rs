@@ -4,10 +4,10 @@
 //! [`Agent::set_policy`] returns.
 
 use abi::control::{AgentGrants, ConnectionRecord, FirewallRecord};
-use abi::ids::{HostName, Instance};
+use abi::ids::{HostName, Instance, SecretName};
 use abi::ledger::Event;
 use abi::manifest::Published;
-use abi::network::NetworkGrant;
+use abi::network::{NetworkGrant, SecretPolicy};
 use abi::{limits, log};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::budget::{Meter, Meters};
 use crate::denials::{Denials, Rule};
 use crate::live::Live;
 use crate::names::Names;
@@ -24,6 +25,7 @@ use crate::policy::{self, Admission, Policy, Refused};
 use crate::receipts::Receipts;
 use crate::records::{Item, Records};
 use crate::resolve::Resolver;
+use crate::secrets::Secrets;
 use crate::settings::Settings;
 
 /// What all agents share.
@@ -38,6 +40,8 @@ pub struct Node {
     /// Bounds the threads that wait for receipts.
     pub receipt_turns: Semaphore,
     pub pipes: Pipes,
+    pub secrets: Secrets,
+    pub meters: Meters,
 }
 
 impl Node {
@@ -57,6 +61,9 @@ impl Node {
 pub struct Agent {
     pub instance: Instance,
     pub publish: Vec<Published>,
+    /// Secrets that its manifest refers to.
+    pub credentials: Vec<SecretName>,
+    pub meter: Arc<Meter>,
     pub counters: Counters,
     pub node: Arc<Node>,
     reach: Mutex<Reach>,
@@ -111,14 +118,21 @@ pub struct Counters {
 
 impl Agent {
     /// An agent whose exact names have their addresses.
-    pub fn new(instance: Instance, policy: Policy, publish: Vec<Published>, node: Arc<Node>) -> Agent {
+    pub fn new(
+        instance: Instance,
+        policy: Policy,
+        publish: Vec<Published>,
+        credentials: Vec<SecretName>,
+        node: Arc<Node>,
+    ) -> Agent {
         let knocks = Mutex::new(Bucket::new(limits::PUBLISH_CONNECTIONS_PER_SECOND_MAX, Instant::now()));
         let names = Names::new(instance.agent.clone());
         let mut reach = Reach { policy, names, wild: 0, open: BTreeMap::new(), next_id: 0 };
         reach.name_exact(&instance);
         let receipt_turns = Semaphore::new(limits::RECEIPTS_WAITING_PER_AGENT_MAX);
-        let counters = Counters::default();
-        Agent { instance, publish, counters, node, reach: Mutex::new(reach), knocks, receipt_turns }
+        let meter = node.meters.of(&instance.agent);
+        let (reach, counters) = (Mutex::new(reach), Counters::default());
+        Agent { instance, publish, credentials, meter, counters, node, reach, knocks, receipt_turns }
     }
 
     fn reach(&self) -> MutexGuard<'_, Reach> {
@@ -141,6 +155,24 @@ impl Agent {
         change(&mut reach.policy);
         reach.name_exact(&self.instance);
         self.cut_refused(&mut reach)
+    }
+
+    /// A secret was set: where it goes is what the store has now.
+    pub fn credential_set(&self, secret: &SecretPolicy) -> usize {
+        self.renew(|policy| {
+            policy.secrets.retain(|known| known.name != secret.name);
+            policy.secrets.push(secret.clone());
+        })
+    }
+
+    /// A secret was removed. Its host stays the broker's, which has nothing to add any more and refuses: to take a credential away
+    /// opens no other way to the host.
+    pub fn credential_removed(&self, secret: &SecretName) -> usize {
+        let uses = |_: &u64, open: &mut Open| {
+            open.admission.secret.as_ref().is_some_and(|used| used.name == *secret)
+        };
+        let cut: Vec<Open> = self.reach().open.extract_if(.., uses).map(|(_, open)| open).collect();
+        cut.into_iter().filter_map(|open| open.cut.send(Cut::Revoked).ok()).count()
     }
 
     /// Cuts what passes no more, a live grant whose time is over among it; returns how many.
@@ -185,7 +217,25 @@ impl Agent {
 
     /// Decides a connection to a name as the guest asks for it.
     pub fn decide(&self, name: &HostName, port: u16) -> Result<Admission, Refused> {
-        self.reach().policy.decide(&self.instance.agent, name, port, unix_ms_now())
+        self.decide_within(&self.reach(), name, port)
+    }
+
+    fn decide_within(&self, reach: &Reach, name: &HostName, port: u16) -> Result<Admission, Refused> {
+        let admission = reach.policy.decide(&self.instance.agent, name, port, unix_ms_now())?;
+        self.meter.admits().map_err(|exhausted| Refused {
+            rule: "budget",
+            because: exhausted.to_string(),
+            remedy: exhausted.remedy(),
+        })?;
+        Ok(admission)
+    }
+
+    /// Takes bytes of its connections before they pass. An error: they may not, and the denial is told.
+    pub fn take_bytes(&self, bytes: u64) -> Result<(), Cut> {
+        self.meter.take_bytes(bytes).map_err(|exhausted| {
+            self.deny(&exhausted.what(), "budget", &exhausted.remedy());
+            Cut::Budget
+        })
     }
 
     /// The same before the name is asked for: whether there is room for it, too.
@@ -199,7 +249,7 @@ impl Agent {
     /// Decides a connection, and keeps it where a change finds it until the entry is dropped.
     pub fn enter(self: &Arc<Agent>, name: &HostName, port: u16) -> Result<(Admission, Entry), Refused> {
         let mut reach = self.reach();
-        let admission = reach.policy.decide(&self.instance.agent, name, port, unix_ms_now())?;
+        let admission = self.decide_within(&reach, name, port)?;
         let id = reach.next_id;
         reach.next_id += 1;
         let (cut, told) = oneshot::channel();

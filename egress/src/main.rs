@@ -7,6 +7,7 @@ use abi::identity::Service;
 use abi::node::{NODE_CONFIG_PATH, parse_forward};
 use abi::{limits, log};
 use egress::agent::Node;
+use egress::budget::Meters;
 use egress::denials::Denials;
 use egress::live::{Live, POLICY_PATH};
 use egress::pipe::Pipes;
@@ -14,17 +15,21 @@ use egress::publish::Firewall;
 use egress::receipts::Receipts;
 use egress::records::Records;
 use egress::resolve::Resolver;
+use egress::secrets::{Secrets, TPM_PATH};
 use egress::service::Egress;
 use egress::settings::{Settings, UPLINK_PATH};
 use egress::wall::{self, Doors, OpenPort};
 use egress::workers::Workers;
 use std::error::Error;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 /// Threads that move bytes.
 const WORKERS: usize = 2;
+/// Secrets, and what agents have spent.
+const STATE_DIR: &str = "/state/egress";
 
 fn main() -> ExitCode {
     match run() {
@@ -52,6 +57,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let firewall = Firewall::up(Doors { gate, published: Vec::new(), egress_uid: uid, logs })?;
     log::info("firewall_up", &[("table", &wall::TABLE)]);
     let receipts = Arc::new(Receipts::of_node()?);
+    let state = Path::new(STATE_DIR);
     let node = Arc::new(Node {
         settings,
         receipts: receipts.clone(),
@@ -61,6 +67,8 @@ fn run() -> Result<(), Box<dyn Error>> {
         resolver: Resolver::default(),
         receipt_turns: Semaphore::new(limits::RECEIPTS_WAITING_MAX),
         pipes: Pipes::default(),
+        secrets: Secrets::open(state, Path::new(TPM_PATH))?,
+        meters: Meters::open(&state.join("meters"))?,
     });
     let service = Arc::new(Egress::new(node, firewall, Workers::start(WORKERS)?));
     for (name, run) in [("ends", Egress::end_grants as fn(&Egress)), ("guard", Egress::guard_node)] {

@@ -103,7 +103,7 @@ async fn connection(agent: Arc<Agent>, mut client: TcpStream, _slot: Slot) {
     let ended = match entered {
         Ok((admission, entry)) => carry_to_its_end(&agent, &mut client, &admission, entry).await,
         Err(mut refusal) => {
-            if matches!(refusal.rule, "brokered-only" | "denied") {
+            if matches!(refusal.rule, "brokered-only" | "denied" | "budget") {
                 // A reason that only this connection can tell: worth waiting for how the client speaks.
                 refusal.speaks = language(&mut client, name.as_ref(), port).await;
             }

@@ -210,6 +210,10 @@ fn admit(agent: &Arc<Agent>, published: &Published, peer: SocketAddr) -> Option<
         );
         return None;
     }
+    if let Err(exhausted) = agent.meter.admits() {
+        agent.deny(&exhausted.what(), "budget", &exhausted.remedy());
+        return None;
+    }
     let slot = agent.published_slot();
     if slot.is_none() {
         agent.deny(

@@ -3,6 +3,9 @@
 //! Must hold: a network lives exactly as long as the connection that asked for it; its receipt is durable before it is
 //! handed out. Must never: attach a network for anybody but root (cage).
 
+mod budget;
+mod secrets;
+
 use abi::control::{
     Attached, Denials as DenialsPage, Grants, NetAttach, NetDenials, NetGrants, NetResolve, Resolved,
 };
@@ -50,12 +53,14 @@ pub struct Egress {
     workers: Workers,
     agents: Mutex<BTreeMap<Instance, Arc<Agent>>>,
     ends: policy::Ends,
+    secret_changes: Mutex<()>,
 }
 
 impl Egress {
     /// With what agents share and the threads their tasks run on.
     pub fn new(node: Arc<Node>, firewall: Firewall, workers: Workers) -> Egress {
-        Egress { node, firewall, workers, agents: Mutex::default(), ends: policy::Ends::default() }
+        let (agents, ends, secret_changes) = Default::default();
+        Egress { node, firewall, workers, agents, ends, secret_changes }
     }
 
     fn agents(&self) -> MutexGuard<'_, BTreeMap<Instance, Arc<Agent>>> {
@@ -73,12 +78,25 @@ impl Egress {
         let adopt = one_descriptor(call.connection)?;
         let adopted = adopt.is_some();
         let live = self.live_of(&asked.instance)?;
-        let policy = Policy { manifest: asked.allow, secrets: Vec::new(), live };
-        let names = policy.manifest.len();
-        let agent = Arc::new(Agent::new(asked.instance, policy, asked.publish, self.node.clone()));
+        let names = asked.allow.len();
+        // A secret that is set meanwhile is found by this agent or finds it.
+        let changing = self.changing_secrets();
+        let secrets = self.credentials(&asked)?;
+        let budget = asked.budget;
+        let policy = Policy { manifest: asked.allow, secrets, live };
+        let agent = Agent::new(asked.instance, policy, asked.publish, asked.credentials, self.node.clone());
+        let agent = Arc::new(agent);
         let registered = self.register(&agent)?;
+        drop(changing);
         self.forget_past_lives(&agent.instance.agent);
         self.renew_one(&agent); // a change that was made before it was in the list
+        let running = agent.meter.begin(budget).map_err(|error| {
+            RpcError::new(Code::FAILED, format!("agent {} gets no network: {error}", agent.instance.agent))
+                .explained(
+                    "what was spent is known before more is",
+                    format!("nullctl net budget {} --reset", agent.instance.agent),
+                )
+        })?;
         let ports = agent.publish.iter().map(|published| published.guest_port).collect();
         let opened = namespace::open(asked.uid, ports, adopt).map_err(|error| failed(&error))?;
         // Dropped after the tasks that serve the ports: closed first, then shut.
@@ -102,6 +120,7 @@ impl Egress {
         }
         serving.stop(&agent.instance);
         drop(published);
+        drop(running);
         drop(registered);
         self.forget_past_lives(&agent.instance.agent);
         self.node.receipts.note(Event::NetDetached { instance: agent.instance.clone() });
@@ -150,6 +169,7 @@ impl Egress {
                 () = watch_refusals(&agent, &refusals) => {}
                 () = guard::vm(&agent, &rules, &namespace) => {}
                 () = publish::serve(agent.clone(), namespace.clone(), doors) => {}
+                () = budget::spend(&agent) => {}
             }
             drop(done); // all sockets were dropped with their futures
         });
@@ -223,6 +243,11 @@ impl Handler for Egress {
             "net.suggest" => self.suggest(&call),
             "net.watch" => self.watch(call),
             "net.forget" => self.forget(&call),
+            "net.budget" => self.budgets(&call),
+            "net.reset_budget" => self.reset_budget(&call),
+            "secret.set" => self.set_secret(call),
+            "secret.list" => self.list_secrets(&call),
+            "secret.remove" => self.remove_secret(&call),
             other => Err(RpcError::new(Code::UNKNOWN_METHOD, format!("egress has no method `{other}`"))),
         }
     }

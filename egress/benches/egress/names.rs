@@ -7,12 +7,16 @@ use crate::field::{Field, within};
 use crate::figures::Figures;
 use crate::world::Running;
 use egress::agent::{Agent, Node};
+use egress::budget::Meters;
 use egress::denials::Denials;
 use egress::dns_server::DnsServer;
+use egress::live::Live;
 use egress::pipe::Pipes;
 use egress::policy::Policy;
 use egress::receipts::Receipts;
+use egress::records::Records;
 use egress::resolve::Resolver;
+use egress::secrets::Secrets;
 use egress::settings::Settings;
 use egress::workers::Workers;
 use std::fs;
@@ -76,10 +80,14 @@ fn own(names: &[String], dir: &Path) -> Result<Arc<DnsServer>, String> {
         resolver: Resolver::default(),
         receipt_turns: Semaphore::new(1),
         pipes: Pipes::default(),
+        records: Records::default(),
+        live: Live::read(dir.join("policy.json")),
+        secrets: Secrets::open(dir, &dir.join("no-tpm")).map_err(|error| error.to_string())?,
+        meters: Meters::open(&dir.join("meters")).map_err(|error| error.to_string())?,
     });
     let manifest: Result<_, _> = names.iter().map(|name| name.parse()).collect();
     let policy = Policy { manifest: manifest.map_err(|_| "a name")?, ..Policy::default() };
-    let agent = Agent::new("bench.1".parse().map_err(|_| "an agent")?, policy, Vec::new(), node);
+    let agent = Agent::new("bench.1".parse().map_err(|_| "an agent")?, policy, Vec::new(), Vec::new(), node);
     Ok(DnsServer::with_rate(Arc::new(agent), u32::MAX / 4))
 }
 

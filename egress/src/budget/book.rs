@@ -152,20 +152,23 @@ impl Book {
         }
     }
 
-    /// Takes bytes and seconds, or nothing.
-    pub fn take(
-        &mut self,
-        budget: &Budget,
-        bytes: u64,
-        wall_secs: u64,
-        now_unix_ms: u64,
-    ) -> Result<(), Exhausted> {
+    /// Takes bytes, or none of them. None passes when no second is left.
+    pub fn take_bytes(&mut self, budget: &Budget, bytes: u64, now_unix_ms: u64) -> Result<(), Exhausted> {
         self.roll(now_unix_ms);
-        self.check(budget, &Spent { bytes, wall_secs, ..Spent::default() })?;
+        self.check(budget, &Spent { bytes, wall_secs: 1, ..Spent::default() })?;
         self.period_began_unix_ms.get_or_insert(now_unix_ms);
         self.used.bytes = self.used.bytes.saturating_add(bytes);
-        self.used.wall_secs = self.used.wall_secs.saturating_add(wall_secs);
         Ok(())
+    }
+
+    /// Counts seconds that have passed, as many as there are. An error: there are no more.
+    pub fn tick(&mut self, budget: &Budget, secs: u64, now_unix_ms: u64) -> Result<(), Exhausted> {
+        self.roll(now_unix_ms);
+        let enough = self.check(budget, &Spent { wall_secs: secs, ..Spent::default() });
+        self.period_began_unix_ms.get_or_insert(now_unix_ms);
+        let most = budget.wall_secs_max.unwrap_or(u64::MAX).max(self.used.wall_secs);
+        self.used.wall_secs = self.used.wall_secs.saturating_add(secs).min(most);
+        enough
     }
 
     /// Whether every cap has room for this. What is not wanted is not asked about.
@@ -262,6 +265,11 @@ impl fmt::Display for Exhausted {
 }
 
 impl Exhausted {
+    /// What was refused, the same for each byte and call that is.
+    pub fn what(&self) -> String {
+        format!("more than {} {}", self.most, self.unit)
+    }
+
     /// How to put it right, for the agent and the operator.
     pub fn remedy(&self) -> String {
         let Exhausted { agent, unit, .. } = self;

@@ -16,6 +16,7 @@ pub use usage::{Over, Usage};
 
 use abi::control::{AgentBudget, Spent};
 use abi::ids::AgentName;
+use abi::log;
 use abi::network::Budget;
 use std::collections::BTreeMap;
 use std::io;
@@ -49,6 +50,8 @@ struct State {
     book: Book,
     /// None while the agent has no network.
     budget: Option<Budget>,
+    /// Networks so far: the end of an old one does not end a newer one's budget.
+    networks: u64,
     /// Changes since the meter was made.
     changes: u64,
     /// Why the file says nothing.
@@ -96,6 +99,11 @@ impl Meters {
         meters.entry(agent.clone()).or_insert_with(fresh).clone()
     }
 
+    /// The meter of an agent that has one.
+    pub fn known(&self, agent: &AgentName) -> Option<Arc<Meter>> {
+        lock(&self.meters).get(agent).cloned()
+    }
+
     /// All meters that hold something, or one; those of running agents first.
     pub fn list(&self, agent: Option<&AgentName>) -> Vec<AgentBudget> {
         let wanted: Vec<Arc<Meter>> = lock(&self.meters)
@@ -126,7 +134,7 @@ impl Meter {
             Err(error) => (None, Some(format!("{}: {error}", path.display()))),
         };
         let book = book.unwrap_or_else(|| Book::new(agent.clone()));
-        let state = State { book, budget: None, changes: 0, damaged };
+        let state = State { book, budget: None, networks: 0, changes: 0, damaged };
         Meter { path, state: Mutex::new(state), written: Mutex::new(0) }
     }
 
@@ -134,22 +142,17 @@ impl Meter {
         lock(&self.state)
     }
 
-    /// The agent has a network, and may spend this.
-    pub fn begin(&self, budget: Budget) -> Result<(), BudgetError> {
+    /// The agent has a network, and may spend this as long as the answer lives.
+    pub fn begin(self: &Arc<Meter>, budget: Budget) -> Result<Running, BudgetError> {
         let mut state = self.state();
         if let Some(damaged) = &state.damaged {
             return Err(BudgetError::Unkept(format!("what was spent cannot be read: {damaged}")));
         }
         state.book.period = budget.period;
         state.budget = Some(budget);
+        state.networks += 1;
         state.changes += 1;
-        Ok(())
-    }
-
-    /// The agent's network has gone; the file has all.
-    pub fn end(&self) -> io::Result<()> {
-        self.state().budget = None;
-        self.write()
+        Ok(Running { meter: self.clone(), network: state.networks })
     }
 
     /// Whether calls must be planned: tokens or money are bounded.
@@ -187,20 +190,19 @@ impl Meter {
 
     /// Takes bytes before they pass, or none of them.
     pub fn take_bytes(&self, bytes: u64) -> Result<(), Exhausted> {
-        self.take(bytes, 0)
+        self.change(|book, budget, now| book.take_bytes(budget, bytes, now))
     }
 
-    /// Takes seconds with a network. Refused, they are over.
+    /// Counts seconds with a network. Refused, they are over.
     pub fn tick(&self, secs: u64) -> Result<(), Exhausted> {
-        self.take(0, secs)
+        self.change(|book, budget, now| book.tick(budget, secs, now))
     }
 
-    fn take(&self, bytes: u64, secs: u64) -> Result<(), Exhausted> {
+    fn change<T>(&self, change: impl FnOnce(&mut Book, &Budget, u64) -> T) -> T {
         let mut state = self.state();
         let budget = state.budget.unwrap_or_default();
-        state.book.take(&budget, bytes, secs, unix_ms_now())?;
         state.changes += 1;
-        Ok(())
+        change(&mut state.book, &budget, unix_ms_now())
     }
 
     /// Whether a connection may begin: a byte and a second are left.
@@ -254,6 +256,27 @@ impl Meter {
             period_ends_unix_ms: book.period_ends_unix_ms(),
             hour_ends_unix_ms: book.hour_ends_unix_ms(),
             damaged: state.damaged.clone(),
+        }
+    }
+}
+
+/// A network whose agent spends. When it is dropped the file has all.
+#[derive(Debug)]
+pub struct Running {
+    meter: Arc<Meter>,
+    network: u64,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        {
+            let mut state = self.meter.state();
+            if state.networks == self.network {
+                state.budget = None;
+            }
+        }
+        if let Err(error) = self.meter.write() {
+            log::error("meter_unwritten", &[("path", &self.meter.path.display()), ("error", &error)]);
         }
     }
 }

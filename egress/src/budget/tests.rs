@@ -14,7 +14,7 @@ fn output_max(most: u64) -> Budget {
 
 fn meter(dir: &Path, budget: Budget) -> Arc<Meter> {
     let meter = Meters::open(&dir.join("meters")).unwrap().of(&"a".parse().unwrap());
-    meter.begin(budget).unwrap();
+    std::mem::forget(meter.begin(budget).unwrap()); // as a process that is killed
     meter
 }
 
@@ -74,7 +74,7 @@ fn a_reservation_is_on_the_disk_before_the_call_and_stays_spent_after_a_crash() 
     assert_eq!(exhausted(after.reserve(tokens(0, 11)).unwrap_err()).reserved, 90);
     drop(after.reserve(tokens(0, 10)).unwrap());
     hold.settle(tokens(1, 1));
-    before.end().unwrap();
+    before.write().unwrap();
     assert_eq!(meter(dir.path(), output_max(100)).shown().used.output_tokens, 1);
 }
 
@@ -101,8 +101,10 @@ fn a_damaged_file_is_no_empty_one() {
         assert!(meter.reserve(tokens(0, 1)).is_err());
         assert!(meters.list(None)[0].damaged.is_some());
         meter.reset().unwrap();
-        meter.begin(output_max(100)).unwrap();
+        let running = meter.begin(output_max(100)).unwrap();
         drop(meter.reserve(tokens(0, 100)).unwrap());
+        drop(running);
+        assert!(meter.reserve(tokens(0, 0)).is_err(), "no network, no budget");
     }
     std::fs::copy(&path, dir.path().join("meters/b.json")).unwrap();
     let other = Meters::open(&dir.path().join("meters")).unwrap().of(&"b".parse().unwrap());
@@ -120,6 +122,7 @@ fn bytes_and_seconds_are_taken_before_they_pass() {
     assert_eq!(meter.admits().unwrap_err().unit, Unit::Bytes);
     meter.tick(2).unwrap();
     assert_eq!(meter.tick(1).unwrap_err().unit, Unit::WallSecs);
+    assert_eq!(meter.take_bytes(0).unwrap_err().unit, Unit::WallSecs);
     meter.reset().unwrap();
     meter.admits().unwrap();
     assert_eq!(meter.shown().used, Spent::default());
@@ -253,7 +256,7 @@ proptest! {
                 }
                 Step::Bytes(count) => {
                     let fits = count == 0 || bytes + count <= 150;
-                    prop_assert_eq!(book.take(&budget, count, 0, now).is_ok(), fits);
+                    prop_assert_eq!(book.take_bytes(&budget, count, now).is_ok(), fits);
                     if fits {
                         began.get_or_insert(now);
                         bytes += count;

@@ -260,10 +260,8 @@ impl Members {
     /// Takes a byte; `found` gets each member's text, or none if it is too long.
     fn push(&mut self, byte: u8, found: &mut dyn FnMut(Name, Option<&[u8]>)) {
         let ends_value = !self.in_text && matches!(byte, b',' | b'}' | b']');
-        if ends_value && self.capture.as_ref().is_some_and(|capture| capture.depth == self.depth) {
-            if let Some(capture) = self.capture.take() {
-                found(capture.name, (!capture.too_long).then_some(capture.text.as_slice()));
-            }
+        if ends_value && let Some(capture) = self.capture.take_if(|capture| capture.depth == self.depth) {
+            found(capture.name, (!capture.too_long).then_some(capture.text.as_slice()));
         }
         if let Some(capture) = &mut self.capture {
             capture.too_long |= capture.text.len() >= CAPTURED_BYTES_MAX;

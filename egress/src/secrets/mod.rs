@@ -4,6 +4,7 @@
 //! it was asked for by; without the key that sealed them nothing is opened and nothing overwritten. Must never: print a value.
 
 mod seal;
+pub mod tpm;
 
 use abi::ids::SecretName;
 use abi::limits;
@@ -28,6 +29,8 @@ use seal::{Place, Sealed};
 
 /// A secret's file, in bytes. Larger: damaged.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
+/// The kernel's resource manager for the TPM (tpm(4), drivers/char/tpm).
+pub const TPM_PATH: &str = "/dev/tpmrm0";
 /// After a failure the TPM is left alone for so long.
 const PAUSE: Duration = Duration::from_secs(10);
 

@@ -1,18 +1,23 @@
 //! Where the key of the secrets is: sealed by the machine's TPM, or, without one, in a file.
 //!
-//! Must hold: a key is made once, and on the disk before it is used; a sealed key whose TPM is gone is an error, and no reason for
-//! another key.
+//! Must hold: a key is made once, and on the disk before it is used; a sealed key whose TPM is gone or refuses is an error, and no
+//! reason for another key; on a machine with a TPM no key is put beside the secrets.
 
 use ring::rand::{SecureRandom, SystemRandom};
 use std::fmt;
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
+use super::tpm::{Blob, Tpm, TpmError};
 use crate::kept;
 
 /// A key.
 pub type Key = Zeroizing<[u8; 32]>;
+
+/// A sealed key's file, in bytes. Larger: damaged.
+const BLOB_BYTES_MAX: u64 = 4096;
 
 /// What protects the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,17 +47,21 @@ pub enum SealError {
     #[error("a key must have 32 bytes")]
     Length,
     #[error(
-        "no key was made yet, and secrets are there: put back the key that sealed them, or remove them and set them anew"
+        "there is no key, and secrets are there: put back the key that sealed them, or remove them and set them anew"
     )]
     Gone,
     #[error("the machine's source of random bytes failed")]
     Random,
+    #[error("the key is sealed in {blob} by a TPM, and {device} is not there: give the machine its TPM back")]
+    NoTpm { blob: PathBuf, device: PathBuf },
+    #[error("{0}")]
+    Tpm(#[from] TpmError),
 }
 
 impl SealError {
     /// Whether asking again costs the TPM's time.
     pub fn is_of_the_tpm(&self) -> bool {
-        false
+        matches!(self, SealError::Tpm(_))
     }
 }
 
@@ -60,39 +69,79 @@ impl SealError {
 #[derive(Debug)]
 pub struct Place {
     file: PathBuf,
+    blob: PathBuf,
+    device: PathBuf,
 }
 
 impl Place {
     /// In the service's state.
-    pub fn new(state: &Path, _tpm: &Path) -> Place {
-        Place { file: state.join("key") }
+    pub fn new(state: &Path, tpm: &Path) -> Place {
+        Place { file: state.join("key"), blob: state.join("key.tpm"), device: tpm.to_owned() }
     }
 
     /// Whether there is a key.
     pub fn is_taken(&self) -> bool {
-        self.file.exists()
+        self.file.exists() || self.blob.exists()
     }
 
     /// Fetches the key. `make`: if there is none, it is made.
     pub fn key(&self, make: bool) -> Result<(Key, Sealed), SealError> {
-        let at = |error| SealError::Io { path: self.file.clone(), error };
-        match kept::read(&self.file, 32) {
-            Ok(bytes) => {
-                let bytes = Zeroizing::new(bytes);
-                let mut key = Key::default();
-                let fits = bytes.len() == key.len();
-                fits.then(|| key.copy_from_slice(&bytes))
-                    .ok_or_else(|| SealError::Damaged(self.file.clone()))?;
-                Ok((key, Sealed::StateVolume))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound && make => {
-                let mut key = Key::default();
-                SystemRandom::new().fill(key.as_mut_slice()).map_err(|_| SealError::Random)?;
-                kept::write(&self.file, key.as_slice()).map_err(at)?;
-                Ok((key, Sealed::StateVolume))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(SealError::Gone),
-            Err(error) => Err(at(error)),
+        let at = |path: &PathBuf| {
+            let path = path.clone();
+            move |error| SealError::Io { path, error }
+        };
+        if let Some(blob) = found(kept::read(&self.blob, BLOB_BYTES_MAX)).map_err(at(&self.blob))? {
+            let tpm = self
+                .tpm()?
+                .ok_or_else(|| SealError::NoTpm { blob: self.blob.clone(), device: self.device.clone() });
+            return Ok((tpm?.open(&Blob(blob))?, Sealed::Tpm));
         }
+        if let Some(bytes) = found(kept::read(&self.file, 32)).map_err(at(&self.file))? {
+            let bytes = Zeroizing::new(bytes);
+            let mut key = Key::default();
+            if bytes.len() != key.len() {
+                return Err(SealError::Damaged(self.file.clone()));
+            }
+            key.copy_from_slice(&bytes);
+            return Ok((key, Sealed::StateVolume));
+        }
+        if !make {
+            return Err(SealError::Gone);
+        }
+        if let Some(mut tpm) = self.tpm()? {
+            let (key, blob) = tpm.create()?;
+            kept::write(&self.blob, &blob.0).map_err(at(&self.blob))?;
+            return Ok((key, Sealed::Tpm));
+        }
+        let mut key = Key::default();
+        SystemRandom::new().fill(key.as_mut_slice()).map_err(|_| SealError::Random)?;
+        kept::write(&self.file, key.as_slice()).map_err(at(&self.file))?;
+        Ok((key, Sealed::StateVolume))
+    }
+
+    /// The machine's TPM, if it has one.
+    fn tpm(&self) -> Result<Option<Tpm<Box<dyn Device>>>, SealError> {
+        Ok(found(reach(&self.device)).map_err(TpmError::Io)?.map(Tpm::new))
+    }
+}
+
+/// What takes a command and gives its answer.
+trait Device: Read + Write {}
+impl<T: Read + Write> Device for T {}
+
+fn reach(path: &Path) -> io::Result<Box<dyn Device>> {
+    // A simulated TPM is behind a socket.
+    #[cfg(test)]
+    if let Ok(socket) = std::os::unix::net::UnixStream::connect(path) {
+        return Ok(Box::new(socket));
+    }
+    Ok(Box::new(OpenOptions::new().read(true).write(true).open(path)?))
+}
+
+/// None where there is no such file.
+fn found<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
     }
 }

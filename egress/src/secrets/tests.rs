@@ -2,6 +2,8 @@
 
 use super::*;
 use std::fs;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
 
 const VALUE: &str = "sk-live-0123456789abcdef";
 
@@ -193,4 +195,104 @@ fn a_node_has_so_many_secrets_and_no_more() {
     }
     assert!(matches!(secrets.set(face("MORE", "api.test"), VALUE), Err(SecretError::TooMany)));
     secrets.set(face("KEY0", "api.test"), "another-value").unwrap();
+}
+
+/// A TPM of its own: swtpm behind a socket.
+struct Simulated {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Simulated {
+    /// With the state of a directory; a TPM that was there before keeps its seeds.
+    fn start(dir: &Path) -> Simulated {
+        fs::create_dir_all(dir.join("tpm")).unwrap();
+        let socket = dir.join("tpm.sock");
+        let _ = fs::remove_file(&socket); // of one before
+        let at = dir.display();
+        let child = Command::new("swtpm")
+            .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
+            .args(["--tpmstate", &format!("dir={at}/tpm"), "--server"])
+            .arg(format!("type=unixio,path={}", socket.display()))
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("swtpm (package swtpm)");
+        let simulated = Simulated { child, socket };
+        let until = Instant::now() + Duration::from_secs(10);
+        while UnixStream::connect(&simulated.socket).is_err() {
+            assert!(Instant::now() < until, "swtpm does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        simulated
+    }
+
+    fn tpm(&self) -> tpm::Tpm<UnixStream> {
+        let device = UnixStream::connect(&self.socket).unwrap();
+        device.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        tpm::Tpm::new(device)
+    }
+}
+
+impl Drop for Simulated {
+    fn drop(&mut self) {
+        let _ = self.child.kill(); // it may have ended
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_tpm_gives_back_the_key_it_sealed_and_no_other_one_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let simulated = Simulated::start(dir.path());
+    let (key, blob) = simulated.tpm().create().unwrap();
+    assert!(!blob.0.windows(32).any(|part| part == key.as_slice()));
+    // More often than a TPM has room for objects: each is flushed.
+    for _ in 0..8 {
+        assert_eq!(simulated.tpm().open(&blob).unwrap(), key);
+    }
+    drop(simulated);
+    let again = Simulated::start(dir.path());
+    assert_eq!(again.tpm().open(&blob).unwrap(), key, "after a restart of the machine");
+    let mut opened = 0;
+    for at in (0..blob.0.len()).step_by(5) {
+        let mut bytes = blob.clone();
+        bytes.0[at] ^= 1;
+        opened += usize::from(again.tpm().open(&bytes).is_ok_and(|found| found != key));
+    }
+    assert_eq!(opened, 0);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = Simulated::start(elsewhere.path());
+    let error = other.tpm().open(&blob).unwrap_err();
+    assert!(error.to_string().contains("another TPM"), "{error}");
+    assert_ne!(other.tpm().create().unwrap().0, key);
+}
+
+#[test]
+fn with_a_tpm_no_key_lies_on_the_disk_and_without_it_nothing_is_opened_or_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let device = dir.path().join("tpm.sock");
+    let open = || Secrets::open(dir.path(), &device).unwrap();
+    let simulated = Simulated::start(dir.path());
+    let secrets = open();
+    secrets.set(face("KEY", "api.test"), VALUE).unwrap();
+    assert_eq!(secrets.sealed_by(), "tpm");
+    assert!(dir.path().join("key.tpm").exists() && !dir.path().join("key").exists());
+    assert_eq!(open().reveal(&policy("KEY", "api.test")).unwrap().value(), VALUE);
+    drop(simulated);
+    fs::remove_file(&device).unwrap();
+    let blob = fs::read(dir.path().join("key.tpm")).unwrap();
+    let secrets = open();
+    let refused = secrets.reveal(&policy("KEY", "api.test")).unwrap_err().to_string();
+    assert!(refused.contains("give the machine its TPM back"), "{refused}");
+    assert!(secrets.set(face("KEY", "api.test"), VALUE).is_err());
+    assert!(secrets.sealed_by().contains("unavailable"), "{}", secrets.sealed_by());
+    assert_eq!(secrets.list().len(), 1);
+    assert!(!dir.path().join("key").exists());
+    // Another TPM in its place.
+    fs::remove_dir_all(dir.path().join("tpm")).unwrap();
+    let other = Simulated::start(dir.path());
+    assert!(open().reveal(&policy("KEY", "api.test")).unwrap_err().to_string().contains("another TPM"));
+    assert!(open().set(face("KEY", "api.test"), VALUE).is_err());
+    assert_eq!(fs::read(dir.path().join("key.tpm")).unwrap(), blob);
+    drop(other);
 }
