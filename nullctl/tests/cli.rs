@@ -272,6 +272,50 @@ fn following_shows_what_comes_later() {
 }
 
 #[test]
+fn live_policy_is_changed_explained_and_watched() {
+    let gate = Gate::start();
+    let allow =
+        |words: &[&str]| run(&mut with(&gate, "olga", &[&["net", "allow", "researcher"], words].concat()));
+    let ran =
+        allow(&["api.test:443", "--for", "10m", "--method", "GET", "--path", "/v1", "--address", "10.0.0.7"]);
+    let entry = r#"researcher { name = "api.test", ports = [443], methods = ["GET"], paths = ["/v1"], addresses = ["10.0.0.7"] } Some(600)"#;
+    assert_eq!(
+        (ran.status, ran.out),
+        (0, format!("{entry}\n1 open connection cut; receipt 7 of the ledger\n"))
+    );
+    assert!(allow(&["*.api.test"]).out.starts_with("researcher \"*.api.test\" None"));
+    for wrong in [
+        &["api.test:0"][..],
+        &["8.8.8.8"],
+        &["api.test", "--for", "soon"],
+        &["api.test", "--for", "0s"],
+        &["api.test", "--method", "get"],
+        &["api.test", "--path", "v1"],
+        &["*.api.test", "--intercept"],
+        &["api.test:22", "--intercept"],
+    ] {
+        assert_eq!(allow(wrong).status, 2, "{wrong:?}");
+    }
+    assert_eq!(run(&mut with(&gate, "rita", &["net", "allow", "researcher", "api.test"])).status, 4);
+    let explain =
+        |words: &[&str]| run(&mut with(&gate, "rita", &[&["net", "explain", "researcher"], words].concat()));
+    let passes = explain(&["api.test"]);
+    assert!(passes.status == 0 && passes.out.starts_with("passes        direct\n"), "{}", passes.out);
+    assert!(passes.out.contains("add\\u{1b}[1m it"), "{}", passes.out);
+    let refused = explain(&["api.test:22", "--json"]);
+    assert_eq!((refused.status, &objects(&refused.out)[0]["rule"]), (1, &Value::from("port-not-granted")));
+    let watched = run(&mut with(&gate, "rita", &["net", "watch", "researcher"]));
+    let ended = "1970-01-01 00:00:01 researcher.3: api.test:443 at 203.0.113.1, 10 B out, 2.0 KiB in, 1.5 s, closed (manifest: api.test; receipt 6)";
+    let lines: Vec<&str> = watched.out.lines().collect();
+    assert_eq!(lines[..3], ["3 earlier ones are not kept; the ledger has them", ended, ended]);
+    assert!(lines[3].contains("dns A evil.example refused by name-not-granted"), "{lines:?}");
+    let changed = "1970-01-01 00:00:01 researcher: expire \"x.test\" until 1970-01-01 00:00:02 by operator olga (receipt 8)";
+    let restored =
+        "1970-01-01 00:00:01 packet rules of the node were changed by nft (process 7), and put back";
+    assert_eq!(lines[4..], [changed, restored, "-- 5 are lost here; the ledger has them --"]);
+}
+
+#[test]
 fn what_agents_use_is_compared_between_two_samples() {
     let gate = Gate::start();
     let ran = run(&mut with(&gate, "rita", &["agent", "top"]));
@@ -400,6 +444,12 @@ fn a_wrong_manifest_is_told_with_line_field_and_remedy() {
     std::fs::write(&file, good).unwrap();
     let right = run(nullctl().args(["manifest", "check"]).arg(&file));
     assert_eq!(right.status, 0, "{}", right.err);
+    let allow = "network.allow = [\"x.test\", \"*.y.test:22\", { name = \"z.test\", ports = [443], methods = [\"GET\"], intercept = true }]";
+    std::fs::write(&file, format!("{good}[capabilities]\n{allow}\n")).unwrap();
+    let right = run(nullctl().args(["manifest", "check"]).arg(&file));
+    for line in ["x.test", "*.y.test:22 (one label more)", "z.test:443 (GET only, intercepted)"] {
+        assert!(right.out.contains(&format!("  may reach {line}\n")), "{}{}", right.out, right.err);
+    }
     std::fs::write(&file, format!("{good}[capabilities]\nmax_memory_mb = 1\n")).unwrap();
     let wrong = run(nullctl().args(["manifest", "check"]).arg(&file));
     assert_eq!(wrong.status, 1);

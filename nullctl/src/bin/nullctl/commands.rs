@@ -9,6 +9,7 @@ mod exec;
 mod files;
 mod image;
 mod local;
+mod net;
 mod services;
 mod system;
 mod watch;
@@ -33,6 +34,7 @@ const GROUPS: &[&[Command]] = &[
     watch::COMMANDS,
     disks::COMMANDS,
     image::COMMANDS,
+    net::COMMANDS,
     services::COMMANDS,
     local::COMMANDS,
 ];

@@ -11,7 +11,7 @@ pub const COMMANDS: &[Command] = &[
         arguments: &[],
         rest: "",
         about: "names each running agent may reach, and its traffic",
-        details: "",
+        details: "HOW says what narrows or widens an entry, and whether it is live: granted while the agent runs (net allow).",
         options: &[],
         examples: &[("nullctl net grants", "")],
         run: net::grants,

@@ -10,6 +10,7 @@ use crate::failure::{Failure, status};
 use crate::link::{Link, read_key};
 use crate::nodes::{Node, Nodes, Target, with_port};
 use crate::print::{Table, facts, visible};
+use crate::run::net::marks;
 
 pub fn key_gen(context: &Context, given: &Arguments) -> Result<u8, Failure> {
     let path = match given.value("out") {
@@ -137,7 +138,15 @@ pub fn manifest_check(context: &Context, given: &Arguments) -> Result<u8, Failur
     match abi::manifest::parse(path, &text) {
         Ok(manifest) if context.json => say(&format!("{}\n", json!(manifest))).map(|()| 0),
         Ok(manifest) => {
-            say(&format!("{path} is right: agent {} {}\n", manifest.name, manifest.version)).map(|()| 0)
+            let mut text = format!("{path} is right: agent {} {}\n", manifest.name, manifest.version);
+            for grant in &manifest.network_allow {
+                let how = marks(grant, false);
+                text.push_str(&format!(
+                    "  may reach {grant}{}\n",
+                    if how == "-" { String::new() } else { format!(" ({how})") }
+                ));
+            }
+            say(&text).map(|()| 0)
         }
         Err(error) if context.json => {
             say(&format!("{}\n", json!({ "wrong": error })))?;

@@ -65,7 +65,8 @@ pub fn since(given: &Arguments) -> Result<Option<u64>, Failure> {
     })
 }
 
-fn age_ms(text: &str) -> Option<u64> {
+/// `90s`, `10m`, `2h`, `1d` in milliseconds.
+pub fn age_ms(text: &str) -> Option<u64> {
     let unit = text.chars().last()?;
     let ms = match unit {
         's' => 1000,

@@ -1,6 +1,7 @@
 //! `net`: what agents may reach, and what was refused.
 
 use abi::control::{Denial, Denials, Grants, NetDenials, Nothing};
+use abi::network::NetworkGrant;
 
 use super::{id, note};
 use crate::cli::Arguments;
@@ -9,12 +10,15 @@ use crate::failure::Failure;
 use crate::link::typed;
 use crate::print::{Table, ago, moment, size, visible};
 
+pub mod live;
+
 pub fn grants(context: &Context, _: &Arguments) -> Result<u8, Failure> {
     let Some(result) = context.call("net.grants", &Nothing {})? else {
         return Ok(0);
     };
     let grants: Grants = typed(&result)?;
-    let mut table = Table::new(&["AGENT", "MAY REACH", "STANDS FOR", "OPEN", "TOTAL", "OUT", "IN", "DENIED"]);
+    let mut table =
+        Table::new(&["AGENT", "MAY REACH", "HOW", "STANDS FOR", "OPEN", "TOTAL", "OUT", "IN", "DENIED"]);
     for agent in &grants.agents {
         let mut first = true;
         if agent.allow.is_empty() {
@@ -24,10 +28,12 @@ pub fn grants(context: &Context, _: &Arguments) -> Result<u8, Failure> {
             let synthetic =
                 destination.exact().and_then(|name| agent.synthetic.get(name)).map_or("-", String::as_str);
             let (name, to) = (agent.instance.to_string(), destination.to_string());
+            let how = marks(destination, agent.live.contains(destination));
             if first {
                 table.row(&[
                     &name,
                     &to,
+                    &how,
                     synthetic,
                     &agent.connections.to_string(),
                     &agent.connections_total.to_string(),
@@ -36,7 +42,7 @@ pub fn grants(context: &Context, _: &Arguments) -> Result<u8, Failure> {
                     &agent.denials.to_string(),
                 ]);
             } else {
-                table.row(&["", &to, synthetic]);
+                table.row(&["", &to, &how, synthetic]);
             }
             first = false;
         }
@@ -55,6 +61,34 @@ pub fn grants(context: &Context, _: &Arguments) -> Result<u8, Failure> {
     }
     say(&text)?;
     Ok(0)
+}
+
+/// What narrows or widens a grant beyond its name and ports, in words.
+pub fn marks(grant: &NetworkGrant, live: bool) -> String {
+    let mut marks: Vec<String> = Vec::new();
+    if live {
+        marks.push("live".into());
+    }
+    if grant.exact().is_none() {
+        marks.push("one label more".into());
+    }
+    if !grant.methods.is_empty() {
+        marks.push(format!("{} only", grant.methods.join(" ")));
+    }
+    if !grant.paths.is_empty() {
+        marks.push(format!("below {}", grant.paths.join(" ")));
+    }
+    if !grant.addresses.is_empty() {
+        let addresses: Vec<String> = grant.addresses.iter().map(ToString::to_string).collect();
+        marks.push(format!("also at {}", addresses.join(" ")));
+    }
+    if grant.without_sni {
+        marks.push("without a server name".into());
+    }
+    if grant.intercept {
+        marks.push("intercepted".into());
+    }
+    if marks.is_empty() { "-".into() } else { marks.join(", ") }
 }
 
 pub fn denials(context: &Context, given: &Arguments) -> Result<u8, Failure> {
