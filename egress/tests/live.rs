@@ -369,6 +369,34 @@ fn each_dialled_connection_has_a_record_of_its_end_also_when_its_network_ends() 
 }
 
 #[test]
+fn records_wait_for_a_ledger_that_is_away() {
+    let world = World::new();
+    let lease = world.attach("a.1", &["web.test:22"], None);
+    let guest = world.guest(&lease);
+    let go = world.dir.join("go").display().to_string();
+    let address = world.grants().agents[0].synthetic[&"web.test".parse().unwrap()].clone();
+    let mut child = guest.spawn_python(&format!(
+        "import os\nheld = [socket.create_connection(('{address}', 22)) for n in range(40)]\n[s.recv(99) for s in held]\n\
+         print('held', flush=True)\nwhile not os.path.exists('{go}'): time.sleep(0.05)\n[s.close() for s in held]\nprint('closed', flush=True)"
+    ));
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert_eq!(lines.next().unwrap(), "held");
+    world.refuse_all.store(true, Ordering::Relaxed);
+    std::fs::write(&go, "").unwrap();
+    assert_eq!(lines.next().unwrap(), "closed");
+    until("the connections are closed", &world, || world.grants().agents[0].connections == 0);
+    let ended = || {
+        let events = world.events.lock().unwrap();
+        events.iter().filter(|event| matches!(event, Event::NetEnded { .. })).count()
+    };
+    until("the ledger refuses", &world, || world.log().contains("record_not_taken"));
+    assert_eq!(ended(), 0);
+    world.refuse_all.store(false, Ordering::Relaxed);
+    until("each record is there", &world, || ended() == 40);
+    child.wait().unwrap();
+}
+
+#[test]
 fn suggestions_are_the_smallest_change_and_stop_when_it_is_made() {
     let world = World::new();
     let lease = world.attach("a.1", &["web.test:443"], None);
@@ -406,7 +434,7 @@ fn rules_that_an_outsider_changes_are_put_back_and_told() {
         "nft delete table inet nullbox",
         "nft flush chain inet nullbox input",
         "nft insert rule inet nullbox output accept",
-        "nft add table ip other; nft add chain ip other c '{ type nat hook prerouting priority -150; }'",
+        "nft 'table ip other { chain c { type nat hook prerouting priority -150; }; }'",
     ];
     let before = [rules(&world, None), rules(&world, Some(&lease))];
     assert!(before.iter().all(|rules| rules.contains("table inet nullbox")), "{before:?}");
@@ -438,6 +466,28 @@ fn rules_that_an_outsider_changes_are_put_back_and_told() {
     drop(published);
     until("the port is shut", &world, || !rules(&world, None).contains("30080"));
     assert_eq!(world.events.lock().unwrap().iter().filter(restored).count(), before);
+}
+
+/// Between a flush and the restoration the proxy listens: it carries nothing that did not come by a synthetic address.
+#[test]
+fn an_outsider_who_never_stops_opens_nothing() {
+    let world = World::new();
+    let lease = world.attach("a.1", &["web.test:80"], None);
+    let guest = world.guest(&lease);
+    let child = guest.spawn_python(
+        "end = time.time() + 4\nn = 0\nwhile time.time() < end:\n\
+         \x20 for to in [('100.64.0.1', 15001), ('203.0.113.11', 80), ('192.0.2.2', 22), ('198.18.0.9', 80)]:\n\
+         \x20   s = socket.socket(); s.settimeout(0.05); n += 1\n\
+         \x20   try: s.connect(to); s.sendall(b'GET / HTTP/1.1\\r\\nHost: other.test\\r\\n\\r\\n'); assert not s.recv(99).startswith(b'HTTP/1.1 200')\n\
+         \x20   except OSError: pass\n\x20   s.close()\nprint('tried', n > 20, flush=True)",
+    );
+    let flushes = "for n in $(seq 40); do nft flush ruleset; sleep 0.1; done";
+    assert!(lease.as_root(flushes).status.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "tried True\n");
+    assert!(!world.seen().contains("connect "), "{}", world.seen());
+    until("the rules are back", &world, || rules(&world, Some(&lease)).contains("table inet nullbox"));
+    assert!(fetch(&guest, "web.test").contains("hello"));
 }
 
 /// While the rules are away: the namespace has no route and forwards nothing, and the proxy knows only synthetic addresses.

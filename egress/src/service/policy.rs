@@ -328,7 +328,7 @@ fn denial(agent: AgentName, name: NamePattern, instance: Option<Instance>, call:
 fn not_running(agent: &AgentName) -> RpcError {
     RpcError::new(Code::NOT_FOUND, format!("agent `{agent}` has no network now")).explained(
         "a live grant and a revocation are for a running agent; a denial may name any",
-        format!("start it, or change its manifest: nullctl agent start {agent}"),
+        "start it; an agent gets a network when its manifest has network.allow or publish",
     )
 }
 

@@ -74,6 +74,8 @@ pub struct World {
     _internet: Running,
     pub events: Arc<Mutex<Vec<Event>>>,
     pub refuse_receipts: Arc<AtomicBool>,
+    /// The ledger takes nothing at all.
+    pub refuse_all: Arc<AtomicBool>,
     log: Arc<Mutex<String>>,
 }
 
@@ -112,8 +114,8 @@ impl World {
         fs::write(dir.join("run/uplink.json"), uplink.to_string()).unwrap();
         set_dns(&dir, json!({"web.test": ["203.0.113.10"], "other.test": ["203.0.113.11"]}));
         let internet = start_internet(&name, &dir);
-        let (events, refuse_receipts) = (Arc::default(), Arc::default());
-        start_ledger(&dir, &events, &refuse_receipts);
+        let (events, refuse_receipts, refuse_all) = (Arc::default(), Arc::default(), Arc::default());
+        start_ledger(&dir, &events, [&refuse_receipts, &refuse_all]);
         let socket = dir.join("run/egress.sock");
         let peers = UnixListener::bind(&socket).unwrap();
         let (door, door_far) = rustix::net::socketpair(
@@ -135,6 +137,7 @@ impl World {
             _internet: internet,
             events,
             refuse_receipts,
+            refuse_all,
             log,
         };
         world.start_egress();
@@ -423,11 +426,11 @@ fn start_internet(name: &str, dir: &Path) -> Running {
 }
 
 /// The ledger's socket, with a ledger behind it that remembers, and refuses when told to.
-fn start_ledger(dir: &Path, events: &Arc<Mutex<Vec<Event>>>, refuse: &Arc<AtomicBool>) {
+fn start_ledger(dir: &Path, events: &Arc<Mutex<Vec<Event>>>, refuse: [&Arc<AtomicBool>; 2]) {
     let path = dir.join("run/ctxgraph.sock");
     let listener = UnixListener::bind(&path).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
-    let (events, refuse) = (events.clone(), refuse.clone());
+    let (events, refuse) = (events.clone(), refuse.map(Arc::clone));
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
             let (events, refuse) = (events.clone(), refuse.clone());
@@ -436,7 +439,8 @@ fn start_ledger(dir: &Path, events: &Arc<Mutex<Vec<Event>>>, refuse: &Arc<Atomic
                 while let Ok(Some(line)) = connection.read_line() {
                     let request = Request::parse(&line).unwrap();
                     let append: Append = request.params().unwrap();
-                    let outcome = if append.durable && refuse.load(Ordering::Relaxed) {
+                    let [durable, all] = refuse.each_ref().map(|refuse| refuse.load(Ordering::Relaxed));
+                    let outcome = if all || append.durable && durable {
                         Err(RpcError::new(Code::UNAVAILABLE, "the disk is full"))
                     } else {
                         let mut events = events.lock().unwrap();

@@ -76,7 +76,7 @@ pub const COMMANDS: &[Command] = &[
         arguments: &["[AGENT]"],
         rest: "",
         about: "entries for network.allow that would admit what was refused",
-        details: "To observe first: let the agent run with an empty list, then paste what it prints into the manifest. A name that was only\nasked for by DNS tells no port: its entry stands for 80 and 443. A port is known once the name is granted.",
+        details: "To observe first: let the agent run with one entry (without any it has no network), then paste what is printed into its list.\nA name that was only asked for by DNS tells no port: its entry stands for 80 and 443. Ports are known once the name is granted.",
         options: &[],
         examples: &[("nullctl net suggest researcher", "")],
         run: live::suggest,
