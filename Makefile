@@ -14,7 +14,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo -E)
 ROOTED := nulld egress cage verifier
 ROOTED_RUNNER := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(AS_ROOT)"
 
-.PHONY: help deps iso test-iso run test check unit system soak licences sizes fuzz bench bench-boot bench-cage clean
+.PHONY: help deps iso test-iso run test check unit system soak licences sizes fuzz bench bench-boot bench-cage bench-egress clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -62,10 +62,10 @@ sizes: ## sizes of the image, each binary, and the memory of an idle node
 	@cargo build --quiet --package system-tests --bins
 	@cargo run --quiet --package system-tests --bin idle
 
-fuzz: deps ## libFuzzer on the guest protocol, OCI import and manifests, FUZZ_SECONDS=60 each
+fuzz: deps ## libFuzzer on what parses untrusted bytes, FUZZ_SECONDS=60 each
 	@scripts/fuzz.sh $(or $(FUZZ_SECONDS),60)
 
-bench: bench-boot bench-cage ## every benchmark
+bench: bench-boot bench-cage bench-egress ## every benchmark
 
 bench-boot: iso ## 50 boots in a row, and a Debian with systemd in between (ARGS="--boots N --peers N --json")
 	@cargo build --quiet --package system-tests --bins
@@ -76,6 +76,11 @@ bench-cage: test-iso ## what a jail costs: agent start, plain libkrun and QEMU's
 	@cargo build --quiet --package system-tests --bins
 	@disk=$$(scripts/microvm-disk.sh); cargo run --quiet --package system-tests --bin bench_cage -- \
 		--iso $(TEST_ISO) --qemu-disk "$$disk" $(ARGS)
+
+bench-egress: ## the proxy beside plain NAT, its DNS beside dnsmasq, in network namespaces (ARGS="--rounds N --json")
+	@for need in dnsperf:dnsperf dnsmasq:dnsmasq-base; do PATH=$$PATH:/usr/sbin command -v $${need%:*} > /dev/null || \
+		{ echo "bench-egress: $${need%:*} is missing: apt-get install $${need#*:}" >&2; exit 1; }; done
+	@$(ROOTED_RUNNER) cargo bench --quiet --package egress --bench egress -- $(ARGS)
 
 licences: ## licences and sources of every dependency
 	@scripts/deny.sh

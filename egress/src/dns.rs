@@ -62,7 +62,7 @@ pub fn answer(question: &[u8], transport: Transport, agent: &AgentName, book: &d
 
 /// Answers what nearly every question is, one for the address of a granted name, without taking it apart: the answer is the question
 /// with another head and a record behind it. `None`: it is not that, or it is refused. The same bytes as [`considered`] gives.
-fn quick(question: &[u8], book: &dyn Book) -> Option<Answer> {
+pub fn quick(question: &[u8], book: &dyn Book) -> Option<Answer> {
     let (head, rest) = question.split_at_checked(HEADER)?;
     let &[id0, id1, flags, _, 0, 1, 0, 0, 0, 0, 0, more @ (0 | 1)] = head else { return None };
     let recursion = flags & 1;
@@ -107,7 +107,7 @@ fn quick(question: &[u8], book: &dyn Book) -> Option<Answer> {
     Some(Answer { bytes, refused: None })
 }
 
-/// Answers any message.
+/// Answers any message; `None`: not a question.
 fn considered(question: &[u8], transport: Transport, agent: &AgentName, book: &dyn Book) -> Option<Answer> {
     let is_answer = question.get(2)? & 0x80 != 0;
     if question.len() < HEADER || is_answer {

@@ -41,6 +41,7 @@ enum State {
     Trailer,
 }
 
+const TOO_LONG: Wrong = Wrong::Protocol("an HTTP head that is too long");
 /// A chunk-size or trailer line, in bytes.
 const LINE_BYTES_MAX: usize = 4096;
 
@@ -87,13 +88,12 @@ impl Requests {
         let from = before.saturating_sub(3);
         let found = self.head.get(from..).and_then(|new| new.windows(4).position(|w| w == b"\r\n\r\n"));
         let Some(found) = found else {
-            return if self.head.len() > limits::PROXY_FIRST_BYTES_MAX {
-                Err(Wrong::Protocol("an HTTP head that is too long"))
-            } else {
-                Ok(&[])
-            };
+            return if self.head.len() > limits::PROXY_FIRST_BYTES_MAX { Err(TOO_LONG) } else { Ok(&[]) };
         };
         let end = from + found + 4;
+        if end > limits::PROXY_FIRST_BYTES_MAX {
+            return Err(TOO_LONG); // whole, but the same bytes in pieces were refused
+        }
         self.head.truncate(end);
         let length = check(&self.head, &self.name, self.port)?;
         out.append(&mut self.head);

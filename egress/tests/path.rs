@@ -6,6 +6,7 @@ mod world;
 
 use abi::ledger::Event;
 use serde_json::json;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use world::{Running, World};
 
@@ -101,7 +102,8 @@ fn an_agent_whose_connections_are_in_trouble_does_not_delay_another() {
     let (bad, good) =
         (world.attach("bad.1", &["hole.test:9000"], None), world.attach("good.1", &["web.test:80"], None));
     let (first, second) = (world.guest(&bad), world.guest(&good));
-    // Each waits for the dial of an address that never answers, and comes again.
+    // Each waits for its receipt, then for the dial of an address that never answers, and comes again.
+    world.receipt_ms.store(200, Ordering::Relaxed);
     let mut flood = first.spawn_python(&format!(
         "import threading\nto = '{}'\n\
          def knock():\n\
@@ -116,9 +118,20 @@ fn an_agent_whose_connections_are_in_trouble_does_not_delay_another() {
         let grants = world.grants();
         grants.agents.iter().any(|agent| agent.instance.to_string() == "bad.1" && agent.connections >= 250)
     });
-    for _ in 0..5 {
-        assert_eq!(second.text("curl -sS -m 5 http://web.test/"), format!("hello from {HOST} by http\n"));
-    }
+    let receipts = |world: &World| {
+        let events = world.events.lock().unwrap().clone();
+        let name = |event: &Event| match event {
+            Event::NetConnected { name, .. } => Some(name.to_string()),
+            _ => None,
+        };
+        events.iter().filter_map(name).collect::<Vec<_>>()
+    };
+    let before = receipts(&world).len();
+    assert_eq!(second.text("curl -sS -m 9 http://web.test/"), format!("hello from {HOST} by http\n"));
+    let since = receipts(&world).split_off(before);
+    let overtaken = since.iter().position(|name| name == "web.test").unwrap();
+    assert!(overtaken < 60, "{overtaken} receipts of the other came first");
+    assert!(before + overtaken < 200, "the other was not waiting any more");
     flood.kill().unwrap();
     flood.wait().unwrap();
 }

@@ -20,7 +20,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -76,6 +76,8 @@ pub struct World {
     pub refuse_receipts: Arc<AtomicBool>,
     /// The ledger takes nothing at all.
     pub refuse_all: Arc<AtomicBool>,
+    /// How long a durable receipt takes, in milliseconds.
+    pub receipt_ms: Arc<AtomicU64>,
     log: Arc<Mutex<String>>,
 }
 
@@ -114,8 +116,9 @@ impl World {
         fs::write(dir.join("run/uplink.json"), uplink.to_string()).unwrap();
         set_dns(&dir, json!({"web.test": ["203.0.113.10"], "other.test": ["203.0.113.11"]}));
         let internet = start_internet(&name, &dir);
-        let (events, refuse_receipts, refuse_all) = (Arc::default(), Arc::default(), Arc::default());
-        start_ledger(&dir, &events, [&refuse_receipts, &refuse_all]);
+        let (events, refuse_receipts, refuse_all, receipt_ms) =
+            (Arc::default(), Arc::default(), Arc::default(), Arc::default());
+        start_ledger(&dir, &events, [&refuse_receipts, &refuse_all], &receipt_ms);
         let socket = dir.join("run/egress.sock");
         let peers = UnixListener::bind(&socket).unwrap();
         let (door, door_far) = rustix::net::socketpair(
@@ -138,6 +141,7 @@ impl World {
             events,
             refuse_receipts,
             refuse_all,
+            receipt_ms,
             log,
         };
         world.start_egress();
@@ -426,19 +430,27 @@ fn start_internet(name: &str, dir: &Path) -> Running {
 }
 
 /// The ledger's socket, with a ledger behind it that remembers, and refuses when told to.
-fn start_ledger(dir: &Path, events: &Arc<Mutex<Vec<Event>>>, refuse: [&Arc<AtomicBool>; 2]) {
+fn start_ledger(
+    dir: &Path,
+    events: &Arc<Mutex<Vec<Event>>>,
+    refuse: [&Arc<AtomicBool>; 2],
+    receipt_ms: &Arc<AtomicU64>,
+) {
     let path = dir.join("run/ctxgraph.sock");
     let listener = UnixListener::bind(&path).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
-    let (events, refuse) = (events.clone(), refuse.map(Arc::clone));
+    let (events, refuse, receipt_ms) = (events.clone(), refuse.map(Arc::clone), receipt_ms.clone());
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
-            let (events, refuse) = (events.clone(), refuse.clone());
+            let (events, refuse, receipt_ms) = (events.clone(), refuse.clone(), receipt_ms.clone());
             std::thread::spawn(move || {
                 let mut connection = Connection::new(stream);
                 while let Ok(Some(line)) = connection.read_line() {
                     let request = Request::parse(&line).unwrap();
                     let append: Append = request.params().unwrap();
+                    if append.durable {
+                        std::thread::sleep(Duration::from_millis(receipt_ms.load(Ordering::Relaxed)));
+                    }
                     let [durable, all] = refuse.each_ref().map(|refuse| refuse.load(Ordering::Relaxed));
                     let outcome = if all || append.durable && durable {
                         Err(RpcError::new(Code::UNAVAILABLE, "the disk is full"))
