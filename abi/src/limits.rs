@@ -186,7 +186,7 @@ pub const AGENT_LOG_BYTES_MAX: usize = 1024 * 1024;
 /// Tasks that nulld.toml may grant a service (cgroup pids.max). At the bound fork and new threads fail with EAGAIN.
 pub const SERVICE_TASKS_MAX: u32 = 4096;
 /// Open descriptors that nulld.toml may grant a service. At the bound open fails with EMFILE.
-pub const SERVICE_OPEN_FILES_MAX: u32 = 16 * 1024;
+pub const SERVICE_OPEN_FILES_MAX: u32 = 64 * 1024;
 /// Entries in each list of a service's grants in nulld.toml. More: the file is rejected.
 pub const SERVICE_GRANTS_MAX: usize = 32;
 /// Log kept of one service, in lines; the oldest go first.
@@ -461,5 +461,12 @@ const _: () =
     assert!(PUBLISH_PER_AGENT_MAX * PUBLISH_SOURCES_MAX <= PUBLISH_SOURCES_NODE_MAX, "one agent always fits");
 const _: () =
     assert!(METRICS_PART_BYTES_MAX + METRICS_PART_BYTES_MAX / 2 < LINE_BYTES_MAX, "a part fits a line");
+const _: () = assert!(
+    AGENTS_RUNNING_MAX
+        * 2
+        * (PROXY_CONNECTIONS_PER_AGENT_MAX + PUBLISH_CONNECTIONS_PER_AGENT_MAX + PROXY_PIPES_PER_AGENT_MAX)
+        < SERVICE_OPEN_FILES_MAX as usize,
+    "no agent's connections take the descriptors of another's"
+);
 const _: () = assert!(EXEC_WINDOW_BYTES as usize >= GUEST_FRAME_BYTES_MAX, "a window holds a frame");
 const _: () = assert!(EXEC_INPUT_WINDOW_BYTES as usize >= GUEST_FRAME_BYTES_MAX, "a window holds a frame");

@@ -1,7 +1,7 @@
 //! The threads that agents' tasks run on.
 //!
-//! Must hold: all tasks of an agent run on one thread. While it moves bytes, more of them wake nobody: measured, half of the
-//! cost of a byte was another thread that was told of it (docs/egress.md). An agent that keeps its thread busy leaves the others theirs.
+//! Must hold: all tasks of an agent run on one thread. While it moves bytes, those that arrive meanwhile wake nobody; with threads that
+//! share their work another one woke for nearly each arrival (docs/egress.md). An agent that keeps its thread busy leaves the others theirs.
 
 use abi::limits;
 use std::io;
