@@ -215,12 +215,7 @@ impl Agent {
         self.reach().names.at(address).cloned()
     }
 
-    /// Decides a connection to a name as the guest asks for it.
-    pub fn decide(&self, name: &HostName, port: u16) -> Result<Admission, Refused> {
-        self.decide_within(&self.reach(), name, port)
-    }
-
-    fn decide_within(&self, reach: &Reach, name: &HostName, port: u16) -> Result<Admission, Refused> {
+    fn decide(&self, reach: &Reach, name: &HostName, port: u16) -> Result<Admission, Refused> {
         let admission = reach.policy.decide(&self.instance.agent, name, port, unix_ms_now())?;
         self.meter.admits().map_err(|exhausted| Refused {
             rule: "budget",
@@ -230,18 +225,10 @@ impl Agent {
         Ok(admission)
     }
 
-    /// Takes bytes of its connections before they pass. An error: they may not, and the denial is told.
-    pub fn take_bytes(&self, bytes: u64) -> Result<(), Cut> {
-        self.meter.take_bytes(bytes).map_err(|exhausted| {
-            self.deny(&exhausted.what(), "budget", &exhausted.remedy());
-            Cut::Budget
-        })
-    }
-
-    /// The same before the name is asked for: whether there is room for it, too.
+    /// What would happen to a connection, before its name is asked for: whether there is room for it, too.
     pub fn foresee(&self, name: &HostName, port: u16) -> Result<Admission, Refused> {
         let reach = self.reach();
-        let admission = reach.policy.decide(&self.instance.agent, name, port, unix_ms_now())?;
+        let admission = self.decide(&reach, name, port)?;
         reach.room_for(name)?;
         Ok(admission)
     }
@@ -249,12 +236,20 @@ impl Agent {
     /// Decides a connection, and keeps it where a change finds it until the entry is dropped.
     pub fn enter(self: &Arc<Agent>, name: &HostName, port: u16) -> Result<(Admission, Entry), Refused> {
         let mut reach = self.reach();
-        let admission = self.decide_within(&reach, name, port)?;
+        let admission = self.decide(&reach, name, port)?;
         let id = reach.next_id;
         reach.next_id += 1;
         let (cut, told) = oneshot::channel();
         reach.open.insert(id, Open { name: name.clone(), port, admission: admission.clone(), cut });
         Ok((admission, Entry { agent: self.clone(), id, told }))
+    }
+
+    /// Takes bytes of its connections before they pass. An error: they may not, and the denial is told.
+    pub fn take_bytes(&self, bytes: u64) -> Result<(), Cut> {
+        self.meter.take_bytes(bytes).map_err(|exhausted| {
+            self.deny(&exhausted.what(), "budget", &exhausted.remedy());
+            Cut::Budget
+        })
     }
 
     /// Counts and records a denial.

@@ -165,6 +165,7 @@ impl<'a> Lane<'a> {
 
     /// The one place that every byte of a direction passes, after it was taken and before it is sent on.
     fn pass(&self, bytes: usize) -> Result<(), End> {
+        self.agent.take_bytes(bytes as u64).map_err(End::Cut)?;
         self.moved.now();
         for counter in self.counters {
             counter.fetch_add(bytes as u64, Ordering::Relaxed);

@@ -233,17 +233,15 @@ impl World {
             from: from.iter().map(|range| range.parse().unwrap()).collect(),
         });
         let allow = allow.iter().map(|text| text.parse().unwrap());
-        let asked = NetAttach {
-            instance: instance.parse().unwrap(),
-            uid: VM_UID,
-            allow: allow.collect(),
-            publish: publish.collect(),
-            credentials: Vec::new(),
-            budget: Budget::default(),
-        };
+        let asked = NetAttach { allow: allow.collect(), publish: publish.collect(), ..wanted(instance) };
+        self.ask_network(&asked, adopt)
+    }
+
+    /// Attaches with whatever is asked for.
+    pub fn ask_network(&self, asked: &NetAttach, adopt: Option<&OwnedFd>) -> Result<Lease, RpcError> {
         let mut connection = Connection::connect(self.dir.join("run/egress.sock")).unwrap();
         connection.set_timeout(Some(Duration::from_secs(20))).unwrap();
-        let request = Request::call(1, "net.attach", serde_json::to_value(&asked).unwrap());
+        let request = Request::call(1, "net.attach", serde_json::to_value(asked).unwrap());
         let fds: Vec<_> = adopt.iter().map(|fd| fd.as_fd()).collect();
         connection.write_line_with_fds(&request, &fds).unwrap();
         let attached: Attached = serde_json::from_value(result(&mut connection)?).unwrap();
@@ -467,6 +465,18 @@ fn start_ledger(
             });
         }
     });
+}
+
+/// A network with nothing in it.
+pub fn wanted(instance: &str) -> NetAttach {
+    NetAttach {
+        instance: instance.parse().unwrap(),
+        uid: VM_UID,
+        allow: Vec::new(),
+        publish: Vec::new(),
+        credentials: Vec::new(),
+        budget: Budget::default(),
+    }
 }
 
 /// Reads up to the answer; notifications before it are skipped.

@@ -372,6 +372,8 @@ mod tests {
                 "agent.evidence" => "agent evidence list".to_owned(),
                 "agent.read_evidence" => "agent evidence get".to_owned(),
                 "agent.remove_evidence" => "agent evidence remove".to_owned(),
+                "net.reset_budget" => "net budget".to_owned(),
+                "secret.remove" => "secret rm".to_owned(),
                 name => name.replace('.', " "),
             };
             if matches!(method.audience, Audience::Operators(_)) {

@@ -11,6 +11,7 @@ mod image;
 mod local;
 mod net;
 mod services;
+mod spend;
 mod system;
 mod watch;
 
@@ -36,6 +37,7 @@ const GROUPS: &[&[Command]] = &[
     image::COMMANDS,
     net::COMMANDS,
     services::COMMANDS,
+    spend::COMMANDS,
     local::COMMANDS,
 ];
 

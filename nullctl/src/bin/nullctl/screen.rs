@@ -5,7 +5,7 @@
 use abi::guest::TerminalSize;
 use abi::limits::TERMINAL_SIZE_MAX;
 use nix::sys::signal::{SigSet, Signal};
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use std::io::{self, IsTerminal};
 use std::sync::{Mutex, PoisonError};
 
@@ -23,13 +23,26 @@ impl Raw {
     /// Makes standard input's terminal raw; none if it is no terminal. Call it before any thread is started: signals are then
     /// [`watch`]'s alone.
     pub fn enter() -> io::Result<Option<Raw>> {
+        Raw::with(Termios::make_raw)
+    }
+
+    /// Lets it show nothing of what is typed, and is otherwise as it was; a signal that ends nullctl restores it first.
+    pub fn hidden() -> io::Result<Option<Raw>> {
+        let hidden = Raw::with(|mode| mode.local_modes.remove(LocalModes::ECHO))?;
+        if let Some(hidden) = &hidden {
+            hidden.watch(|_| {})?;
+        }
+        Ok(hidden)
+    }
+
+    fn with(change: impl FnOnce(&mut Termios)) -> io::Result<Option<Raw>> {
         if !io::stdin().is_terminal() {
             return Ok(None);
         }
         watched().thread_block().map_err(io::Error::from)?;
         let before = tcgetattr(io::stdin())?;
-        let mut raw = before.clone();
-        raw.make_raw();
+        let mut mode = before.clone();
+        change(&mut mode);
         *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
@@ -37,7 +50,7 @@ impl Raw {
             hook(panic);
         }));
         let entered = Raw(());
-        tcsetattr(io::stdin(), OptionalActions::Now, &raw)?;
+        tcsetattr(io::stdin(), OptionalActions::Now, &mode)?;
         Ok(Some(entered))
     }
 

@@ -12,6 +12,7 @@ pub mod local;
 pub mod logs;
 pub mod memory;
 pub mod net;
+pub mod spend;
 pub mod system;
 pub mod watch;
 
