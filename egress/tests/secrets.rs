@@ -116,7 +116,6 @@ fn a_value_that_is_wrong_is_refused_without_being_repeated() {
         json!({ "value": VALUE, "host": VALUE }),
         json!({ VALUE: VALUE }),
         json!(VALUE),
-        json!([VALUE]),
     ] {
         let refused = set_as(&world, Role::Admin, policy("KEY", "web.test"), &line).unwrap_err();
         let text = serde_json::to_string(&refused).unwrap();
@@ -157,7 +156,7 @@ fn an_agent_starts_with_all_of_its_credentials_or_not_at_all() {
         let data = refused.data.unwrap();
         assert!(data.remedy.contains(remedy), "{data:?}");
     }
-    let lease = attach(&world, "a.1", &["web.test", "*.test"], &["KEY"]).unwrap();
+    let lease = attach(&world, "a.1", &["web.test"], &["KEY"]).unwrap();
     assert_eq!(list(&world).secrets[0].used_by, ["a".parse().unwrap()]);
     drop(lease);
 }
