@@ -87,6 +87,9 @@ pub fn enter(name: &str, config: &ServiceConfig) -> Result<Vec<Grant>, LaunchErr
                 .map_err(|error| LaunchError::Path { path: grant.path.clone(), error })?;
         }
         let place = |error: io::Error| LaunchError::Path { path: grant.path.clone(), error };
+        if grant.kind == Kind::Device {
+            lend(&grant.path, config.uid).map_err(place)?;
+        }
         if bind(&grant).map_err(place)? {
             present.push(grant);
         } else if grant.path != Path::new(STATE_DIR).join(name) {
@@ -96,6 +99,19 @@ pub fn enter(name: &str, config: &ServiceConfig) -> Result<Vec<Grant>, LaunchErr
     mount_proc(config)?;
     leave_the_old_root()?;
     Ok(present)
+}
+
+/// A device that only root may use (a TPM) is for the service's group too; its owner and everybody else stay as they are.
+fn lend(device: &Path, uid: u32) -> io::Result<()> {
+    let mode = match fs::metadata(device) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        meta => meta?.permissions().mode(),
+    };
+    if uid == 0 || mode & 0o006 == 0o006 {
+        return Ok(());
+    }
+    std::os::unix::fs::chown(device, None, Some(uid))?;
+    fs::set_permissions(device, fs::Permissions::from_mode(mode | 0o060))
 }
 
 /// What a service may write below /run is its own: a directory that is not there is made, for its user alone.
@@ -208,6 +224,23 @@ fn leave_the_old_root() -> Result<(), LaunchError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_closed_device_is_lent_to_the_services_group_and_an_open_one_is_left_alone() {
+        let gid = rustix::process::getgid().as_raw().max(1);
+        let path = std::env::temp_dir().join(format!("nulld-lend-{}", std::process::id()));
+        let lent = |mode: u32| {
+            fs::write(&path, "").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            lend(&path, gid).unwrap();
+            let meta = fs::metadata(&path).unwrap();
+            fs::remove_file(&path).unwrap();
+            (meta.permissions().mode() & 0o777, std::os::unix::fs::MetadataExt::gid(&meta) == gid)
+        };
+        assert_eq!(lent(0o600), (0o660, true));
+        assert_eq!(lent(0o666).0, 0o666);
+        lend(&path, gid).unwrap(); // a machine without it
+    }
 
     #[test]
     fn parents_come_first_and_the_widest_grant_of_a_path_last() {
