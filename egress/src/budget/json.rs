@@ -184,23 +184,30 @@ impl<'de> Visitor<'de> for Survey<'_> {
     }
 }
 
-/// How many texts and lists a list has; none in anything else.
-pub fn parts(text: &RawValue) -> u64 {
-    struct Count;
-    impl<'de> Visitor<'de> for Count {
-        type Value = u64;
+/// Shows each value of a list; anything else has none. The list is never held as a whole.
+pub fn each<'a>(
+    text: &'a RawValue,
+    see: &mut dyn FnMut(&'a RawValue) -> Result<(), String>,
+) -> Result<(), String> {
+    struct Each<'s, 'a>(&'s mut dyn FnMut(&'a RawValue) -> Result<(), String>);
+    impl<'de> Visitor<'de> for Each<'_, 'de> {
+        type Value = ();
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("a list")
         }
-        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<u64, A::Error> {
-            let mut count = 0;
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
             while let Some(value) = list.next_element::<&RawValue>()? {
-                count += u64::from(value.get().starts_with(['"', '[']));
+                (self.0)(value).map_err(A::Error::custom)?;
             }
-            Ok(count)
+            Ok(())
         }
     }
-    serde_json::Deserializer::from_str(text.get()).deserialize_seq(Count).unwrap_or(0)
+    if !text.get().starts_with('[') {
+        return Ok(());
+    }
+    serde_json::Deserializer::from_str(text.get())
+        .deserialize_seq(Each(see))
+        .map_err(|error| error.to_string())
 }
 
 /// A value as JSON.

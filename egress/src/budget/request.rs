@@ -66,7 +66,7 @@ fn members(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Chat => &[
             "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs", "max_completion_tokens", "max_tokens", "messages",
-            "metadata", "model", "n", "parallel_tool_calls", "presence_penalty", "prompt_cache_key", "reasoning_effort", "response_format",
+            "metadata", "min_p", "model", "n", "parallel_tool_calls", "presence_penalty", "prompt_cache_key", "reasoning_effort", "repetition_penalty", "response_format",
             "safety_identifier", "seed", "service_tier", "stop", "store", "stream", "stream_options", "temperature", "tool_choice",
             "tools", "top_k", "top_logprobs", "top_p", "user", "verbosity",
         ],
@@ -81,7 +81,7 @@ fn members(kind: Kind) -> &'static [&'static str] {
         ],
         Kind::Embeddings => &["dimensions", "encoding_format", "input", "model", "user"],
         Kind::Messages => &[
-            "cache_control", "max_tokens", "messages", "metadata", "model", "output_config", "output_format", "service_tier",
+            "cache_control", "context_management", "max_tokens", "messages", "metadata", "model", "output_config", "output_format", "service_tier",
             "stop_sequences", "stream", "system", "temperature", "thinking", "tool_choice", "tools", "top_k", "top_p",
         ],
         Kind::Unmetered => &[],
@@ -106,8 +106,13 @@ const TEXT_KINDS: &[&str] = &[
 /// Anthropic's tools that run where the client is, by the beginning of their kind.
 const CLIENT_TOOLS: &[&str] = &["bash_", "text_editor_", "computer_", "memory_"];
 
+/// Edits of a context that only take from it, by the beginning of their kind.
+const CLEARS: &str = "clear_";
+
 fn is_text(kind: &str) -> bool {
-    TEXT_KINDS.contains(&kind) || CLIENT_TOOLS.iter().any(|tool| kind.starts_with(tool))
+    TEXT_KINDS.contains(&kind)
+        || kind.starts_with(CLEARS)
+        || CLIENT_TOOLS.iter().any(|tool| kind.starts_with(tool))
 }
 
 /// Plans a request to a metered API. `path`: without the query. `bounded`: the agent has a bound of tokens or money; without one a
@@ -195,6 +200,7 @@ fn metered(
         json::survey(value, is_text, &mut found).map_err(malformed)?;
     }
     let tools = count_tools(&request)?;
+    check_context(&request)?;
     let prompts = prompts(kind, &request);
     let context = price.input_tokens_max.saturating_mul(prompts);
     let elsewhere = found.unknown_kind
@@ -231,30 +237,60 @@ fn check_tier(request: &Object<'_>) -> Result<(), Unplanned> {
     }
 }
 
+/// A value that says its kind.
+#[derive(serde::Deserialize)]
+struct Kinded {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+}
+
+fn kind_within(value: &RawValue) -> Result<Option<String>, String> {
+    serde_json::from_str::<Kinded>(value.get()).map(|value| value.kind).map_err(|error| error.to_string())
+}
+
 /// Tools that only a name describes; those that the provider runs are refused, since they may run the model again and again.
 fn count_tools(request: &Object<'_>) -> Result<u64, Unplanned> {
-    #[derive(serde::Deserialize)]
-    struct Tool {
-        #[serde(rename = "type")]
-        kind: Option<String>,
-    }
-    let malformed = |why: String| unbounded(why, "");
-    let tools: Vec<Tool> = request.value("tools").map_err(malformed)?.unwrap_or_default();
-    let mut named = 0;
-    for tool in tools {
-        match tool.kind.as_deref() {
+    let Some(tools) = request.member("tools") else { return Ok(0) };
+    let (mut named, mut theirs) = (0, None);
+    let seen = json::each(tools, &mut |tool| {
+        match kind_within(tool)?.as_deref() {
             None | Some("function" | "custom") => {}
             Some(kind) if CLIENT_TOOLS.iter().any(|known| kind.starts_with(known)) => named += 1,
-            Some(kind) => {
-                let shown: String = kind.chars().take(64).collect();
-                return Err(unbounded(
-                    format!("what the provider's tool `{shown}` uses is not known"),
-                    "leave it out, or ask for a manifest without bounds of tokens and money",
-                ));
-            }
+            Some(kind) => theirs = Some(kind.chars().take(64).collect::<String>()),
         }
+        Ok(())
+    });
+    seen.map_err(|why| unbounded(why, ""))?;
+    match theirs {
+        None => Ok(named),
+        Some(kind) => Err(unbounded(
+            format!("what the provider's tool `{kind}` uses is not known"),
+            "leave it out, or ask for a manifest without bounds of tokens and money",
+        )),
     }
-    Ok(named)
+}
+
+/// What Anthropic may do to a context: only taking from it costs nothing.
+fn check_context(request: &Object<'_>) -> Result<(), Unplanned> {
+    let Some(management) = request.member("context_management") else { return Ok(()) };
+    let refused = |why: String| {
+        unbounded(
+            format!("what `context_management` costs is not known: {why}"),
+            "only `edits` that clear are taken",
+        )
+    };
+    let management = Object::parse(management.get().as_bytes()).map_err(refused)?;
+    for (name, value) in &management.0 {
+        if name != "edits" {
+            return Err(refused("it has more than `edits`".to_owned()));
+        }
+        let clears = json::each(value, &mut |edit| match kind_within(edit)? {
+            Some(kind) if kind.starts_with(CLEARS) => Ok(()),
+            _ => Err("an edit that does not clear".to_owned()),
+        });
+        clears.map_err(refused)?;
+    }
+    Ok(())
 }
 
 /// How many prompts one request holds: `completions` and `embeddings` take lists of them.
@@ -264,8 +300,15 @@ fn prompts(kind: Kind, request: &Object<'_>) -> u64 {
         Kind::Embeddings => request.member("input"),
         _ => None,
     };
-    // A list of numbers is one prompt.
-    member.map_or(1, json::parts).max(1)
+    let mut count = 0;
+    if let Some(list) = member {
+        // A list of numbers is one prompt. What is no JSON was refused before.
+        let _ = json::each(list, &mut |value| {
+            count += u64::from(value.get().starts_with(['"', '[']));
+            Ok(())
+        });
+    }
+    count.max(1)
 }
 
 /// How many answers each prompt gets.
@@ -486,6 +529,39 @@ mod tests {
     }
 
     #[test]
+    fn a_context_may_be_cleared_and_not_written_anew() {
+        let with = |edits: Value| {
+            let body = json!({"model": "m", "messages": [], "context_management": edits});
+            planned(Api::Anthropic, "/v1/messages", &body)
+        };
+        let found = with(
+            json!({"edits": [{"type": "clear_tool_uses_20250919", "keep": {"type": "tool_uses", "value": 3}}]}),
+        );
+        assert!(found.is_ok());
+        for edits in [
+            json!({"edits": [{"type": "compact_20260112"}]}),
+            json!({"edits": [{}]}),
+            json!({"more": 1}),
+            json!(5),
+        ] {
+            assert_eq!(with(edits.clone()).unwrap_err().rule, "budget", "{edits}");
+        }
+    }
+
+    #[test]
+    fn the_deepest_body_fits_the_stack_of_a_worker() {
+        let nested = |levels: usize| {
+            format!("{{\"model\":\"m\",\"messages\":{}1{}}}", "[{\"a\":".repeat(levels), "}]".repeat(levels))
+        };
+        let worker = std::thread::Builder::new().stack_size(128 * 1024);
+        let planned = move |levels| {
+            plan(Api::Openai, "POST", "/v1/chat/completions", nested(levels).into(), &prices(), true)
+        };
+        let both = worker.spawn(move || (planned(23).is_ok(), planned(1000).is_ok())).unwrap();
+        assert_eq!(both.join().unwrap(), (true, false));
+    }
+
+    #[test]
     fn a_body_with_two_readings_is_refused() {
         for body in [
             r#"{"model":"dear","model":"m","messages":[]}"#,
@@ -497,7 +573,7 @@ mod tests {
             let refused = plan(Api::Openai, "POST", "/v1/chat/completions", body.into(), &prices(), true);
             assert_eq!(refused.unwrap_err().rule, "budget", "{body}");
         }
-        let deep = format!("{{\"model\":\"m\",\"messages\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+        let deep = format!("{{\"model\":\"m\",\"messages\":{}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
         assert!(plan(Api::Openai, "POST", "/v1/chat/completions", deep.into(), &prices(), true).is_err());
     }
 

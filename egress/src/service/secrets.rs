@@ -34,6 +34,7 @@ impl Egress {
         call.notify("ready", json!({})).map_err(ended)?;
         call.connection.set_timeout(Some(VALUE_PATIENCE)).map_err(|error| ended(error.into()))?;
         let line = call.connection.read_secret_line().map_err(ended)?.unwrap_or_default();
+        call.connection.set_timeout(None).map_err(|error| ended(error.into()))?;
         // What is wrong with it is not said: it might be the value.
         let value = serde_json::from_str::<SecretValue>(&line).map_err(|_| {
             RpcError::new(Code::INVALID_PARAMS, "the line after `ready` is not a secret's value")
