@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::broker::{Desk, Trust};
 use crate::budget::{Meter, Meters};
 use crate::denials::{Denials, Rule};
 use crate::live::Live;
@@ -37,6 +38,8 @@ pub struct Node {
     pub records: Records,
     pub live: Live,
     pub resolver: Resolver,
+    /// What hosts are believed by, towards which egress makes TLS itself.
+    pub trust: Trust,
     /// Bounds the threads that wait for receipts.
     pub receipt_turns: Semaphore,
     pub pipes: Pipes,
@@ -65,6 +68,8 @@ pub struct Agent {
     pub credentials: Vec<SecretName>,
     pub meter: Arc<Meter>,
     pub counters: Counters,
+    /// Its part of the broker.
+    pub desk: Desk,
     pub node: Arc<Node>,
     reach: Mutex<Reach>,
     /// How fast its published ports may be connected to.
@@ -131,8 +136,8 @@ impl Agent {
         reach.name_exact(&instance);
         let receipt_turns = Semaphore::new(limits::RECEIPTS_WAITING_PER_AGENT_MAX);
         let meter = node.meters.of(&instance.agent);
-        let (reach, counters) = (Mutex::new(reach), Counters::default());
-        Agent { instance, publish, credentials, meter, counters, node, reach, knocks, receipt_turns }
+        let (reach, counters, desk) = (Mutex::new(reach), Counters::default(), Desk::default());
+        Agent { instance, publish, credentials, meter, counters, desk, node, reach, knocks, receipt_turns }
     }
 
     fn reach(&self) -> MutexGuard<'_, Reach> {

@@ -274,14 +274,15 @@ fn agrees(host: &str, name: &str, port: u16) -> bool {
     port_ok && host.eq_ignore_ascii_case(name)
 }
 
+/// What was refused and why, in words.
+pub fn refusal_text(rule: &str, what: &str, remedy: &str) -> String {
+    let clean = |text: &str| text.replace(|c: char| c.is_control(), " ");
+    format!("NullBox refused this request.\nwhat: {}\nrule: {rule}\nremedy: {}\n", clean(what), clean(remedy))
+}
+
 /// An answer that says what was refused and why, and ends the connection.
 pub fn refusal(status: &str, rule: &str, what: &str, remedy: &str) -> Vec<u8> {
-    let clean = |text: &str| text.replace(|c: char| c.is_control(), " ");
-    let body = format!(
-        "NullBox refused this request.\nwhat: {}\nrule: {rule}\nremedy: {}\n",
-        clean(what),
-        clean(remedy)
-    );
+    let body = refusal_text(rule, what, remedy);
     format!(
         "HTTP/1.1 {status}\r\nServer: nullbox-egress\r\nX-NullBox-Rule: {rule}\r\nContent-Type: text/plain; \
          charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",

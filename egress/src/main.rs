@@ -7,6 +7,7 @@ use abi::identity::Service;
 use abi::node::{NODE_CONFIG_PATH, parse_forward};
 use abi::{limits, log};
 use egress::agent::Node;
+use egress::broker::Trust;
 use egress::budget::Meters;
 use egress::denials::Denials;
 use egress::live::{Live, POLICY_PATH};
@@ -65,6 +66,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         records: Records::default(),
         live: Live::read(POLICY_PATH),
         resolver: Resolver::default(),
+        trust: Trust::default(),
         receipt_turns: Semaphore::new(limits::RECEIPTS_WAITING_MAX),
         pipes: Pipes::default(),
         secrets: Secrets::open(state, Path::new(TPM_PATH))?,

@@ -14,7 +14,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -132,6 +132,9 @@ async fn carry_to_its_end(
     admission: &Admission,
     mut entry: Entry,
 ) -> Result<(), End> {
+    if admission.way != Way::Direct {
+        return broker::serve(agent, client, admission, entry).await; // records each call by itself
+    }
     let flow = Flow::default();
     let mut ending = Ending { agent, admission, flow: &flow, begun: Instant::now(), end: "detached" };
     let ended = tokio::select! {
@@ -171,16 +174,13 @@ impl Drop for Ending<'_> {
     }
 }
 
-/// Looks, resolves, gets a receipt, dials, splices; or lets the broker do it for each request.
+/// Looks, resolves, gets a receipt, dials, splices.
 async fn carry(
     agent: &Arc<Agent>,
     client: &mut TcpStream,
     admission: &Admission,
     flow: &Flow,
 ) -> Result<(), End> {
-    if admission.way != Way::Direct {
-        return broker::serve(agent, client, admission).await;
-    }
     let mut guard = Guard::new(admission.name.as_str(), admission.port, admission.without_sni());
     let first = first_bytes(client, &mut guard, admission.port).await?;
     let speaks = guard.speaks();
@@ -198,7 +198,11 @@ async fn language(client: &mut TcpStream, name: Option<&HostName>, port: u16) ->
 }
 
 /// What the client sends before the server does; empty when it waits for the server.
-async fn first_bytes(client: &mut TcpStream, guard: &mut Guard, port: u16) -> Result<Vec<u8>, End> {
+pub(crate) async fn first_bytes(
+    client: &mut TcpStream,
+    guard: &mut Guard,
+    port: u16,
+) -> Result<Vec<u8>, End> {
     let client_first = matches!(port, 80 | 443);
     let begun = Instant::now();
     let deadline = begun + Duration::from_millis(limits::PROXY_FIRST_BYTES_MS_MAX);
@@ -339,9 +343,14 @@ async fn tell(client: &mut TcpStream, speaks: Speaks, refusal: Option<&Refusal>,
             http::refusal("502 Bad Gateway", "unreachable", failure, "try again, or ask the operator")
         }
     };
-    // A client that is gone or does not read is let go; unread bytes would turn the end into a reset that overtakes the answer.
+    farewell(client, &bytes).await;
+}
+
+/// Says a last word and ends the connection. A client that is gone or does not read is let go; unread bytes would turn the end into a
+/// reset that overtakes the answer.
+pub(crate) async fn farewell<S: AsyncRead + AsyncWrite + Unpin>(client: &mut S, bytes: &[u8]) {
     let farewell = async {
-        client.write_all(&bytes).await?;
+        client.write_all(bytes).await?;
         client.shutdown().await?;
         let mut sink = [0; 4096];
         for _ in 0..64 {

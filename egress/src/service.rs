@@ -29,6 +29,7 @@ use tokio::net::UnixDatagram;
 use tokio::sync::oneshot;
 
 use crate::agent::{Agent, Node};
+use crate::broker::{self, Authority};
 use crate::dns_server::DnsServer;
 use crate::namespace::{self, Opened};
 use crate::policy::Policy;
@@ -86,6 +87,10 @@ impl Egress {
         let policy = Policy { manifest: asked.allow, secrets, live };
         let agent = Agent::new(asked.instance, policy, asked.publish, asked.credentials, self.node.clone());
         let agent = Arc::new(agent);
+        if let Some(authority) = authority(&agent)? {
+            // It is the first: the agent was made above.
+            let _ = agent.desk.authority.set(authority);
+        }
         let registered = self.register(&agent)?;
         drop(changing);
         self.forget_past_lives(&agent.instance.agent);
@@ -112,7 +117,11 @@ impl Egress {
         let namespace = opened.namespace.try_clone().map_err(|error| failed(&error))?;
         let serving = self.start(&agent, opened, doors).map_err(|error| failed(&error))?;
         log::info("attached", &[("agent", &agent.instance), ("names", &names), ("adopted", &adopted)]);
-        let answer: Attached = namespace::attached();
+        let answer = Attached {
+            env: broker::env(&agent.policy()),
+            authority: agent.desk.authority.get().map(|authority| authority.pem().to_owned()),
+            ..namespace::attached()
+        };
         let answered = call.answer(to_value(&answer)?, &[namespace.as_fd()]);
         drop(namespace);
         if answered.is_ok() {
@@ -334,6 +343,10 @@ fn one_descriptor(connection: &mut Connection) -> Result<Option<OwnedFd>, RpcErr
     }
     Err(RpcError::new(Code::INVALID_PARAMS, "more than one descriptor")
         .explained("one network namespace may be passed", "this is an error of the caller"))
+}
+
+fn authority(agent: &Agent) -> Result<Option<Authority>, RpcError> {
+    Authority::new(&agent.instance, &agent.policy().manifest).map_err(|error| failed(&error))
 }
 
 fn failed(error: &dyn std::error::Error) -> RpcError {

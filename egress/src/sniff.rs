@@ -206,7 +206,7 @@ impl Guard {
 }
 
 /// A refusal for a request that does not pass.
-fn wrong_request(wrong: &Wrong, name: &str, port: u16) -> Refusal {
+pub fn wrong_request(wrong: &Wrong, name: &str, port: u16) -> Refusal {
     match wrong {
         Wrong::Host(host) => Refusal {
             what: format!("host {} on {name}:{port}", host.chars().take(253).collect::<String>()),

@@ -4,6 +4,9 @@ usage: internet.py DIRECTORY   (cert.pem, key.pem and dns.json there; appends to
 """
 import json, os, socket, socketserver, ssl, struct, sys, threading
 
+sys.dont_write_bytecode = True
+import host
+
 directory = sys.argv[1]
 lock = threading.Lock()
 
@@ -56,9 +59,24 @@ class Tls(socketserver.BaseRequestHandler):
         seen(f"connect {local}:443")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(os.path.join(directory, "cert.pem"), os.path.join(directory, "key.pem"))
+        asked = []
+
+        def named(stream, name, _):
+            """A name with a certificate of its own is a host behind the broker."""
+            own = os.path.join(directory, "certs", f"{name}.pem")
+            if name and os.path.exists(own):
+                asked.append(name)
+                other = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                other.load_cert_chain(own)
+                stream.context = other
+
+        context.sni_callback = named
         try:
             with context.wrap_socket(self.request, server_side=True) as stream:
-                answer_http(stream, "tls", local)
+                if asked:
+                    host.serve(stream, asked[0], directory, seen)
+                else:
+                    answer_http(stream, "tls", local)
         except (ssl.SSLError, OSError):
             pass
 

@@ -3,12 +3,12 @@
 //! egress runs as on a node: its own binary, user 201, four capabilities, descriptors 3 to 5, /run/nullbox, /state/egress. The guest's frames
 //! go through the TAP that a process without privileges opened by name.
 
-use abi::control::{Attached, Denial, Denials, Grants, NetAttach};
+use abi::control::{Attached, Denial, Denials, Grants, NetAttach, SecretValue};
 use abi::door::{Handoff, hand_over};
 use abi::identity::{Caller, Role};
 use abi::ledger::{Append, Event, Receipt};
 use abi::manifest::Published;
-use abi::network::Budget;
+use abi::network::{Budget, SecretPolicy};
 use abi::node::NodeConfig;
 use abi::rpc::{Code, Incoming, Request, Response, RpcError};
 use abi::wire::Connection;
@@ -296,6 +296,24 @@ impl World {
         }
     }
 
+    /// Sets a secret.
+    pub fn set_secret(&self, policy: &SecretPolicy, value: &str) {
+        let mut connection = self.open_as(Role::Admin, "secret.set", json!({ "policy": policy }));
+        let ready = connection.read_line().unwrap().expect("ready");
+        assert!(ready.contains("ready"), "{ready}");
+        connection.write_line(&SecretValue { value: value.to_owned() }).unwrap();
+        result(&mut connection).unwrap();
+    }
+
+    /// Waits until something is so.
+    pub fn eventually(&self, is_so: impl Fn() -> bool) {
+        let until = Instant::now() + Duration::from_secs(10);
+        while !is_so() {
+            assert!(Instant::now() < until, "it did not come: {}\n{}", self.log(), self.seen());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Calls egress's own socket as a user of the node.
     pub fn ask_as(&self, uid: u32, method: &str, params: Value) -> Result<Value, RpcError> {
         let socket = self.dir.join("run/egress.sock");
@@ -563,9 +581,14 @@ impl Guest {
     pub fn spawn_python(&self, code: &str) -> Child {
         let file = self.dir.join(format!("guest{}.py", NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::write(&file, format!("import socket, sys, time\n{code}\n")).unwrap();
+        let resolv = self.dir.join("resolv.conf");
+        let script = format!(
+            "mount --make-rprivate /; mount --bind {} /etc/resolv.conf; exec python3 {}",
+            resolv.display(),
+            file.display()
+        );
         Command::new("timeout")
-            .args(["20", "ip", "netns", "exec", &self.name, "python3"])
-            .arg(file)
+            .args(["20", "ip", "netns", "exec", &self.name, "unshare", "-m", "bash", "-euc", &script])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap()

@@ -1,0 +1,170 @@
+//! What is recorded of a call, on every way it can end.
+//!
+//! Must hold: a call that has a receipt has one end in the ledger, and what it reserved is settled by what its host reported, or stays
+//! spent.
+
+use abi::control::{ConnectionRecord, Spent};
+use abi::ledger::Event;
+use bytes::Bytes;
+use hyper::StatusCode;
+use hyper::header::HeaderValue;
+use hyper::http::request::Parts;
+use std::net::IpAddr;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+use super::Session;
+use super::call::Fault;
+use super::spending::Spending;
+use crate::agent::{Cut, unix_ms_now};
+use crate::splice::End;
+
+/// Characters of a path in a receipt.
+const PATH_CHARS_MAX: usize = 400;
+
+/// A call with a receipt. Dropped, it has ended as its connection did.
+#[derive(Debug)]
+pub struct Record {
+    session: Arc<Session>,
+    receipt: u64,
+    address: IpAddr,
+    begun: Instant,
+    /// Bytes of the connection before it.
+    before: [u64; 2],
+    pub status: Option<StatusCode>,
+    /// None: the call is over.
+    spending: Option<Spending>,
+}
+
+impl Record {
+    /// Waits for the receipt.
+    pub async fn begin(
+        session: &Arc<Session>,
+        parts: &Parts,
+        address: IpAddr,
+        spending: Spending,
+    ) -> Result<Record, Fault> {
+        let admission = &session.admission;
+        let event = Event::BrokerCalled {
+            instance: session.agent.instance.clone(),
+            name: admission.name.clone(),
+            port: admission.port,
+            address: address.to_string(),
+            secret: admission.secret.as_ref().map(|secret| secret.name.clone()),
+            method: parts.method.to_string(),
+            path: parts.uri.path().chars().take(PATH_CHARS_MAX).collect(),
+            model: spending.model(),
+            reserved: spending.reserved(),
+            rule: admission.rule.clone(),
+        };
+        match session.agent.receipt(event).await {
+            Ok(receipt) => Ok(Record {
+                session: session.clone(),
+                receipt,
+                address,
+                begun: Instant::now(),
+                before: session.bytes(),
+                status: None,
+                spending: Some(spending),
+            }),
+            Err(why) => {
+                spending.cancel();
+                Err(Fault::Failed(why))
+            }
+        }
+    }
+
+    /// The host's name.
+    pub fn host(&self) -> String {
+        self.session.admission.name.to_string()
+    }
+
+    /// The answer's head is there.
+    pub fn answered(&mut self, status: StatusCode, content_type: Option<&HeaderValue>) {
+        if let Some(spending) = &mut self.spending {
+            spending.answered(status.as_u16(), content_type.and_then(|kind| kind.to_str().ok()));
+        }
+    }
+
+    /// Bytes of the answer, before the guest gets them.
+    pub fn observe(&mut self, bytes: &Bytes) -> Result<(), End> {
+        let Some(Err(over)) = self.spending.as_mut().map(|spending| spending.push(bytes)) else {
+            return Ok(());
+        };
+        let what = format!("{}: {over}", self.host());
+        self.session.agent.deny(
+            &what,
+            "budget",
+            "ask for less in one call, or raise the budget in the manifest",
+        );
+        Err(End::Cut(Cut::Budget))
+    }
+
+    /// Whether the call is over.
+    pub fn is_over(&self) -> bool {
+        self.spending.is_none()
+    }
+
+    /// The whole answer was there.
+    pub fn whole(&mut self) {
+        if let Some(spending) = self.spending.take() {
+            let (usage_known, used) = spending.settle(true);
+            self.note("closed", usage_known, used);
+        }
+    }
+
+    /// The guest's connection ends for this reason, and the call with it.
+    pub fn stop(&mut self, end: End) {
+        self.end(end.word());
+        self.session.stop(end);
+    }
+
+    /// Nothing of the request left: what was reserved may be used for another way.
+    pub fn unsent(mut self) -> Result<Spending, Fault> {
+        let spending = self.spending.take();
+        self.note("failed", true, Spent::default());
+        spending.ok_or(Fault::Ends(End::Closed)) // it had none if it was over
+    }
+
+    /// The call ends in the middle.
+    pub fn end(&mut self, word: &str) {
+        if let Some(spending) = self.spending.take() {
+            let (usage_known, used) = spending.settle(false);
+            let word = self.session.pulse.is_cut().map_or(word, |cut| End::Cut(cut).word());
+            self.note(word, usage_known, used);
+        }
+    }
+
+    fn note(&self, word: &str, usage_known: bool, used: Spent) {
+        let Session { agent, admission, .. } = &*self.session;
+        let [out, inward] = self.session.bytes();
+        let [out_before, in_before] = self.before;
+        agent.node.receipts.record(Event::BrokerSettled {
+            instance: agent.instance.clone(),
+            receipt: self.receipt,
+            status: self.status.map(|status| status.as_u16()),
+            usage_known,
+            used,
+        });
+        agent.ended(ConnectionRecord {
+            unix_ms: unix_ms_now(),
+            instance: agent.instance.clone(),
+            name: admission.name.clone(),
+            port: admission.port,
+            address: self.address.to_string(),
+            bytes_out: out.saturating_sub(out_before),
+            bytes_in: inward.saturating_sub(in_before),
+            duration_ms: u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            rule: admission.rule.clone(),
+            end: word.to_owned(),
+            receipt: self.receipt,
+        });
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let word = self.session.end_word();
+        self.end(word);
+    }
+}
