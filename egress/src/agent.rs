@@ -10,7 +10,9 @@ use abi::manifest::Published;
 use abi::network::{NetworkGrant, SecretPolicy};
 use abi::{limits, log};
 use std::collections::BTreeMap;
+use std::io;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -48,6 +50,24 @@ pub struct Node {
 }
 
 impl Node {
+    /// With what is kept in `state`, and the key to its secrets in the TPM if there is one.
+    pub fn new(settings: Settings, receipts: Receipts, state: &Path, tpm: &Path) -> io::Result<Node> {
+        let receipts = Arc::new(receipts);
+        Ok(Node {
+            settings,
+            receipts: receipts.clone(),
+            denials: Denials::new(receipts),
+            records: Records::default(),
+            live: Live::read(state.join("policy.json")),
+            resolver: Resolver::default(),
+            trust: Trust::default(),
+            receipt_turns: Semaphore::new(limits::RECEIPTS_WAITING_MAX),
+            pipes: Pipes::default(),
+            secrets: Secrets::open(state, tpm)?,
+            meters: Meters::open(&state.join("meters"))?,
+        })
+    }
+
     /// Tells that somebody else's change of packet rules was undone.
     pub fn restored(&self, instance: Option<&Instance>, by: &str) {
         let whose = instance.map_or("node".to_owned(), Instance::to_string);

@@ -14,9 +14,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Where a node keeps them.
-pub const POLICY_PATH: &str = "/state/egress/policy.json";
-
 /// Why a change was not kept, or none can be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LiveError {

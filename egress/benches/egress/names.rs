@@ -7,16 +7,9 @@ use crate::field::{Field, within};
 use crate::figures::Figures;
 use crate::world::Running;
 use egress::agent::{Agent, Node};
-use egress::budget::Meters;
-use egress::denials::Denials;
 use egress::dns_server::DnsServer;
-use egress::live::Live;
-use egress::pipe::Pipes;
 use egress::policy::Policy;
 use egress::receipts::Receipts;
-use egress::records::Records;
-use egress::resolve::Resolver;
-use egress::secrets::Secrets;
 use egress::settings::Settings;
 use egress::workers::Workers;
 use std::fs;
@@ -25,7 +18,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
 
 const NAMES: usize = 32;
 const ADDRESS: &str = "100.64.0.1";
@@ -72,22 +64,17 @@ fn own(names: &[String], dir: &Path) -> Result<Arc<DnsServer>, String> {
     fs::write(dir.join("node.json"), config).map_err(|error| error.to_string())?;
     let settings =
         Settings::read(dir.join("node.json"), dir.join("none")).map_err(|error| error.to_string())?;
-    let receipts = Arc::new(Receipts::of_node().map_err(|error| error.to_string())?);
-    let node = Arc::new(Node {
-        settings,
-        denials: Denials::new(receipts.clone()),
-        receipts,
-        resolver: Resolver::default(),
-        receipt_turns: Semaphore::new(1),
-        pipes: Pipes::default(),
-        records: Records::default(),
-        live: Live::read(dir.join("policy.json")),
-        secrets: Secrets::open(dir, &dir.join("no-tpm")).map_err(|error| error.to_string())?,
-        meters: Meters::open(&dir.join("meters")).map_err(|error| error.to_string())?,
-    });
+    let receipts = Receipts::of_node().map_err(|error| error.to_string())?;
+    let node = Node::new(settings, receipts, dir, &dir.join("no-tpm")).map_err(|error| error.to_string())?;
     let manifest: Result<_, _> = names.iter().map(|name| name.parse()).collect();
     let policy = Policy { manifest: manifest.map_err(|_| "a name")?, ..Policy::default() };
-    let agent = Agent::new("bench.1".parse().map_err(|_| "an agent")?, policy, Vec::new(), Vec::new(), node);
+    let agent = Agent::new(
+        "bench.1".parse().map_err(|_| "an agent")?,
+        policy,
+        Vec::new(),
+        Vec::new(),
+        Arc::new(node),
+    );
     Ok(DnsServer::with_rate(Arc::new(agent), u32::MAX / 4))
 }
 

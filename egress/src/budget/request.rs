@@ -573,7 +573,8 @@ mod tests {
             let refused = plan(Api::Openai, "POST", "/v1/chat/completions", body.into(), &prices(), true);
             assert_eq!(refused.unwrap_err().rule, "budget", "{body}");
         }
-        let deep = format!("{{\"model\":\"m\",\"messages\":{}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
+        let deep =
+            format!("{{\"model\":\"m\",\"messages\":{}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
         assert!(plan(Api::Openai, "POST", "/v1/chat/completions", deep.into(), &prices(), true).is_err());
     }
 
