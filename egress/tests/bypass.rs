@@ -1,7 +1,6 @@
 //! Ways around the rules that need frames no agent can send: a guest's kernel, or a VMM, that was taken over writes what it likes into
 //! its TAP. The attacks that an agent itself can make are tried in real guests (system tests, `bypass::*`). Needs what network.rs needs.
 
-#[allow(dead_code, reason = "network.rs uses the rest")]
 mod world;
 
 use world::{Guest, Lease, World};

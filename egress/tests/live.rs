@@ -1,6 +1,5 @@
 //! What operators change while agents run, and what outsiders do to packet rules. Needs what network.rs needs.
 
-#[allow(dead_code, reason = "network.rs uses the rest")]
 mod world;
 
 use abi::control::{

@@ -1,7 +1,6 @@
 //! What an agent can reach and what it cannot, with real clients, packets, namespaces and the real binary.
 //! Needs root, iproute2, curl, dig (bind9-dnsutils), nftables, openssl and python3; without them the tests fail.
 
-#[allow(dead_code, reason = "the other tests use the rest")]
 mod world;
 
 use abi::ledger::Event;

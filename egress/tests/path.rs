@@ -1,7 +1,6 @@
 //! How bytes pass and what they hold meanwhile: dials, half-closes, readers that do not read, crowds of connections. Needs what
 //! network.rs needs.
 
-#[allow(dead_code, reason = "network.rs uses the rest")]
 mod world;
 
 use abi::ledger::Event;

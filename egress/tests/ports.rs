@@ -1,7 +1,6 @@
 //! Published ports: who gets into a guest through the node, who does not, and what a guest gets out of it. Needs what network.rs
 //! needs.
 
-#[allow(dead_code, reason = "network.rs uses the rest")]
 mod world;
 
 use abi::ledger::Event;

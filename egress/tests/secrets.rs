@@ -1,7 +1,6 @@
 //! Secrets and budgets through the door of the real binary, over its restarts, with a guest that spends.
 //! Needs what tests/network.rs needs.
 
-#[allow(dead_code, reason = "network.rs uses the rest")]
 mod world;
 
 use abi::control::{AgentBudget, Budgets, SecretEntry, Secrets};

@@ -8,7 +8,6 @@
 //! Ends with 1 when an aim was missed or something could not be measured. Needs root, dnsperf, dnsmasq-base, and what the tests need.
 
 #[path = "../../tests/world/mod.rs"]
-#[allow(dead_code, reason = "the tests use the rest")]
 mod world;
 
 mod field;

@@ -3,6 +3,8 @@
 //! egress runs as on a node: its own binary, user 201, four capabilities, descriptors 3 to 5, /run/nullbox, /state/egress. The guest's frames
 //! go through the TAP that a process without privileges opened by name.
 
+#![allow(dead_code, reason = "each file of tests uses a part of it")]
+
 use abi::control::{Attached, Denial, Denials, Grants, NetAttach, SecretValue};
 use abi::door::{Handoff, hand_over};
 use abi::identity::{Caller, Role};
