@@ -60,4 +60,4 @@ fuzz_target!(|input: &[u8]| {
         assert!(spent.input_tokens.saturating_add(spent.cache_tokens) <= plan.wanted.input_tokens.saturating_add(plan.wanted.cache_tokens));
         assert!(spent.micro_dollars <= plan.wanted.micro_dollars, "{spent:?} of {:?}", plan.wanted);
     }
-}
+});
