@@ -101,7 +101,7 @@ fn a_policy_or_a_value_of_another_file_is_refused() {
         fs::write(path("KEY"), text.replace(from, to)).unwrap();
         let secrets = open(dir.path());
         assert!(matches!(secrets.policy(&"KEY".parse().unwrap()), Err(SecretError::Damaged(_))), "{from}");
-        assert!(matches!(secrets.reveal(&policy("KEY", "evil.test")), Err(_)));
+        assert!(secrets.reveal(&policy("KEY", "evil.test")).is_err());
         assert!(
             secrets
                 .list()

@@ -107,7 +107,7 @@ mod tests {
         };
         let list = vec![one; 500];
         let fit = how_many_fit(&list);
-        assert!(fit >= limits::AGENTS_RUNNING_MAX && fit < 500, "{fit}");
+        assert!((limits::AGENTS_RUNNING_MAX..500).contains(&fit), "{fit}");
         let page = Budgets { agents: list[..fit].to_vec(), left_out: 500 - fit };
         assert!(serde_json::to_string(&page).unwrap().len() + 512 < limits::LINE_BYTES_MAX);
     }
