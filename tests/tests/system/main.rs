@@ -20,6 +20,7 @@ mod memory;
 mod network;
 mod ports;
 mod power;
+mod sealed;
 mod shared;
 mod slot;
 mod sound;
@@ -80,6 +81,7 @@ fn main() {
     trials.extend(boot::after());
     trials.extend(faults::trials());
     trials.extend(degraded::trials());
+    trials.extend(sealed::trials());
     trials.extend(time::trials());
     trials.extend(disks::trials());
     trials.extend(lives::trials());
