@@ -36,8 +36,8 @@ const GROUPS: &[&[Command]] = &[
     disks::COMMANDS,
     image::COMMANDS,
     net::COMMANDS,
-    services::COMMANDS,
     spend::COMMANDS,
+    services::COMMANDS,
     local::COMMANDS,
 ];
 

@@ -1,8 +1,8 @@
-//! `net`: what operators change, and see, of what agents may reach.
+//! `net`: what agents may reach, what was refused to them, and what operators change of it.
 
-use super::AGENT;
+use super::{AGENT, FOLLOW};
 use crate::cli::{Command, Opt, switch, valued};
-use crate::run::net::live;
+use crate::run::net::{self, live};
 
 const GRANT: [Opt; 5] = [
     valued("for", "TIME", "ends after so long (90s, 10m, 2h, 1d); else with the agent's network"),
@@ -14,6 +14,29 @@ const GRANT: [Opt; 5] = [
 
 /// In the order of the help.
 pub const COMMANDS: &[Command] = &[
+    Command {
+        path: "net grants",
+        arguments: &[],
+        rest: "",
+        about: "names each running agent may reach, and its traffic",
+        details: "HOW says what narrows or widens an entry, and whether it is live: granted while the agent runs (net allow).",
+        options: &[],
+        examples: &[("nullctl net grants", "")],
+        run: net::grants,
+    },
+    Command {
+        path: "net denials",
+        arguments: &[],
+        rest: "",
+        about: "what was refused, by which rule, and how to grant it",
+        details: "",
+        options: &[AGENT, FOLLOW],
+        examples: &[
+            ("nullctl net denials", "of all agents"),
+            ("nullctl net denials --agent researcher -f", "watch one"),
+        ],
+        run: net::denials,
+    },
     Command {
         path: "net allow",
         arguments: &["AGENT", "NAME[:PORT]"],

@@ -1,34 +1,11 @@
-//! `net`, `memory`, `ledger`: what the other services know.
+//! `memory`, `ledger`: what ctxgraph knows.
 
 use super::{AGENT, FOLLOW, PAGE};
 use crate::cli::{Command, switch, valued};
-use crate::run::{ledger, memory, net};
+use crate::run::{ledger, memory};
 
 /// In the order of the help.
 pub const COMMANDS: &[Command] = &[
-    Command {
-        path: "net grants",
-        arguments: &[],
-        rest: "",
-        about: "names each running agent may reach, and its traffic",
-        details: "HOW says what narrows or widens an entry, and whether it is live: granted while the agent runs (net allow).",
-        options: &[],
-        examples: &[("nullctl net grants", "")],
-        run: net::grants,
-    },
-    Command {
-        path: "net denials",
-        arguments: &[],
-        rest: "",
-        about: "what was refused, by which rule, and how to grant it",
-        details: "",
-        options: &[AGENT, FOLLOW],
-        examples: &[
-            ("nullctl net denials", "of all agents"),
-            ("nullctl net denials --agent researcher -f", "watch one"),
-        ],
-        run: net::denials,
-    },
     Command {
         path: "memory list",
         arguments: &[],
