@@ -125,7 +125,7 @@ fn start() -> Result<Bench> {
     let prey = "\"web.test\", \"*.cdn.test\", \"rebind.test:80\", \"alias.test:80\", \"inward.test:80\", \"loop.test:80\", \
                 \"metadata.test:80\"";
     config.file("agents/prey.toml", &manifest("prey", prey))?;
-    let client = "\"api.test:443\", \"evil.test\", \"web.test\"";
+    let client = "\"api.test\", \"evil.test\", \"web.test\"";
     let spends = "credential_refs = [\"API_KEY\"]\nmax_api_calls_per_hour = 1000\n\
                   budget = { period = \"total\", max_output_tokens = 5000, max_micro_dollars = 1000000 }\n";
     config.file("agents/client.toml", &format!("{}{spends}", manifest("client", client)))?;
@@ -420,7 +420,7 @@ fn flushed_rules() -> Result<()> {
     let processes = bench.node.fault("ps")?;
     let vmms: Vec<&str> = processes
         .lines()
-        .filter(|line| line.contains("cage-vmm"))
+        .filter(|line| line.ends_with("libkrun"))
         .filter_map(|line| line.split_whitespace().next())
         .collect();
     ensure!(!vmms.is_empty(), "no VMM in {processes}");

@@ -538,7 +538,7 @@ pub const BROKER_ROWS: &[Row] = &[
             "raw",
             BROKER,
             "80",
-            "POST /v1/chat/completions HTTP/1.1\\r\\nHost: api.test.broker.internal\\r\\nContent-Type: application/json\\r\\nContent-Length: 33\\r\\n\\r\\n{\"model\":\"free-lunch\",\"messages\":[]}",
+            "POST /v1/chat/completions HTTP/1.1\\r\\nHost: api.test.broker.internal\\r\\nContent-Type: application/json\\r\\nContent-Length: 36\\r\\n\\r\\n{\"model\":\"free-lunch\",\"messages\":[]}",
         ],
         unanswered,
         Some(("free-lunch", "unknown-model")),
