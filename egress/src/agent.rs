@@ -349,17 +349,25 @@ impl Agent {
     /// is none. Its end will be a record, for which there must be room. An agent that wants many gets them in its share of turns, so
     /// that another's first one waits for few.
     pub async fn receipt(&self, event: Event) -> Result<u64, String> {
-        let _share = self.receipt_turns.acquire().await.map_err(|error| error.to_string())?;
         self.node.receipts.room().await;
-        let _turn = self.node.receipt_turns.acquire().await.map_err(|error| error.to_string())?;
         let receipts = self.node.receipts.clone();
-        let error = match tokio::task::spawn_blocking(move || receipts.durable(event)).await {
+        let error = match self.in_turn(move || receipts.durable(event)).await {
             Ok(Ok(receipt)) => return Ok(receipt.seq),
             Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
+            Err(error) => error,
         };
         log::error("no_receipt", &[("agent", &self.instance), ("error", &error)]);
         Err(format!("no receipt, so no connection: {error}"))
+    }
+
+    /// Runs what waits for a disk on a thread of its own, when it is the agent's turn.
+    pub async fn in_turn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, String> {
+        let _share = self.receipt_turns.acquire().await.map_err(|error| error.to_string())?;
+        let _turn = self.node.receipt_turns.acquire().await.map_err(|error| error.to_string())?;
+        tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())
     }
 
     /// The agent's line in `net.grants`, with its lists or without.

@@ -3,9 +3,10 @@
 
 mod world;
 
-use abi::control::NetAttach;
+use abi::control::{AgentBudget, Budgets, NetAttach};
 use abi::ledger::Event;
-use abi::network::{Api, Budget, NetworkGrant, SecretPolicy};
+use abi::limits;
+use abi::network::{Api, Budget, NetworkGrant, Price, SecretPolicy};
 use abi::node::NodeConfig;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use serde_json::json;
@@ -54,8 +55,11 @@ fn leaf(name: &str) -> CertificateParams {
 
 /// A world whose node trusts the authority, with two hosts under it.
 fn trusting() -> (World, Authority) {
+    trusting_with(NodeConfig::default())
+}
+
+fn trusting_with(mut config: NodeConfig) -> (World, Authority) {
     let authority = Authority::new("test authority");
-    let mut config = NodeConfig::default();
     config.network.authorities = vec![authority.pem.clone()];
     let world = World::with(config);
     for host in [HOST, "other.test"] {
@@ -359,20 +363,20 @@ fn each_event_arrives_before_the_next_is_sent() {
 #[test]
 fn large_bodies_pass_both_ways_and_too_large_ones_do_not() {
     let (world, _lease, guest) = brokered();
-    let said = guest.text(&format!("curl -sS -m 30 {BASE}/big | sha256sum"));
+    let said = guest.text(&format!("curl -sS -m 50 {BASE}/big | sha256sum"));
     let expected = guest.text("for i in $(seq 1 524288); do echo -n 0123456789abcdef; done | sha256sum");
     assert_eq!(said, expected);
     let said = guest.text(&format!(
-        "head -c 8000000 /dev/zero > /tmp/up.$$; curl -sS -m 30 {BASE}/up --data-binary @/tmp/up.$$; \
-         curl -sS -m 30 {BASE}/chunked -H 'Transfer-Encoding: chunked' -T /tmp/up.$$; sha256sum < /tmp/up.$$; rm /tmp/up.$$"
+        "head -c 8000000 /dev/zero > /tmp/up.$$; curl -sS -m 50 {BASE}/up --data-binary @/tmp/up.$$; \
+         curl -sS -m 50 {BASE}/chunked -H 'Transfer-Encoding: chunked' -T /tmp/up.$$; sha256sum < /tmp/up.$$; rm /tmp/up.$$"
     ));
     let digest = said.lines().last().unwrap().split(' ').next().unwrap();
     assert!(said.contains(&format!("POST /up 8000000 {digest}")), "{said}");
     assert!(said.contains(&format!("PUT /chunked 8000000 {digest}")), "{said}");
     let said =
-        guest.text(&format!("head -c 17000000 /dev/zero | curl -sS -m 30 -i {BASE}/up --data-binary @-"));
+        guest.text(&format!("head -c 17000000 /dev/zero | curl -sS -m 50 -i {BASE}/up --data-binary @-"));
     assert!(said.contains("413") && said.contains("rule: limit"), "{said}");
-    let said = guest.text(&format!("head -c 17000000 /dev/zero | curl -sS -m 30 -i -X POST {BASE}/up -T -"));
+    let said = guest.text(&format!("head -c 17000000 /dev/zero | curl -sS -m 50 -i -X POST {BASE}/up -T -"));
     assert!(said.contains("413") || said.contains("curl: ("), "{said}");
     world.denied("limit", "a body of more than 16777216 bytes");
     assert!(!world.seen().contains("body=17000000"), "a whole one left");
@@ -505,4 +509,154 @@ fn a_head_that_does_not_end_and_a_lease_that_does_are_cut() {
     let settled =
         |event: &Event| matches!(event, Event::BrokerSettled { status: None, usage_known: false, .. });
     world.eventually(|| world.events.lock().unwrap().iter().any(settled));
+}
+
+/// An agent with an OpenAI key and this budget; the node has a price for `m-1`.
+fn metered(budget: Budget) -> (World, Lease, Guest) {
+    let mut config = NodeConfig::default();
+    let price = Price {
+        input: 2_000_000,
+        cache_read: 1_000_000,
+        cache_write: 2_000_000,
+        output: 8_000_000,
+        input_tokens_max: 8_000,
+        output_tokens_max: 1_000,
+    };
+    config.prices.insert("m-1".into(), price);
+    let (world, _) = trusting_with(config);
+    world.set_secret(&SecretPolicy { api: Api::Openai, ..secret("OPENAI_KEY", HOST) }, SECRET);
+    let asked = NetAttach { budget, ..asked(&[grant(HOST)], &["OPENAI_KEY"]) };
+    let lease = world.ask_network(&asked, None).unwrap();
+    let guest = world.guest(&lease);
+    (world, lease, guest)
+}
+
+fn chat(guest: &Guest, more: &str) -> String {
+    guest.text(&format!(
+        "curl -sS -N -i -m 10 {BASE}/v1/chat/completions -H 'Content-Type: application/json' \
+         -d '{{\"model\":\"m-1\",\"messages\":[{{\"role\":\"user\",\"content\":\"hi\"}}],\"max_tokens\":100{more}}}'"
+    ))
+}
+
+fn spent(world: &World) -> AgentBudget {
+    let budgets: Budgets = serde_json::from_value(world.call("net.budget", json!({}))).unwrap();
+    budgets.agents[0].clone()
+}
+
+#[test]
+fn a_call_costs_what_its_host_reports_and_a_silent_host_costs_the_reservation() {
+    let budget = Budget { output_tokens_max: Some(250), ..Budget::default() };
+    let (world, lease, guest) = metered(budget);
+    assert_eq!(lease.attached.env["OPENAI_BASE_URL"], format!("{BASE}/v1"));
+    assert!(chat(&guest, "").contains("\"completion_tokens\": 5"));
+    assert_eq!(spent(&world).used.output_tokens, 5);
+    let said = chat(&guest, ",\"stream\":true");
+    assert!(said.contains("\"content\":\"2\"") && said.contains("[DONE]"), "{said}");
+    let now = spent(&world);
+    assert_eq!((now.used.output_tokens, now.used.input_tokens, now.reserved.output_tokens), (10, 20, 0));
+    assert_eq!(now.used.micro_dollars, 2 * (10 * 2 + 5 * 8));
+    assert!(chat(&guest, ",\"user\":\"silent\"").contains("200 OK"));
+    assert_eq!(spent(&world).reserved.output_tokens, 100, "nobody said what it used");
+    let settled = |event: &Event| matches!(event, Event::BrokerSettled { usage_known: false, used, .. } if used.output_tokens == 100);
+    world.eventually(|| world.events.lock().unwrap().iter().any(settled));
+    let called = |event: &Event| {
+        matches!(event, Event::BrokerCalled { model: Some(model), reserved, .. }
+            if model == "m-1" && reserved.output_tokens == 100)
+    };
+    assert!(world.events.lock().unwrap().iter().any(called));
+    // 110 of 250 are gone: one more fits, two do not.
+    assert!(chat(&guest, ",\"user\":\"silent\"").contains("200 OK"));
+    let said = chat(&guest, "");
+    assert!(said.contains("403 Forbidden") && said.contains("rule: budget"), "{said}");
+    assert!(said.contains("raise ") && said.contains("nullctl net budget a --reset"), "{said}");
+    world.denied("budget", "POST /v1/chat/completions at api.test");
+    assert_eq!(world.seen().matches("POST /v1/chat/completions").count(), 4, "{}", world.seen());
+}
+
+#[test]
+fn calls_at_the_same_time_cannot_overspend() {
+    let (world, _lease, guest) = metered(Budget { output_tokens_max: Some(500), ..Budget::default() });
+    let one = format!(
+        "curl -sS -m 20 -o /dev/null -w '%{{http_code}}\\n' {BASE}/v1/chat/completions \
+         -d '{{\"model\":\"m-1\",\"messages\":[],\"max_tokens\":100,\"user\":\"silent\"}}'"
+    );
+    let said = guest.text(&format!("for i in $(seq 20); do {one} & done; wait"));
+    assert_eq!((said.matches("200").count(), said.matches("403").count()), (5, 15), "{said}");
+    assert_eq!(world.seen().matches("POST /v1/chat/completions").count(), 5);
+}
+
+#[test]
+fn a_stream_that_uses_more_than_was_reserved_is_cut_and_unknown_models_are_refused() {
+    let (world, _lease, guest) = metered(Budget { micro_dollars_max: Some(1_000_000), ..Budget::default() });
+    let said = chat(&guest, ",\"stream\":true,\"user\":\"greedy\"");
+    assert!(said.contains("curl: (") && !said.contains("[DONE]") && !said.contains("50000"), "{said}");
+    world.denied("budget", "api.test: the answer has 50000 output tokens, and 100 were reserved");
+    assert!(spent(&world).used.output_tokens >= 50_000);
+    let ended = |event: &Event| matches!(event, Event::NetEnded { end, .. } if end == "budget");
+    world.eventually(|| world.events.lock().unwrap().iter().any(ended));
+    let said = guest.text(&format!(
+        "curl -sS -i -m 10 {BASE}/v1/chat/completions -d '{{\"model\":\"m-2\",\"messages\":[]}}'; \
+         curl -sS -i -m 10 {BASE}/v1/images/generations -d '{{}}'"
+    ));
+    assert!(said.contains("rule: unknown-model") && said.contains("[prices.\"m-2\"]"), "{said}");
+    assert_eq!(said.matches("403 Forbidden").count(), 2, "{said}");
+    assert!(!world.seen().contains("images"), "{}", world.seen());
+}
+
+#[test]
+fn bytes_and_calls_through_the_broker_are_bounded() {
+    let (world, _) = trusting();
+    world.set_secret(&secret("API_KEY", HOST), SECRET);
+    let budget = Budget { calls_per_hour_max: Some(3), bytes_max: Some(1_000_000), ..Budget::default() };
+    let asked = NetAttach { budget, ..asked(&[grant(HOST)], &["API_KEY"]) };
+    let lease = world.ask_network(&asked, None).unwrap();
+    let guest = world.guest(&lease);
+    assert!(guest.text(&format!("curl -sS -m 10 {BASE}/one {BASE}/two")).contains("GET /two"));
+    let said = guest.text(&format!("curl -sS -m 50 {BASE}/big | wc -c"));
+    assert!(said.contains("curl: (") && !said.contains("8388608"), "{said}");
+    world.denied("budget", "bytes");
+    let said = guest.text(&format!("curl -sS -m 10 -i {BASE}/four"));
+    assert!(said.contains("rule: budget"), "{said}");
+    assert!(!world.seen().contains("/four"), "{}", world.seen());
+}
+
+#[test]
+fn a_revoked_name_cuts_the_call_under_way() {
+    let (world, _lease, guest) = brokered();
+    let mut open = guest.spawn_python(
+        "import http.client\nc = http.client.HTTPConnection('api.test.broker.internal', timeout=15)\n\
+         c.request('GET', '/events'); r = c.getresponse()\nprint(r.readline(), flush=True)\n\
+         try: print('more', r.read())\nexcept Exception as e: print('cut', e)",
+    );
+    let mut lines = BufReader::new(open.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("event 0"));
+    world.order("net.deny", json!({ "agent": "a", "name": HOST })).unwrap();
+    assert!(lines.next().unwrap().unwrap().contains("cut"));
+    let ended = |event: &Event| matches!(event, Event::NetEnded { end, .. } if end == "revoked");
+    world.eventually(|| world.events.lock().unwrap().iter().any(ended));
+    let said = guest.text(&format!("curl -sS -m 10 {BASE}/after"));
+    assert!(said.contains("curl: (") || said.contains("rule: denied"), "{said}");
+    assert!(!world.seen().contains("/after"), "{}", world.seen());
+    assert!(open.wait().unwrap().success());
+}
+
+#[test]
+fn an_agents_calls_wait_for_each_other_above_their_bound() {
+    let (world, _lease, guest) = brokered();
+    let many = guest.spawn_python(
+        "import http.client, threading\ndef one(done):\n\
+         \x20 c = http.client.HTTPConnection('api.test.broker.internal', timeout=18)\n\
+         \x20 c.request('GET', '/events'); done.append(c.getresponse().read().count(b'event'))\n\
+         done = []\nall = [threading.Thread(target=one, args=(done,)) for _ in range(40)]\n\
+         for t in all: t.start()\nfor t in all: t.join()\nprint(done.count(3))",
+    );
+    let calls = || world.seen().matches("GET /events").count();
+    world.eventually(|| calls() >= limits::BROKER_CALLS_PER_AGENT_MAX);
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert_eq!(calls(), limits::BROKER_CALLS_PER_AGENT_MAX);
+    for number in 0..3 {
+        fs::write(world.dir.join(format!("go{number}")), "").unwrap();
+    }
+    let done = String::from_utf8(many.wait_with_output().unwrap().stdout).unwrap();
+    assert_eq!((done.trim(), calls()), ("40", 40));
 }

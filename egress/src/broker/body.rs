@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::record::Record;
 use super::reflect::Scan;
@@ -93,6 +94,8 @@ pub struct Answer {
     pub incoming: Incoming,
     pub scan: Option<Scan>,
     pub record: Record,
+    /// One of the agent's calls, until the guest has its answer.
+    pub _turn: OwnedSemaphorePermit,
 }
 
 impl Answer {

@@ -10,6 +10,7 @@ use hyper::http::request::{Builder, Parts};
 use hyper::{Method, Request, Response, StatusCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::body::{Answer, Inbound, reflected};
 use super::record::Record;
@@ -93,19 +94,20 @@ pub async fn answer(session: Arc<Session>, request: Request<Incoming>) -> Result
 async fn call(session: &Arc<Session>, request: Request<Incoming>) -> Result<Response<Inbound>, Fault> {
     let (parts, incoming) = request.into_parts();
     judge(session, &parts)?;
-    let _turn = session.agent.desk.calls.acquire().await.map_err(|_| Fault::Ends(End::Closed))?;
+    let calls = session.agent.desk.calls.clone();
+    let turn = calls.acquire_owned().await.map_err(|_| Fault::Ends(End::Closed))?;
     let credential = match &session.admission.secret {
         Some(policy) => Some(credential(session, policy)?),
         None => None,
     };
+    let head = head(session, &parts, credential.as_ref())?;
     let too_long = Arc::new(AtomicBool::new(false));
     let (body, spending) = spending::plan(session, &parts, incoming, &too_long).await?;
-    let head = head(session, &parts, credential.as_ref())?;
     let sent = route::send(session, &parts, head, body, spending).await;
     let (sent, record) =
         sent.map_err(|fault| if too_long.load(Ordering::Relaxed) { body_too_long(session) } else { fault })?;
     let needle = credential.map(|credential| credential.needle);
-    inbound(session, sent, record, needle)
+    inbound(session, sent, record, needle, turn)
 }
 
 /// The secret, taken from the store for this call only.
@@ -195,6 +197,7 @@ fn inbound(
     answered: Response<Incoming>,
     mut record: Record,
     needle: Option<Needle>,
+    turn: OwnedSemaphorePermit,
 ) -> Result<Response<Inbound>, Fault> {
     let admission = &session.admission;
     let (parts, incoming) = answered.into_parts();
@@ -221,7 +224,7 @@ fn inbound(
     let with_secret = needle.is_some();
     let headers = fields::inward(&parts.headers, &admission.name, admission.port, admission.way, with_secret);
     let over = incoming.is_end_stream();
-    let mut answer = Answer { incoming, scan: needle.map(Scan::new), record };
+    let mut answer = Answer { incoming, scan: needle.map(Scan::new), record, _turn: turn };
     if over {
         answer.record.whole();
     }

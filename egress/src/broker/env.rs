@@ -98,7 +98,7 @@ mod tests {
                 secret("ANTHROPIC", "api.anthropic.test", Api::Anthropic),
                 secret("EXA_API_KEY", "api.exa.test", Api::Plain),
                 secret("GIT_TOKEN", "git.test", Api::Plain),
-                secret("_KEY", "odd.test", Api::Plain),
+                secret("KEY", "odd.test", Api::Plain),
             ],
         );
         let shown: Vec<String> = env.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -109,10 +109,10 @@ mod tests {
                 "ANTHROPIC_BASE_URL=http://api.anthropic.test.broker.internal",
                 "EXA_BASE_URL=http://api.exa.test.broker.internal",
                 "GIT_BASE_URL=http://git.test.broker.internal",
+                "KEY_BASE_URL=http://odd.test.broker.internal",
                 "OPENAI_API_KEY=provided-by-nullbox",
                 "OPENAI_BASE_URL=http://api.openai.test.broker.internal/v1",
                 "OTHER_AI_BASE_URL=http://other.test.broker.internal",
-                "_KEY_BASE_URL=http://odd.test.broker.internal",
             ]
         );
     }

@@ -53,7 +53,7 @@ const TLS_HANDSHAKE: u8 = 22;
 #[derive(Debug)]
 pub struct Desk {
     /// Calls at a time.
-    calls: Semaphore,
+    calls: Arc<Semaphore>,
     /// Bytes of bodies that are read whole.
     bodies: Semaphore,
     /// Set when the agent's network is made, if a name is intercepted.
@@ -63,7 +63,7 @@ pub struct Desk {
 impl Default for Desk {
     fn default() -> Desk {
         Desk {
-            calls: Semaphore::new(limits::BROKER_CALLS_PER_AGENT_MAX),
+            calls: Arc::new(Semaphore::new(limits::BROKER_CALLS_PER_AGENT_MAX)),
             bodies: Semaphore::new(spending::BODIES_BYTES_MAX as usize),
             authority: OnceLock::new(),
         }

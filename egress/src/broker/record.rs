@@ -10,7 +10,7 @@ use hyper::StatusCode;
 use hyper::header::HeaderValue;
 use hyper::http::request::Parts;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 
 use super::Session;
@@ -36,44 +36,71 @@ pub struct Record {
     spending: Option<Spending>,
 }
 
-impl Record {
-    /// Waits for the receipt.
-    pub async fn begin(
-        session: &Arc<Session>,
-        parts: &Parts,
-        address: IpAddr,
-        spending: Spending,
-    ) -> Result<Record, Fault> {
-        let admission = &session.admission;
+/// Receipts of one call, one for each address that is tried for it. What is not won by the time this is dropped came to nothing, and is
+/// recorded as that.
+#[derive(Debug)]
+pub struct Attempts<'a> {
+    session: &'a Arc<Session>,
+    parts: &'a Parts,
+    model: Option<String>,
+    reserved: Spent,
+    open: Mutex<Vec<(IpAddr, u64, Instant)>>,
+}
+
+impl<'a> Attempts<'a> {
+    /// None yet.
+    pub fn new(session: &'a Arc<Session>, parts: &'a Parts, spending: &Spending) -> Attempts<'a> {
+        let (model, reserved) = (spending.model(), spending.reserved());
+        Attempts { session, parts, model, reserved, open: Mutex::default() }
+    }
+
+    /// Waits for a receipt; its place in the ledger.
+    pub async fn receipt(&self, address: IpAddr) -> Result<u64, String> {
+        let Session { agent, admission, .. } = &**self.session;
         let event = Event::BrokerCalled {
-            instance: session.agent.instance.clone(),
+            instance: agent.instance.clone(),
             name: admission.name.clone(),
             port: admission.port,
             address: address.to_string(),
             secret: admission.secret.as_ref().map(|secret| secret.name.clone()),
-            method: parts.method.to_string(),
-            path: parts.uri.path().chars().take(PATH_CHARS_MAX).collect(),
-            model: spending.model(),
-            reserved: spending.reserved(),
+            method: self.parts.method.to_string(),
+            path: self.parts.uri.path().chars().take(PATH_CHARS_MAX).collect(),
+            model: self.model.clone(),
+            reserved: self.reserved,
             rule: admission.rule.clone(),
         };
-        match session.agent.receipt(event).await {
-            Ok(receipt) => Ok(Record {
-                session: session.clone(),
-                receipt,
-                address,
-                begun: Instant::now(),
-                before: session.bytes(),
-                status: None,
-                spending: Some(spending),
-            }),
-            Err(why) => {
-                spending.cancel();
-                Err(Fault::Failed(why))
-            }
-        }
+        let receipt = agent.receipt(event).await?;
+        self.open().push((address, receipt, Instant::now()));
+        Ok(receipt)
     }
 
+    /// The call goes on by this one.
+    pub fn win(self, address: IpAddr, receipt: u64, spending: Spending) -> Record {
+        self.open().retain(|(_, other, _)| *other != receipt);
+        self.record(address, receipt, Instant::now(), Some(spending))
+    }
+
+    fn open(&self) -> MutexGuard<'_, Vec<(IpAddr, u64, Instant)>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn record(&self, address: IpAddr, receipt: u64, begun: Instant, spending: Option<Spending>) -> Record {
+        let session = self.session.clone();
+        let before = session.bytes();
+        Record { session, receipt, address, begun, before, status: None, spending }
+    }
+}
+
+impl Drop for Attempts<'_> {
+    fn drop(&mut self) {
+        let lost = std::mem::take(&mut *self.open());
+        for (address, receipt, begun) in lost {
+            self.record(address, receipt, begun, None).note("failed", true, Spent::default());
+        }
+    }
+}
+
+impl Record {
     /// The host's name.
     pub fn host(&self) -> String {
         self.session.admission.name.to_string()

@@ -87,6 +87,7 @@ pub struct Found;
 pub struct Scan {
     needle: Needle,
     begun: Vec<Begun>,
+    spare: Vec<Begun>,
     /// The end of what came, as long as the longest of `begun`.
     held: Zeroizing<Vec<u8>>,
 }
@@ -117,16 +118,19 @@ struct Escape {
 impl Scan {
     /// At the beginning of a stream.
     pub fn new(needle: Needle) -> Scan {
-        Scan { needle, begun: Vec::new(), held: Zeroizing::default() }
+        Scan { needle, begun: Vec::new(), spare: Vec::new(), held: Zeroizing::default() }
     }
 
     /// Takes bytes; what may be passed on is appended to `out`. After `Found` the stream must be cut.
     pub fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Found> {
-        for byte in bytes {
-            let may_begin = self.needle.starts.get(usize::from(*byte)).is_none_or(|starts| *starts);
-            if may_begin || !self.begun.is_empty() {
-                self.step(*byte, may_begin)?;
-            }
+        let starts = self.needle.starts.clone();
+        let may_begin = |byte: &u8| starts.get(usize::from(*byte)).is_none_or(|starts| *starts);
+        let mut rest = bytes.iter();
+        loop {
+            // Most bytes begin nothing.
+            let next = if self.begun.is_empty() { rest.find(|byte| may_begin(byte)) } else { rest.next() };
+            let Some(byte) = next else { break };
+            self.step(*byte, may_begin(byte))?;
         }
         let hold = self.begun.iter().map(|begun| begun.taken).max().unwrap_or(0);
         let free = (self.held.len() + bytes.len()).saturating_sub(hold);
@@ -144,9 +148,10 @@ impl Scan {
     }
 
     fn step(&mut self, byte: u8, may_begin: bool) -> Result<(), Found> {
-        let before = std::mem::take(&mut self.begun);
+        // Two lists that take turns, so that a step allocates nothing.
+        let mut before = std::mem::replace(&mut self.begun, std::mem::take(&mut self.spare));
         let fresh = (0..self.needle.patterns.len()).filter(|_| may_begin).map(Begun::at_start);
-        for begun in before.into_iter().chain(fresh) {
+        for begun in before.drain(..).chain(fresh) {
             let Some(pattern) = self.needle.patterns.get(begun.pattern) else { continue };
             for next in begun.after(byte, pattern).into_iter().flatten() {
                 if next.at == pattern.bytes.len() {
@@ -155,6 +160,7 @@ impl Scan {
                 self.begun.push(next);
             }
         }
+        self.spare = before;
         if self.begun.len() > MERGE_ABOVE {
             // Of those that differ only in where they began, the first in this order began first.
             self.begun.sort_unstable_by(|a, b| b.cmp(a));

@@ -6,16 +6,14 @@ use abi::limits;
 use hyper::body::Incoming;
 use hyper::http::request::{Builder, Parts};
 use hyper::{Request, Response};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Session;
 use super::body::Outbound;
 use super::call::Fault;
-use super::record::Record;
+use super::record::{Attempts, Record};
 use super::spending::Spending;
 use super::upstream::{self, Counted, Upstream};
 use crate::proxy;
@@ -36,7 +34,11 @@ pub async fn send(
     if let Some(mut used) = upstream.take()
         && matches!(timeout(FREE, used.sender.ready()).await, Ok(Ok(())))
     {
-        let record = Record::begin(session, parts, used.address, spending).await?;
+        let attempts = Attempts::new(session, parts, &spending);
+        let record = match attempts.receipt(used.address).await {
+            Ok(receipt) => attempts.win(used.address, receipt, spending),
+            Err(why) => return Err(unsent(spending, why)),
+        };
         match exchange(&mut used, request, record).await? {
             Exchanged::Answered(response, record) => {
                 *upstream = Some(used);
@@ -92,42 +94,40 @@ fn why(error: &dyn std::error::Error) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
+/// Nothing left, so nothing was spent.
+fn unsent(spending: Spending, why: String) -> Fault {
+    spending.cancel();
+    Fault::Failed(why)
+}
+
 /// A connection to one of the name's addresses, each judged now, a receipt before each.
 async fn dial(
     session: &Arc<Session>,
     parts: &Parts,
-    mut spending: Spending,
+    spending: Spending,
 ) -> Result<(Upstream, Record), Fault> {
     let Session { agent, admission, tally, pulse, .. } = &**session;
     let authorities = &agent.node.settings.now().config.network.authorities;
-    let ready = async {
-        let config = agent.node.trust.client(authorities).map_err(Fault::Failed)?;
-        Ok((config, proxy::dial_list(agent, admission).await?))
+    let config = match agent.node.trust.client(authorities) {
+        Ok(config) => config,
+        Err(why) => return Err(unsent(spending, why)),
     };
-    let (config, addresses) = match ready.await {
-        Ok(ready) => ready,
-        Err(fault) => {
+    let addresses = match proxy::dial_list(agent, admission).await {
+        Ok(addresses) => addresses,
+        Err(end) => {
             spending.cancel();
-            return Err(fault);
+            return Err(end.into());
         }
     };
-    let mut last = String::from("no address");
-    for address in addresses {
-        let record = Record::begin(session, parts, address, spending).await?;
-        let dialled = TcpStream::connect(SocketAddr::new(address, admission.port));
-        let opened = match timeout(Duration::from_millis(limits::DIAL_MS_MAX), dialled).await {
-            Ok(Ok(tcp)) => {
-                let tcp = Counted::new(tcp, agent.clone(), tally.clone(), pulse.clone());
-                upstream::open(tcp, address, &admission.name, config.clone()).await
-            }
-            Ok(Err(error)) => Err(format!("{address}: {error}")),
-            Err(_) => Err(format!("{address}: no answer within {} ms", limits::DIAL_MS_MAX)),
-        };
-        match opened {
-            Ok(upstream) => return Ok((upstream, record)),
-            Err(why) => (last, spending) = (why, record.unsent()?),
-        }
+    let attempts = Attempts::new(session, parts, &spending);
+    let found = match proxy::dial(&addresses, admission.port, &|address| attempts.receipt(address)).await {
+        Ok(found) => found,
+        Err(why) => return Err(unsent(spending, format!("`{}` cannot be reached: {why}", admission.name))),
+    };
+    let record = attempts.win(found.address, found.receipt, spending);
+    let tcp = Counted::new(found.server, agent.clone(), tally.clone(), pulse.clone());
+    match upstream::open(tcp, found.address, &admission.name, config).await {
+        Ok(upstream) => Ok((upstream, record)),
+        Err(why) => Err(unsent(record.unsent()?, why)),
     }
-    spending.cancel();
-    Err(Fault::Failed(format!("`{}` cannot be reached: {last}", admission.name)))
 }

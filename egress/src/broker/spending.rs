@@ -157,9 +157,7 @@ async fn reserve(
         rule,
         remedy,
     };
-    // Reading a body and writing a meter take their time; who waits for the disk is bounded as for receipts.
-    let _turn = agent.node.receipt_turns.acquire().await.map_err(|_| Fault::Ends(End::Closed))?;
-    match tokio::task::spawn_blocking(planned).await {
+    match agent.in_turn(planned).await {
         Ok(Ok(reserved)) => Ok(reserved),
         Ok(Err(Unspendable::Unplanned(unplanned))) => {
             Err(refused(unplanned.because, unplanned.rule, unplanned.remedy))
@@ -168,7 +166,7 @@ async fn reserve(
             Err(refused(exhausted.what(), "budget", exhausted.remedy()))
         }
         Ok(Err(Unspendable::Budget(unkept))) => Err(Fault::Failed(unkept.to_string())),
-        Err(error) => Err(Fault::Failed(error.to_string())),
+        Err(error) => Err(Fault::Failed(error)),
     }
 }
 

@@ -62,6 +62,24 @@ def wait_for(path):
         time.sleep(0.01)
 
 
+def chat(stream, asked):
+    """OpenAI's chat completions, as far as it goes. `user` says how honest the host is."""
+    used = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    if asked.get("user") == "greedy":
+        used["completion_tokens"] = 50_000
+    if not asked.get("stream"):
+        told = {} if asked.get("user") == "silent" else {"usage": used}
+        answer(stream, "200 OK", [("Content-Type", "application/json")], json.dumps({"choices": [], **told}).encode())
+        return
+    begin_events(stream)
+    for number in range(3):
+        chunk(stream, b'data: {"choices":[{"delta":{"content":"%d"}}]}\n\n' % number)
+    if asked.get("stream_options", {}).get("include_usage") and asked.get("user") != "silent":
+        chunk(stream, b"data: %s\n\n" % json.dumps({"choices": [], "usage": used}).encode())
+    chunk(stream, b"data: [DONE]\n\n")
+    chunk(stream, b"")
+
+
 def serve(stream, name, directory, seen):
     waiting = b""
     while (request := read_request(stream, waiting)) is not None:
@@ -111,6 +129,8 @@ def serve(stream, name, directory, seen):
             stream.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")
         elif path == "/big":
             answer(stream, "200 OK", [], b"0123456789abcdef" * (512 * 1024))
+        elif path == "/v1/chat/completions":
+            chat(stream, json.loads(body))
         elif path == "/slow":
             wait_for(os.path.join(directory, "go"))
             answer(stream, "200 OK", [], b"late")
