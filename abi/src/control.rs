@@ -147,6 +147,7 @@ pub const METHODS: &[Method] = &[
     method_of("net.deny", Service::Egress, OPERATOR, "refuse a name to an agent, and cut its connections"),
     method_of("net.revoke", Service::Egress, OPERATOR, "take a grant back, and cut its connections"),
     method_of("net.forget", Service::Egress, ADMIN, "forget live changes whose file cannot be read"),
+    method_of("net.lift", Service::Egress, OPERATOR, "take a denial or a revocation back"),
     method_of("net.budget", Service::Egress, READER, "what agents may spend and have spent"),
     method_of("net.reset_budget", Service::Egress, OPERATOR, "forget what an agent has spent"),
     method_of("secret.list", Service::Egress, READER, "secrets and where they go, without their values"),

@@ -216,7 +216,7 @@ pub enum Event {
     /// An operator changed what an agent may reach, or a live grant ended by its time.
     NetPolicyChanged {
         agent: AgentName,
-        /// `allow`, `deny`, `revoke` or `expire`.
+        /// `allow`, `deny`, `revoke`, `lift` or `expire`.
         change: String,
         /// The entry, as a manifest writes it.
         entry: String,

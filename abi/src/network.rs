@@ -25,20 +25,29 @@ pub enum NamePattern {
 impl NamePattern {
     /// Whether the pattern stands for this name.
     pub fn admits(&self, name: &HostName) -> bool {
+        self.label_before(name).is_none_or(is_wildcard_label) && self.refuses(name)
+    }
+
+    /// Whether the pattern, denied, refuses this name: a denied wildcard refuses any label, not only those that it would admit.
+    pub fn refuses(&self, name: &HostName) -> bool {
         match self {
             NamePattern::Exact(exact) => exact == name,
-            NamePattern::Below(suffix) => name
-                .as_str()
-                .strip_suffix(suffix.as_str())
-                .and_then(|rest| rest.strip_suffix('.'))
-                .is_some_and(is_wildcard_label),
+            NamePattern::Below(_) => self.label_before(name).is_some_and(|label| !label.contains('.')),
         }
     }
 
-    /// Whether the pattern stands for each name that the other one stands for.
+    /// What a name has before a wildcard's suffix.
+    fn label_before<'a>(&self, name: &'a HostName) -> Option<&'a str> {
+        match self {
+            NamePattern::Exact(_) => None,
+            NamePattern::Below(suffix) => name.as_str().strip_suffix(suffix.as_str())?.strip_suffix('.'),
+        }
+    }
+
+    /// Whether the pattern, denied, refuses each name that the other one stands for.
     pub fn covers(&self, other: &NamePattern) -> bool {
         match other {
-            NamePattern::Exact(name) => self.admits(name),
+            NamePattern::Exact(name) => self.refuses(name),
             NamePattern::Below(_) => self == other,
         }
     }
@@ -343,6 +352,21 @@ mod tests {
             &format!("{}.exa.ai", "a".repeat(limits::WILDCARD_LABEL_BYTES_MAX + 1)),
         ] {
             assert!(!pattern.admits(&bad.parse().unwrap()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_denied_wildcard_refuses_more_than_it_would_admit() {
+        let pattern: NamePattern = "*.exa.ai".parse().unwrap();
+        let long = format!("{}.exa.ai", "a".repeat(63));
+        for name in ["api.exa.ai", "my_bucket.exa.ai", &long] {
+            assert!(
+                pattern.refuses(&name.parse().unwrap()) && pattern.covers(&name.parse().unwrap()),
+                "{name}"
+            );
+        }
+        for name in ["exa.ai", "a.b.exa.ai", "xexa.ai"] {
+            assert!(!pattern.refuses(&name.parse().unwrap()), "{name}");
         }
     }
 

@@ -175,7 +175,7 @@ pub enum Step {
     Stands(LiveChange),
     /// These changes are to hold; the last one is the new one.
     Change(Vec<LiveChange>),
-    /// A denial of more names than were asked for stands above it.
+    /// A denial of these names, or of more, stands above it.
     Covered(LiveChange),
 }
 
@@ -187,30 +187,25 @@ pub fn step(mut changes: Vec<LiveChange>, wanted: Wanted, now_unix_ms: u64) -> S
     };
     match wanted {
         Wanted::Allow(new) => {
-            let is_denial = |change: &&LiveChange| same_agent(change, &new) && change.effect == Effect::Deny;
-            let above = changes.iter().filter(is_denial).find(|denial| {
-                denial.grant.name != new.grant.name && denial.grant.name.covers(&new.grant.name)
+            let above = changes.iter().find(|change| {
+                let denies = change.effect == Effect::Deny && change.grant.name.covers(&new.grant.name);
+                same_agent(change, &new) && denies
             });
             if let Some(above) = above {
                 return Step::Covered(above.clone());
             }
-            let lifted =
-                changes.iter().any(|change| is_denial(&change) && change.grant.name == new.grant.name);
             let stands = |change: &&LiveChange| {
                 same_agent(change, &new)
                     && (change.effect, &change.grant) == (Effect::Allow, &new.grant)
                     && change.until_unix_ms.is_none_or(|until| now_unix_ms < until)
             };
             let standing = changes.iter().find(stands);
-            if let Some(standing) =
-                standing.filter(|change| !lifted && change.until_unix_ms == new.until_unix_ms)
-            {
+            if let Some(standing) = standing.filter(|change| change.until_unix_ms == new.until_unix_ms) {
                 return Step::Stands(standing.clone());
             }
             changes.retain(|change| {
                 let replaced = (change.effect, &change.grant) == (Effect::Allow, &new.grant);
-                let denied = change.effect == Effect::Deny && change.grant.name == new.grant.name;
-                !(same_agent(change, &new) && (replaced || denied))
+                !(same_agent(change, &new) && replaced)
             });
             changes.push(new);
             Step::Change(changes)

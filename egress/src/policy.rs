@@ -5,7 +5,7 @@
 
 use abi::control::{Effect, LiveChange};
 use abi::ids::{AgentName, HostName};
-use abi::network::{NamePattern, NetworkGrant, SecretPolicy};
+use abi::network::{NetworkGrant, SecretPolicy};
 use std::net::Ipv4Addr;
 
 use crate::denials::Rule;
@@ -61,6 +61,9 @@ pub struct Refused {
     pub remedy: String,
 }
 
+/// A grant, and where it comes from.
+type Granted = (NetworkGrant, String);
+
 impl Policy {
     /// What happens to a connection to `name:port` as a guest asks for it. `now_unix_ms` ends live grants.
     pub fn decide(
@@ -80,10 +83,7 @@ impl Policy {
     pub fn resolves(&self, agent: &AgentName, name: &HostName, now_unix_ms: u64) -> Result<(), Refused> {
         let host = brokered_host(name).unwrap_or_else(|| name.clone());
         let grants = self.grants_of(agent, &host, now_unix_ms)?;
-        if host != *name && !self.is_brokered(&host, &grants) {
-            return Err(not_brokered(agent, &host));
-        }
-        Ok(())
+        if host == *name { Ok(()) } else { self.at_broker(agent, &host, &grants).map(drop) }
     }
 
     /// The grants as of now: the manifest's that nobody denied, and live ones.
@@ -121,10 +121,16 @@ impl Policy {
         let grants = at_port(&named, name, port)?;
         let intercepted = port == TLS_PORT && grants.iter().any(|(grant, _)| grant.intercept);
         if self.is_brokered(name, &grants) && !intercepted {
+            let remedy = match self.at_broker(agent, name, &named) {
+                Ok(_) => format!("use http://{name}{BROKER_SUFFIX}/, or grant it with intercept = true"),
+                Err(_) => {
+                    format!("methods and paths hold over TLS: give the entry of {name} port {TLS_PORT}")
+                }
+            };
             return Err(Refused {
                 rule: "brokered-only",
                 because: format!("{name} has a credential, methods or paths, so each request to it is read"),
-                remedy: format!("use http://{name}{BROKER_SUFFIX}/, or grant it with intercept = true"),
+                remedy,
             });
         }
         let way = if intercepted { Way::Intercepted } else { Way::Direct };
@@ -140,9 +146,7 @@ impl Policy {
         now: u64,
     ) -> Result<Admission, Refused> {
         let named = self.grants_of(agent, host, now)?;
-        if !self.is_brokered(host, &named) {
-            return Err(not_brokered(agent, host));
-        }
+        let (host_port, grants) = self.at_broker(agent, host, &named)?;
         if port != BROKER_PORT {
             return Err(Refused {
                 rule: "port-not-granted",
@@ -150,18 +154,22 @@ impl Policy {
                 remedy: format!("use http://{asked}/"),
             });
         }
-        let port = self.secret_of(host).map_or(TLS_PORT, |secret| secret.port);
-        let grants = at_port(&named, host, port)?;
-        Ok(self.admission(host, port, Way::Broker, grants))
+        Ok(self.admission(host, host_port, Way::Broker, grants))
     }
 
-    fn admission(
+    /// The port at which the broker reaches a host, and the grants that admit it there.
+    fn at_broker(
         &self,
-        name: &HostName,
-        port: u16,
-        way: Way,
-        grants: Vec<(NetworkGrant, String)>,
-    ) -> Admission {
+        agent: &AgentName,
+        host: &HostName,
+        named: &[Granted],
+    ) -> Result<(u16, Vec<Granted>), Refused> {
+        let port = self.secret_of(host).map_or(TLS_PORT, |secret| secret.port);
+        let grants = at_port(named, host, port)?;
+        if self.is_brokered(host, &grants) { Ok((port, grants)) } else { Err(not_brokered(agent, host)) }
+    }
+
+    fn admission(&self, name: &HostName, port: u16, way: Way, grants: Vec<Granted>) -> Admission {
         let secret = match way {
             Way::Direct => None,
             // A secret goes to its own port and to no other.
@@ -174,20 +182,16 @@ impl Policy {
     }
 
     /// All grants in force that stand for a name, each with where it comes from.
-    fn grants_of(
-        &self,
-        agent: &AgentName,
-        name: &HostName,
-        now: u64,
-    ) -> Result<Vec<(NetworkGrant, String)>, Refused> {
-        let denial =
-            self.live_now(now).find(|change| change.effect == Effect::Deny && change.grant.name.admits(name));
+    fn grants_of(&self, agent: &AgentName, name: &HostName, now: u64) -> Result<Vec<Granted>, Refused> {
+        let denial = self
+            .live_now(now)
+            .find(|change| change.effect == Effect::Deny && change.grant.name.refuses(name));
         if let Some(denial) = denial {
             let what = &denial.grant.name;
             return Err(Refused {
                 rule: "denied",
                 because: format!("{} denied `{what}`", denial.by),
-                remedy: format!("an operator may lift it: nullctl net allow {agent} {what}"),
+                remedy: format!("an operator may lift it: nullctl net lift {agent} '{what}'"),
             });
         }
         let own = self.manifest.iter().filter(|grant| grant.name.admits(name));
@@ -196,9 +200,7 @@ impl Policy {
             .live_now(now)
             .filter(|change| change.effect == Effect::Allow && change.grant.name.admits(name))
             .map(|change| (change.grant.clone(), format!("allowed by {}: {}", change.by, change.grant)));
-        let mut grants: Vec<_> = own.chain(live).collect();
-        // An exact name says more than a wildcard, which then only adds what the exact one does not name.
-        grants.sort_by_key(|(grant, _)| matches!(grant.name, NamePattern::Below(_)));
+        let grants: Vec<_> = own.chain(live).collect();
         if grants.is_empty() {
             return Err(Refused {
                 rule: "name-not-granted",
@@ -216,16 +218,16 @@ impl Policy {
     }
 
     /// Whether only requests that are read may go to a host: it has a secret, or no grant of it is without methods and paths.
-    fn is_brokered(&self, host: &HostName, grants: &[(NetworkGrant, String)]) -> bool {
+    fn is_brokered(&self, host: &HostName, grants: &[Granted]) -> bool {
         self.secret_of(host).is_some() || grants.iter().all(|(grant, _)| grant.is_narrowed())
     }
 }
 
 impl Admission {
-    /// Whether a connection that an earlier admission let through may go on by this one.
+    /// Whether a connection that an earlier admission let through may go on by this one: nothing that admitted it was taken away.
     pub fn still_admits(&self, earlier: &Admission) -> bool {
         let kept = |grant: &NetworkGrant| self.grants.contains(grant);
-        (self.way, &self.secret) == (earlier.way, &earlier.secret) && earlier.grants.iter().any(kept)
+        (self.way, &self.secret) == (earlier.way, &earlier.secret) && earlier.grants.iter().all(kept)
     }
 
     /// Addresses that may be dialled for it although they are private.
@@ -290,12 +292,12 @@ fn not_brokered(agent: &AgentName, host: &HostName) -> Refused {
     }
 }
 
-fn at_port(
-    grants: &[(NetworkGrant, String)],
-    name: &HostName,
-    port: u16,
-) -> Result<Vec<(NetworkGrant, String)>, Refused> {
-    let found: Vec<_> = grants.iter().filter(|(grant, _)| grant.ports.contains(&port)).cloned().collect();
+/// The grants of a port. An exact entry is the last word about its ports: its methods and paths are not undone by a wildcard beside it.
+fn at_port(grants: &[Granted], name: &HostName, port: u16) -> Result<Vec<Granted>, Refused> {
+    let mut found: Vec<_> = grants.iter().filter(|(grant, _)| grant.ports.contains(&port)).cloned().collect();
+    if found.iter().any(|(grant, _)| grant.exact().is_some()) {
+        found.retain(|(grant, _)| grant.exact().is_some());
+    }
     if found.is_empty() {
         return Err(Refused {
             rule: "port-not-granted",
@@ -432,6 +434,42 @@ mod tests {
         assert_eq!(rule(&policy, "api.test", 443), Err("denied"));
         assert!(
             policy.resolves(&agent(), &name("api.test"), 1000).is_err_and(|refused| refused.rule == "denied")
+        );
+    }
+
+    #[test]
+    fn what_a_live_grant_added_ends_with_it() {
+        let mut policy = policy(&["api.test"]);
+        policy.manifest[0].methods = vec!["GET".into()];
+        let mut live = change(Effect::Allow, "api.test", Some(1000));
+        live.grant.methods = vec!["POST".into()];
+        policy.live = vec![live];
+        let at = |now| policy.decide(&agent(), &name("api.test.broker.internal"), 80, now).unwrap();
+        let (before, after) = (at(999), at(1000));
+        assert!(before.request("POST", "/").is_ok() && after.request("POST", "/").is_err());
+        assert!(before.still_admits(&after) && !after.still_admits(&before));
+    }
+
+    #[test]
+    fn an_exact_entry_is_not_widened_by_a_wildcard_beside_it() {
+        let mut policy = policy(&["api.x.test:443", "*.x.test"]);
+        policy.manifest[0].methods = vec!["GET".into()];
+        assert_eq!(rule(&policy, "api.x.test", 443), Err("brokered-only"));
+        assert_eq!(rule(&policy, "api.x.test", 80), Ok(Way::Direct));
+        assert_eq!(rule(&policy, "other.x.test", 443), Ok(Way::Direct));
+        let found = policy.decide(&agent(), &name("api.x.test.broker.internal"), 80, 0).unwrap();
+        assert!(found.request("GET", "/").is_ok() && found.request("POST", "/").is_err());
+    }
+
+    #[test]
+    fn a_remedy_leads_somewhere() {
+        let mut policy = policy(&["x.test:80", "x.test:443"]);
+        policy.manifest[0].methods = vec!["GET".into()];
+        let refused = policy.decide(&agent(), &name("x.test"), 80, 0).unwrap_err();
+        assert!(
+            refused.remedy.contains("port 443") && !refused.remedy.contains("broker.internal"),
+            "{}",
+            refused.remedy
         );
     }
 

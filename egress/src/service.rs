@@ -247,6 +247,7 @@ impl Handler for Egress {
             "net.allow" => self.allow(&call),
             "net.deny" => self.deny(&call),
             "net.revoke" => self.revoke(&call),
+            "net.lift" => self.lift(&call),
             "net.policy" => self.policy(&call),
             "net.explain" => self.explain(&call),
             "net.suggest" => self.suggest(&call),

@@ -159,8 +159,8 @@ fn a_denial_cuts_at_once_beats_the_manifest_and_survives_a_restart() {
     until("the network ends", &world, || world.grants().agents.is_empty());
     let _next_life = world.attach("a.2", &["web.test:80"], None);
     assert_eq!(explain(&world, "web.test", 80).rule, "denied", "a denial is for all lives");
-    allow(&world, "a", "web.test:80", None).unwrap();
-    assert!(explain(&world, "web.test", 80).allowed, "until net.allow of the same name");
+    refuse(&world, "net.lift", "a", "web.test");
+    assert!(explain(&world, "web.test", 80).allowed, "until it is lifted");
 }
 
 #[test]
@@ -187,11 +187,20 @@ fn a_revocation_is_for_this_life_and_cuts_the_manifests_grants_too() {
     assert_eq!(refuse(&world, "net.revoke", "a", "web.test"), NetChanged { cut: 0, ..revoked });
     assert!(fetch(&guest, "other.test").contains("hello"), "nothing else is touched");
     assert!(explain(&world, "x.web.test", 80).allowed);
-    // A denial above a name is not lifted by allowing the name.
+    // No grant undoes a denial; lifting one grants nothing that was not granted before.
     refuse(&world, "net.revoke", "a", "*.web.test");
-    let refused = allow(&world, "a", "x.web.test", None).unwrap_err();
-    assert_eq!(refused.code, Code::CONFLICT);
-    assert!(refused.data.unwrap().remedy.contains("nullctl net allow a '*.web.test'"));
+    for name in ["x.web.test", "*.web.test"] {
+        let refused = allow(&world, "a", name, None).unwrap_err();
+        assert_eq!(refused.code, Code::CONFLICT);
+        assert!(refused.data.unwrap().remedy.contains("nullctl net lift a '*.web.test'"));
+    }
+    refuse(&world, "net.lift", "a", "*.web.test");
+    assert!(explain(&world, "x.web.test", 80).allowed && !explain(&world, "x.web.test", 443).allowed);
+    let gone = world.order("net.lift", json!({ "agent": "a", "name": "*.web.test" })).unwrap_err();
+    assert_eq!(gone.code, Code::NOT_FOUND);
+    let brokers =
+        world.order("net.deny", json!({ "agent": "a", "name": "web.test.broker.internal" })).unwrap_err();
+    assert_eq!(brokers.code, Code::INVALID_PARAMS);
     drop(lease);
     until("the network ends", &world, || world.grants().agents.is_empty());
     let _next_life = world.attach("a.2", &["web.test:22"], None);

@@ -100,17 +100,20 @@ fn model(policy: &Policy, asked: &str, port: u16) -> Result<Way, &'static str> {
     let only_read =
         |grants: &[&NetworkGrant]| secret.is_some() || grants.iter().all(|grant| !grant.methods.is_empty());
     let with_port = |port: u16| -> Vec<&NetworkGrant> {
-        grants.iter().copied().filter(|grant| grant.ports.contains(&port)).collect()
+        let all: Vec<_> = grants.iter().copied().filter(|grant| grant.ports.contains(&port)).collect();
+        let exact: Vec<_> = all.iter().copied().filter(|grant| grant.name.to_string() == name).collect();
+        if exact.is_empty() { all } else { exact }
     };
-    if grants.is_empty() || (host.is_some() && !only_read(&grants)) {
+    if grants.is_empty() {
         return Err("name-not-granted");
     }
     if host.is_some() {
-        let far = secret.map_or(443, |secret| secret.port);
-        return if port == 80 && !with_port(far).is_empty() {
-            Ok(Way::Broker)
-        } else {
-            Err("port-not-granted")
+        let far = with_port(secret.map_or(443, |secret| secret.port));
+        return match (far.is_empty(), only_read(&far)) {
+            (true, _) => Err("port-not-granted"),
+            (false, false) => Err("name-not-granted"),
+            (false, true) if port == 80 => Ok(Way::Broker),
+            (false, true) => Err("port-not-granted"),
         };
     }
     let here = with_port(port);

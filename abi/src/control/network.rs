@@ -124,9 +124,9 @@ pub struct NetAllow {
     pub secs: Option<u64>,
 }
 
-/// Parameters of `net.deny` (a name that is refused from now on, whatever the manifest says, until `net.allow` of the same name) and of
+/// Parameters of `net.deny` (a name that is refused from now on, whatever the manifest says, until `net.lift` of the same pattern) and of
 /// `net.revoke` (ends live grants of the name and refuses it for this life, whatever the manifest says). Both cut open connections at
-/// once. `net.allow` of the same pattern lifts either.
+/// once. `net.lift` of the same pattern takes either back; it cuts nothing and grants nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetRefuse {

@@ -20,7 +20,7 @@ use super::{Egress, FOLLOW_POLL, PAGE_BYTES_MAX, gone, newest_that_fit, to_value
 use crate::agent::{Agent, unix_ms_now};
 use crate::guard;
 use crate::live::{LiveError, Step, Wanted, step};
-use crate::policy::{Admission, Policy, Refused, Way};
+use crate::policy::{Admission, BROKER_SUFFIX, Policy, Refused, Way};
 use crate::records::Item;
 use crate::suggest;
 
@@ -55,13 +55,56 @@ impl Egress {
 
     pub(super) fn deny(&self, call: &Call<'_>) -> Result<Outcome, RpcError> {
         let NetRefuse { agent, name } = call.request.params()?;
+        not_the_brokers(&name)?;
         self.change("deny", Wanted::Deny(denial(agent, name, None, call)))
     }
 
     pub(super) fn revoke(&self, call: &Call<'_>) -> Result<Outcome, RpcError> {
         let NetRefuse { agent, name } = call.request.params()?;
+        not_the_brokers(&name)?;
         let life = self.life_of(&agent)?;
         self.change("revoke", Wanted::Deny(denial(agent, name, Some(life), call)))
+    }
+
+    /// Takes denials and revocations of a pattern back. It grants nothing: what the manifest says holds again.
+    pub(super) fn lift(&self, call: &Call<'_>) -> Result<Outcome, RpcError> {
+        let NetRefuse { agent, name } = call.request.params()?;
+        let live = &self.node.live;
+        let _turn = live.turn();
+        let is_it = |change: &LiveChange| {
+            (change.effect, &change.agent, &change.grant.name) == (Effect::Deny, &agent, &name)
+        };
+        let (lifted, rest): (Vec<_>, Vec<_>) = live.all().map_err(in_rpc)?.into_iter().partition(is_it);
+        let Some(mut change) = lifted.into_iter().next() else {
+            return Err(RpcError::new(Code::NOT_FOUND, format!("nobody denied `{name}` to {agent}"))
+                .explained("what is lifted is a denial of the same pattern", "see nullctl net policy"));
+        };
+        (change.by, change.until_unix_ms) = (call.caller.to_string(), None);
+        change.receipt = self.receipt_of("lift", &change)?;
+        live.keep(rest).map_err(in_rpc)?;
+        let cut = self.renew(&agent);
+        self.record("lift", &change);
+        log::info("policy_changed", &[("agent", &agent), ("change", &"lift"), ("entry", &entry_of(&change))]);
+        let now = format!("{agent} may reach {name} as its manifest and live grants say");
+        Ok(Outcome::Result(to_value(&NetChanged { now, cut, receipt: change.receipt })?))
+    }
+
+    /// The durable receipt of a change; its place in the ledger.
+    fn receipt_of(&self, word: &str, change: &LiveChange) -> Result<u64, RpcError> {
+        let event = Event::NetPolicyChanged {
+            agent: change.agent.clone(),
+            change: word.to_owned(),
+            entry: entry_of(change),
+            until_unix_ms: change.until_unix_ms,
+            by: change.by.clone(),
+        };
+        let receipt = self.node.receipts.durable(event).map_err(|error| {
+            RpcError::new(Code::UNAVAILABLE, format!("no receipt, so no change: {error}")).explained(
+                "a change is in force after its receipt is durable",
+                "see that ctxgraph is running",
+            )
+        })?;
+        Ok(receipt.seq)
     }
 
     /// The newest life of an agent that has a network.
@@ -85,8 +128,8 @@ impl Egress {
                 let name = &above.grant.name;
                 return Err(RpcError::new(Code::CONFLICT, format!("{} denied `{name}`", above.by))
                     .explained(
-                        "a denial beats every grant of a name below it",
-                        format!("lift it first: nullctl net allow {} '{name}'", above.agent),
+                        "a denial beats every grant of its names",
+                        format!("lift it first: nullctl net lift {} '{name}'", above.agent),
                     ));
             }
         };
@@ -94,20 +137,7 @@ impl Egress {
         let Some(new) = changes.last_mut() else {
             return Err(RpcError::new(Code::INTERNAL, "a change without a change"));
         };
-        let event = Event::NetPolicyChanged {
-            agent: new.agent.clone(),
-            change: word.to_owned(),
-            entry: entry_of(new),
-            until_unix_ms: new.until_unix_ms,
-            by: new.by.clone(),
-        };
-        let receipt = self.node.receipts.durable(event).map_err(|error| {
-            RpcError::new(Code::UNAVAILABLE, format!("no receipt, so no change: {error}")).explained(
-                "a change is in force after its receipt is durable",
-                "see that ctxgraph is running",
-            )
-        })?;
-        new.receipt = receipt.seq;
+        new.receipt = self.receipt_of(word, new)?;
         let new = new.clone();
         live.keep(changes).map_err(in_rpc)?;
         let cut = self.renew(&new.agent);
@@ -325,6 +355,17 @@ fn denial(agent: AgentName, name: NamePattern, instance: Option<Instance>, call:
     }
 }
 
+/// The broker's names stand for hosts, and are refused with them.
+fn not_the_brokers(name: &NamePattern) -> Result<(), RpcError> {
+    let (NamePattern::Exact(host) | NamePattern::Below(host)) = name;
+    let is_brokers = format!(".{host}").ends_with(BROKER_SUFFIX);
+    if !is_brokers {
+        return Ok(());
+    }
+    Err(RpcError::new(Code::INVALID_PARAMS, format!("`{name}` is a name of the broker"))
+        .explained("a host is refused by its own name, to the broker too", "leave the broker's suffix out"))
+}
+
 fn not_running(agent: &AgentName) -> RpcError {
     RpcError::new(Code::NOT_FOUND, format!("agent `{agent}` has no network now")).explained(
         "a live grant and a revocation are for a running agent; a denial may name any",
@@ -375,7 +416,7 @@ fn in_words(change: &LiveChange) -> String {
             format!("{} is refused to {life}, until its network ends", grant.name)
         }
         (Effect::Deny, None, _) => {
-            format!("{name} is refused to {agent}, until `net allow {agent} {name}`", name = grant.name)
+            format!("{name} is refused to {agent}, until `net lift {agent} {name}`", name = grant.name)
         }
     }
 }

@@ -374,7 +374,7 @@ fn revoked_grant() -> Result<()> {
     ensure!(explained.status == 1 && explained.json()?["allowed"] == false, "{}", explained.stdout);
     let gone = bench.attempt("prey", &["dns", "web.test"])?;
     ensure!(gone["code"] == 3, "{gone}");
-    bench.node.json(&["net", "allow", "prey", "web.test"])?;
+    bench.node.json(&["net", "lift", "prey", "web.test"])?;
     let get = "GET / HTTP/1.1\\r\\nHost: web.test\\r\\nConnection: close\\r\\n\\r\\n";
     let back = bench.attempt("prey", &["raw", "web.test", "80", get, "3"])?;
     ensure!(back["response"].as_str().is_some_and(|r| r.contains("hello")), "{back}");

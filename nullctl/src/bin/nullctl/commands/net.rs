@@ -41,7 +41,7 @@ pub const COMMANDS: &[Command] = &[
         path: "net allow",
         arguments: &["AGENT", "NAME[:PORT]"],
         rest: "",
-        about: "a live grant for a running agent; lifts a denial of the same name",
+        about: "a live grant for a running agent",
         details: "It stands beside the manifest's grants and is in force when the command returns. NAME may be *.SUFFIX: one label more.\nWithout a port it is 80 and 443. With methods or paths the host is reached over the broker, or intercepted.\nThe same again changes nothing; with --for its time begins anew.",
         options: &GRANT,
         examples: &[
@@ -73,6 +73,16 @@ pub const COMMANDS: &[Command] = &[
         options: &[],
         examples: &[("nullctl net revoke researcher api.exa.ai", "")],
         run: live::revoke,
+    },
+    Command {
+        path: "net lift",
+        arguments: &["AGENT", "NAME"],
+        rest: "",
+        about: "take a denial or a revocation back",
+        details: "What the manifest and live grants say of the name holds again; nothing is granted. NAME is what was denied, as net policy shows it.",
+        options: &[],
+        examples: &[("nullctl net lift researcher api.exa.ai", "")],
+        run: live::lift,
     },
     Command {
         path: "net policy",

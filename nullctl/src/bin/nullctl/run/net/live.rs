@@ -46,6 +46,10 @@ pub fn revoke(context: &Context, given: &Arguments) -> Result<u8, Failure> {
     changed(context, "net.revoke", &refused(given)?)
 }
 
+pub fn lift(context: &Context, given: &Arguments) -> Result<u8, Failure> {
+    changed(context, "net.lift", &refused(given)?)
+}
+
 pub fn forget(context: &Context, _: &Arguments) -> Result<u8, Failure> {
     changed(context, "net.forget", &Nothing {})
 }
