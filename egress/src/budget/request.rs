@@ -212,7 +212,7 @@ fn metered(
     let (field, each) = answer_bound(kind, &request, &price)?;
     let answers = answers(&request)?.saturating_mul(prompts);
     let output = each.saturating_mul(answers);
-    let caches = kind != Kind::Messages || found.cache_control;
+    let caches = kind != Kind::Messages || found.cache_control || request.member("cache_control").is_some();
     let wanted = Spent {
         input_tokens: input,
         // OpenAI reads from caches unasked, Anthropic where it is told to; embeddings have none.
@@ -449,6 +449,9 @@ mod tests {
             (found.wanted.cache_tokens, sent(&found)["max_tokens"].clone()),
             (found.wanted.input_tokens, json!(4_000))
         );
+        let outermost = json!({"model": "m", "messages": [], "cache_control": {"type": "ephemeral"}});
+        let found = planned(Api::Anthropic, "/v1/messages", &outermost).unwrap();
+        assert_eq!(found.wanted.cache_tokens, found.wanted.input_tokens);
         let responses = json!({"model": "m", "input": "hi"});
         let found = planned(Api::Openai, "/v1/responses", &responses).unwrap();
         assert_eq!(sent(&found)["max_output_tokens"], 4_000);

@@ -111,6 +111,10 @@ impl Usage {
             if read > wanted.input_tokens {
                 return over("input tokens", wanted.input_tokens, read);
             }
+            let cached = tokens.cache_read.saturating_add(tokens.cache_write);
+            if cached > wanted.cache_tokens {
+                return over("cache tokens", wanted.cache_tokens, cached);
+            }
         }
         let bytes_max =
             wanted.output_tokens.saturating_mul(EVENT_BYTES_OF_A_TOKEN_MAX).saturating_add(EVENT_BYTES_BASE);
@@ -519,6 +523,14 @@ mod tests {
         let mut usage = Usage::of(&plan(Kind::Messages), 200, Some(SSE));
         let start = b"data: {\"message\":{\"usage\":{\"input_tokens\":600,\"cache_read_input_tokens\":401,\"output_tokens\":1}}}\n\n";
         assert_eq!(usage.push(start).unwrap_err().what, "input tokens");
+        // Within the input that was reserved, but from a cache that was not.
+        let uncached = Plan {
+            wanted: Spent { cache_tokens: 400, ..plan(Kind::Messages).wanted },
+            ..plan(Kind::Messages)
+        };
+        let mut usage = Usage::of(&uncached, 200, Some(SSE));
+        let start = b"data: {\"message\":{\"usage\":{\"input_tokens\":1,\"cache_read_input_tokens\":200,\"cache_creation_input_tokens\":201,\"output_tokens\":1}}}\n\n";
+        assert_eq!(usage.push(start).unwrap_err().what, "cache tokens");
         let mut usage = Usage::of(&plan(Kind::Chat), 200, Some(SSE));
         let flood = vec![b'x'; 100_000];
         let cut = (0..100).find_map(|_| usage.push(&flood).err()).unwrap();
