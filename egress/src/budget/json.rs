@@ -9,9 +9,12 @@ use serde_json::value::RawValue;
 use std::collections::BTreeSet;
 use std::fmt;
 
-/// Members of the outermost object, and how deep values nest. More: refused.
+/// Members of the outermost object, members of one within it, how deep values nest, and bytes of the names of all objects that one
+/// value lies in: what is held to see a name that stands there twice. More: refused.
 const MEMBERS_MAX: usize = 128;
+const INNER_MEMBERS_MAX: usize = 1_000;
 const DEPTH_MAX: usize = 48;
+const NAMES_BYTES_MAX: usize = 64 * 1024;
 
 /// The outermost object: its members' names and their texts.
 #[derive(Debug)]
@@ -102,7 +105,7 @@ pub struct Found {
 /// Looks through a value. `is_text`: which texts of members `type` stand for plain text.
 pub fn survey(text: &RawValue, is_text: fn(&str) -> bool, found: &mut Found) -> Result<(), String> {
     let mut deserializer = serde_json::Deserializer::from_str(text.get());
-    let survey = Survey { is_text, found, depth: 0 };
+    let survey = Survey { is_text, found, depth: 0, names_bytes: 0 };
     survey.deserialize(&mut deserializer).map(drop).map_err(|error| error.to_string())
 }
 
@@ -110,6 +113,8 @@ struct Survey<'f> {
     is_text: fn(&str) -> bool,
     found: &'f mut Found,
     depth: usize,
+    /// Names of the objects around this value, and of this one.
+    names_bytes: usize,
 }
 
 impl Survey<'_> {
@@ -117,7 +122,7 @@ impl Survey<'_> {
         if self.depth >= DEPTH_MAX {
             return Err(E::custom(format!("values nest deeper than {DEPTH_MAX}")));
         }
-        Ok(Survey { is_text: self.is_text, found: self.found, depth: self.depth + 1 })
+        Ok(Survey { found: self.found, depth: self.depth + 1, ..*self })
     }
 }
 
@@ -167,6 +172,15 @@ impl<'de> Visitor<'de> for Survey<'_> {
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut names = BTreeSet::new();
         while let Some(name) = map.next_key::<String>()? {
+            self.names_bytes = self.names_bytes.saturating_add(name.len());
+            if names.len() >= INNER_MEMBERS_MAX {
+                return Err(A::Error::custom(format!("an object has more than {INNER_MEMBERS_MAX} members")));
+            }
+            if self.names_bytes > NAMES_BYTES_MAX {
+                return Err(A::Error::custom(format!(
+                    "an object and those around it have more than {NAMES_BYTES_MAX} bytes in the names of its members"
+                )));
+            }
             let value = map.next_value_seed(self.deeper()?)?;
             match name.as_str() {
                 "type" => {

@@ -196,7 +196,8 @@ fn metered(
     };
     check_tier(&request)?;
     let mut found = Found::default();
-    for (_, value) in &request.0 {
+    // Where nothing is bounded nothing must be known beforehand.
+    for (_, value) in request.0.iter().filter(|_| bounded) {
         json::survey(value, is_text, &mut found).map_err(malformed)?;
     }
     let tools = count_tools(&request)?;
@@ -529,6 +530,32 @@ mod tests {
             );
         }
         assert!(plan(Api::Openai, "GET", "/v1/models", Vec::new(), &prices(), true).is_ok());
+    }
+
+    #[test]
+    fn names_of_members_take_little_memory_and_more_are_refused() {
+        let schema = |members: usize, name: &str| {
+            let members: Vec<String> = (0..members).map(|n| format!("\"{name}{n}\":0")).collect();
+            let body = format!("{{\"model\":\"m\",\"messages\":[{{{}}}]}}", members.join(","));
+            plan(Api::Openai, "POST", "/v1/chat/completions", body.into(), &prices(), true)
+        };
+        assert!(schema(1_000, "a").is_ok());
+        assert!(schema(1_001, "a").unwrap_err().because.contains("more than 1000 members"));
+        let long = "a".repeat(1_000);
+        assert!(schema(60, &long).is_ok());
+        assert!(schema(70, &long).unwrap_err().because.contains("names of its members"));
+        // What is closed is forgotten: a long conversation passes.
+        let many = chat(json!({"messages": vec![json!({"role": "user", "content": "hi"}); 50_000]}));
+        assert!(planned(Api::Openai, "/v1/chat/completions", &many).is_ok());
+    }
+
+    #[test]
+    fn without_a_bound_nothing_is_looked_through_and_the_model_is_known() {
+        let body = r#"{"model":"m","messages":[{"a":0,"a":0}]}"#;
+        let path = "/v1/chat/completions";
+        let found = plan(Api::Openai, "POST", path, body.into(), &prices(), false).unwrap();
+        assert_eq!((found.model.as_deref(), found.body.as_slice()), (Some("m"), body.as_bytes()));
+        assert!(plan(Api::Openai, "POST", path, body.into(), &prices(), true).is_err());
     }
 
     #[test]
