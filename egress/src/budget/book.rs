@@ -95,12 +95,9 @@ impl Book {
         self.hours = self.hours.saturating_add(1);
     }
 
-    /// Ends what is over by now. A start that lies in the future (the clock was ahead, and was set back) becomes now: the period
-    /// gets longer by that, never shorter.
+    /// Ends what is over by now. A start that lies in the future stays: nothing has elapsed since. A node that begins without a clock
+    /// and is set right later would end its periods by that, if they began anew when it went back.
     pub fn roll(&mut self, now_unix_ms: u64) {
-        let no_later = |began: &mut u64| *began = (*began).min(now_unix_ms);
-        self.period_began_unix_ms.iter_mut().for_each(no_later);
-        self.hour_began_unix_ms.iter_mut().for_each(no_later);
         if self.period_ends_unix_ms().is_some_and(|ends| ends <= now_unix_ms) {
             self.end_period();
         }
