@@ -58,6 +58,21 @@ struct State {
     damaged: Option<String>,
 }
 
+impl State {
+    /// What the agent may spend now. Without a network it may have no second of one.
+    fn running(&self) -> Result<Budget, Exhausted> {
+        self.budget.ok_or_else(|| Exhausted {
+            agent: self.book.agent.clone(),
+            unit: Unit::WallSecs,
+            most: 0,
+            used: 0,
+            reserved: 0,
+            wanted: 1,
+            ends_unix_ms: None,
+        })
+    }
+}
+
 /// Why a call may not go out.
 #[derive(Debug, thiserror::Error)]
 pub enum BudgetError {
@@ -190,25 +205,28 @@ impl Meter {
 
     /// Takes bytes before they pass, or none of them.
     pub fn take_bytes(&self, bytes: u64) -> Result<(), Exhausted> {
-        self.change(|book, budget, now| book.take_bytes(budget, bytes, now))
+        self.spend(|book, budget, now| book.take_bytes(budget, bytes, now))
     }
 
     /// Counts seconds with a network. Refused, they are over.
     pub fn tick(&self, secs: u64) -> Result<(), Exhausted> {
-        self.change(|book, budget, now| book.tick(budget, secs, now))
+        self.spend(|book, budget, now| book.tick(budget, secs, now))
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut Book, &Budget, u64) -> T) -> T {
+    fn spend(
+        &self,
+        spend: impl FnOnce(&mut Book, &Budget, u64) -> Result<(), Exhausted>,
+    ) -> Result<(), Exhausted> {
         let mut state = self.state();
-        let budget = state.budget.unwrap_or_default();
+        let budget = state.running()?;
         state.changes += 1;
-        change(&mut state.book, &budget, unix_ms_now())
+        spend(&mut state.book, &budget, unix_ms_now())
     }
 
     /// Whether a connection may begin: a byte and a second are left.
     pub fn admits(&self) -> Result<(), Exhausted> {
         let mut state = self.state();
-        let budget = state.budget.unwrap_or_default();
+        let budget = state.running()?;
         state.book.roll(unix_ms_now());
         state.book.check(&budget, &Spent { bytes: 1, wall_secs: 1, ..Spent::default() })
     }

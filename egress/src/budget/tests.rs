@@ -129,6 +129,19 @@ fn bytes_and_seconds_are_taken_before_they_pass() {
 }
 
 #[test]
+fn without_a_network_no_byte_and_no_second_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let meter = Meters::open(&dir.path().join("meters")).unwrap().of(&"a".parse().unwrap());
+    let taken = |meter: &Meter| (meter.take_bytes(1).is_ok(), meter.tick(1).is_ok(), meter.admits().is_ok());
+    assert_eq!(taken(&meter), (false, false, false), "before");
+    let running = meter.begin(Budget::default()).unwrap();
+    assert_eq!(taken(&meter), (true, true, true));
+    drop(running);
+    assert_eq!(taken(&meter), (false, false, false), "after");
+    assert_eq!((meter.shown().used.bytes, meter.shown().used.wall_secs), (1, 1));
+}
+
+#[test]
 fn a_reset_does_not_count_what_was_under_way_twice() {
     let dir = tempfile::tempdir().unwrap();
     let meter = meter(dir.path(), output_max(100));
