@@ -134,9 +134,11 @@ impl Usage {
             self.seen.last = true;
         }
         let price = self.plan.price.as_ref();
+        // A stream's framing may end well where its text was broken off: only its own mark says that no more was used.
+        let ended = self.seen.last || whole && self.events.is_none();
         match self.seen.tokens {
             _ if self.seen.malformed => None,
-            Some(tokens) if whole || self.seen.last => Some(tokens.spent(price)),
+            Some(tokens) if ended => Some(tokens.spent(price)),
             None if whole && NOT_BEGUN.contains(&self.status) => Some(Spent::default()),
             _ => None,
         }
@@ -480,6 +482,12 @@ mod tests {
         let chat = "data: {\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":2}}\n\n";
         assert_eq!(read(Kind::Chat, SSE, chat, 5, false), None, "a stream that broke before its end");
         assert!(read(Kind::Chat, SSE, &format!("{chat}data: [DONE]\n\n"), 5, false).is_some());
+        assert_eq!(
+            read(Kind::Chat, SSE, chat, 5, true),
+            None,
+            "a stream whose connection ended well, but not its text"
+        );
+        assert_eq!(read(Kind::Messages, SSE, started, 5, true), None);
         for body in [
             "{}",
             r#"{"usage":null}"#,
