@@ -96,7 +96,8 @@ fn twice<E: Error>(name: &str) -> E {
 pub struct Found {
     /// A member `type` with a text that is no kind of plain text.
     pub unknown_kind: bool,
-    /// An object that only points to something by its `id`.
+    /// An object that only points to something by its `id`: it has little else, is a message without content, or a reasoning without
+    /// its `encrypted_content`, which the provider keeps.
     pub reference: bool,
     /// A member `cache_control`.
     pub cache_control: bool,
@@ -126,9 +127,55 @@ impl Survey<'_> {
     }
 }
 
+/// What a value is.
+enum Shape {
+    /// Null, or a text, list or object with nothing in it but empty values and a kind.
+    Empty,
+    Text(String),
+    Other,
+}
+
+/// What says whether an object holds its content or points to it.
+#[derive(Default)]
+struct Item {
+    has_id: bool,
+    speaks: bool,
+    reasons: bool,
+    has_content: bool,
+    has_sealed_content: bool,
+    /// A member besides its kind holds something.
+    full: bool,
+    members: usize,
+}
+
+impl Item {
+    fn take(&mut self, name: &str, value: &Shape) {
+        let full = !matches!(value, Shape::Empty);
+        let is_kind = |kind: &str| matches!(value, Shape::Text(text) if text == kind);
+        self.members += 1;
+        self.full |= full && name != "type";
+        match name {
+            "id" => self.has_id = true,
+            "type" => {
+                self.speaks |= is_kind("message");
+                self.reasons |= is_kind("reasoning");
+            }
+            "role" => self.speaks = true,
+            "summary" => self.reasons = true,
+            "content" => self.has_content = full,
+            "encrypted_content" => self.has_sealed_content = full,
+            _ => {}
+        }
+    }
+
+    fn points(&self) -> bool {
+        let elsewhere = self.speaks && !self.has_content || self.reasons && !self.has_sealed_content;
+        self.has_id && (self.members <= 2 || elsewhere)
+    }
+}
+
 impl<'de> DeserializeSeed<'de> for Survey<'_> {
-    /// The value itself, if it is a text.
-    type Value = Option<String>;
+    type Value = Shape;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_any(self)
     }
@@ -138,39 +185,46 @@ impl<'de> DeserializeSeed<'de> for Survey<'_> {
 const KIND_BYTES_MAX: usize = 64;
 
 impl<'de> Visitor<'de> for Survey<'_> {
-    type Value = Option<String>;
+    type Value = Shape;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a value")
     }
     fn visit_bool<E: Error>(self, _: bool) -> Result<Self::Value, E> {
-        Ok(None)
+        Ok(Shape::Other)
     }
     fn visit_i64<E: Error>(self, _: i64) -> Result<Self::Value, E> {
-        Ok(None)
+        Ok(Shape::Other)
     }
     fn visit_u64<E: Error>(self, _: u64) -> Result<Self::Value, E> {
-        Ok(None)
+        Ok(Shape::Other)
     }
     fn visit_f64<E: Error>(self, _: f64) -> Result<Self::Value, E> {
-        Ok(None)
+        Ok(Shape::Other)
     }
     fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
-        Ok(None)
+        Ok(Shape::Empty)
     }
     fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+        if text.is_empty() {
+            return Ok(Shape::Empty);
+        }
         // A kind that is longer is none that is known.
         let end = text.char_indices().map(|(at, _)| at).find(|at| *at > KIND_BYTES_MAX);
-        Ok(Some(text.get(..end.unwrap_or(text.len())).unwrap_or_default().to_owned()))
+        Ok(Shape::Text(text.get(..end.unwrap_or(text.len())).unwrap_or_default().to_owned()))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<Self::Value, A::Error> {
-        while list.next_element_seed(self.deeper()?)?.is_some() {}
-        Ok(None)
+        let mut full = false;
+        while let Some(value) = list.next_element_seed(self.deeper()?)? {
+            full |= !matches!(value, Shape::Empty);
+        }
+        Ok(if full { Shape::Other } else { Shape::Empty })
     }
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut names = BTreeSet::new();
+        let mut item = Item::default();
         while let Some(name) = map.next_key::<String>()? {
             self.names_bytes = self.names_bytes.saturating_add(name.len());
             if names.len() >= INNER_MEMBERS_MAX {
@@ -182,9 +236,10 @@ impl<'de> Visitor<'de> for Survey<'_> {
                 )));
             }
             let value = map.next_value_seed(self.deeper()?)?;
+            item.take(&name, &value);
             match name.as_str() {
                 "type" => {
-                    self.found.unknown_kind |= value.is_some_and(|kind| !(self.is_text)(&kind));
+                    self.found.unknown_kind |= matches!(&value, Shape::Text(kind) if !(self.is_text)(kind));
                 }
                 "cache_control" => self.found.cache_control = true,
                 _ => {}
@@ -193,8 +248,8 @@ impl<'de> Visitor<'de> for Survey<'_> {
                 return Err(twice(&name));
             }
         }
-        self.found.reference |= names.contains("id") && names.len() <= 2;
-        Ok(None)
+        self.found.reference |= item.points();
+        Ok(if item.full { Shape::Other } else { Shape::Empty })
     }
 }
 

@@ -485,11 +485,46 @@ mod tests {
             ("/v1/chat/completions", json!({"model": "m", "messages": image})),
             ("/v1/responses", json!({"model": "m", "input": [{"type": "item_reference", "id": "x"}]})),
             ("/v1/responses", json!({"model": "m", "input": [{"id": "x"}]})),
+            (
+                "/v1/responses",
+                json!({"model": "m", "input": [{"type": "reasoning", "id": "rs_1", "summary": []}]}),
+            ),
+            (
+                "/v1/responses",
+                json!({"model": "m", "input": [{"id": "rs_1", "summary": [], "status": "completed"}]}),
+            ),
+            (
+                "/v1/responses",
+                json!({"model": "m", "input": [
+                {"encrypted_content": null, "summary": [{"type": "summary_text", "text": "short"}], "id": "rs_1", "type": "reasoning"}]}),
+            ),
+            (
+                "/v1/responses",
+                json!({"model": "m", "input": [{"type": "message", "id": "msg_1", "role": "assistant", "content": []}]}),
+            ),
+            (
+                "/v1/responses",
+                json!({"model": "m", "input": [{"type": "message", "id": "msg_1", "role": "assistant", "content": [{}, {"type": "output_text", "text": ""}]}]}),
+            ),
+            (
+                "/v1/responses",
+                json!({"model": "m", "input": [{"type": "message", "id": "msg_1", "role": "assistant"}]}),
+            ),
             ("/v1/responses", json!({"model": "m", "input": "x", "previous_response_id": "y"})),
             ("/v1/responses", json!({"model": "m", "input": [{"type": "input_file", "file_id": "x"}]})),
         ] {
             let found = planned(Api::Openai, path, &body).unwrap();
             assert_eq!(found.wanted.input_tokens, 100_000, "{body}");
+        }
+        // What was said before, by value: its id costs nothing.
+        for item in [
+            json!({"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAA"}),
+            json!({"type": "message", "id": "msg_1", "role": "assistant", "content": [{"type": "output_text", "text": "hi"}]}),
+            json!({"type": "function_call", "id": "fc_1", "call_id": "c", "name": "f", "arguments": "{}"}),
+        ] {
+            let body = json!({"model": "m", "input": [item]});
+            let found = planned(Api::Openai, "/v1/responses", &body).unwrap();
+            assert_eq!(found.wanted.input_tokens, body.to_string().len() as u64 + MARGIN_TOKENS, "{body}");
         }
         let long = chat(json!({"messages": [{"role": "user", "content": "x".repeat(200_000)}]}));
         let found = planned(Api::Openai, "/v1/chat/completions", &long).unwrap();
