@@ -134,6 +134,12 @@ pub fn plan(
         bounded,
     };
     let kind = match kind_of(api, method, path, &body) {
+        Some(kind) if bounded && kind != Kind::Unmetered && decides_the_model(path) => {
+            return Err(unbounded(
+                format!("{path} may name another model than the body, whose price is known"),
+                "use a path without `deployments`, `engines`, `models`, `%` and `;`",
+            ));
+        }
         Some(kind) => kind,
         None if bounded => {
             return Err(unbounded(
@@ -168,6 +174,14 @@ fn kind_of(api: Api, method: &str, path: &str, body: &[u8]) -> Option<Kind> {
         (Api::Anthropic, "POST") if ends("/messages/count_tokens") => Some(Kind::Unmetered),
         _ => None,
     }
+}
+
+/// Whether a path may say which model answers, as some hosts have it, or may be read in two ways.
+fn decides_the_model(path: &str) -> bool {
+    let names_one = |segment: &str| {
+        ["deployments", "engines", "models"].iter().any(|name| segment.eq_ignore_ascii_case(name))
+    };
+    path.contains(['%', ';', '\\']) || path.split('/').any(names_one)
 }
 
 fn metered(
@@ -555,14 +569,18 @@ mod tests {
             (Api::Openai, "POST", "/v1/chat/completions/"),
             (Api::Anthropic, "POST", "/v1/messages/batches"),
             (Api::Anthropic, "PUT", "/v1/messages"),
+            // The model's name is in the path, whatever the body says.
+            (Api::Openai, "POST", "/openai/deployments/dear/chat/completions"),
+            (Api::Openai, "POST", "/v1/Engines/dear/completions"),
+            (Api::Openai, "POST", "/models/dear/v1/chat/completions"),
+            (Api::Anthropic, "POST", "/models/dear/v1/messages"),
+            (Api::Openai, "POST", "/openai/%64eployments/dear/chat/completions"),
+            (Api::Openai, "POST", "/openai/deployments;a=b/dear/chat/completions"),
             (Api::Openai, "GET", "/v1/models"),
         ] {
-            let body = b"{}".to_vec();
-            assert_eq!(
-                plan(api, method, path, body, &prices(), true).unwrap_err().rule,
-                "budget",
-                "{method} {path}"
-            );
+            let body = chat(json!({})).to_string().into_bytes();
+            let refused = plan(api, method, path, body, &prices(), true).unwrap_err();
+            assert_eq!(refused.rule, "budget", "{method} {path}");
         }
         assert!(plan(Api::Openai, "GET", "/v1/models", Vec::new(), &prices(), true).is_ok());
     }
