@@ -18,6 +18,8 @@ const MARGIN_TOKENS: u64 = 2_048;
 const MARGIN_TOKENS_OF_A_TOOL: u64 = 1_024;
 /// Answers to one request.
 const ANSWERS_MAX: u64 = 128;
+/// The bound of a chat's answer that not every compatible host knows.
+const NEWER_BOUND: &str = "max_completion_tokens";
 /// A model's name, in bytes.
 const MODEL_BYTES_MAX: usize = 128;
 
@@ -225,8 +227,10 @@ fn metered(
         (body.len() as u64).saturating_add(MARGIN_TOKENS).saturating_add(tools * MARGIN_TOKENS_OF_A_TOOL);
     let input = if elsewhere { context } else { in_the_text.min(context) };
     let (field, each) = answer_bound(kind, &request, &price)?;
+    // Hosts that are older than this member pass over it: only the model bounds their answers.
+    let sure = if field == Some(NEWER_BOUND) { price.output_tokens_max } else { each };
     let answers = answers(&request)?.saturating_mul(prompts);
-    let output = each.saturating_mul(answers);
+    let output = sure.saturating_mul(answers);
     let caches = kind != Kind::Messages || found.cache_control || request.member("cache_control").is_some();
     let wanted = Spent {
         input_tokens: input,
@@ -358,7 +362,7 @@ fn answer_bound(
                 return Err(unbounded(both, "leave one out"));
             }
             (None, Some(tokens)) => (Some("max_tokens"), tokens.min(most)),
-            (tokens, None) => (Some("max_completion_tokens"), tokens.unwrap_or(most).min(most)),
+            (tokens, None) => (Some(NEWER_BOUND), tokens.unwrap_or(most).min(most)),
         },
         Kind::Completions | Kind::Messages => {
             (Some("max_tokens"), asked("max_tokens")?.unwrap_or(most).min(most))
@@ -448,6 +452,13 @@ mod tests {
         assert_eq!(
             (found.wanted.output_tokens, sent(&found)["max_completion_tokens"].clone()),
             (4_000, json!(4_000))
+        );
+        // A host that does not know the newer member answers up to the model's bound.
+        let newer = chat(json!({"max_completion_tokens": 10, "n": 2}));
+        let found = planned(Api::Openai, "/v1/chat/completions", &newer).unwrap();
+        assert_eq!(
+            (found.wanted.output_tokens, sent(&found)["max_completion_tokens"].clone()),
+            (8_000, json!(10))
         );
     }
 
