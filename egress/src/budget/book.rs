@@ -11,10 +11,15 @@ use std::fmt;
 
 const HOUR_MS: u64 = 3_600_000;
 
+/// The form of the file. One that changes it reads the older ones, too.
+pub const VERSION: u32 = 1;
+
 /// The sums, as they stand in the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Book {
+    /// Of the file's form.
+    pub version: u32,
     pub agent: AgentName,
     pub period: Period,
     /// None: nothing was used since the last reset or period.
@@ -64,6 +69,7 @@ impl Book {
     pub fn new(agent: AgentName) -> Book {
         let (used, reserved) = (Spent::default(), Spent::default());
         Book {
+            version: VERSION,
             agent,
             period: Period::default(),
             period_began_unix_ms: None,

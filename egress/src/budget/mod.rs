@@ -139,7 +139,7 @@ fn is_empty(budget: &AgentBudget) -> bool {
 
 impl Meter {
     fn read(path: PathBuf, agent: &AgentName) -> Meter {
-        let read = kept::read(&path, FILE_BYTES_MAX).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
+        let read = kept::read(&path, FILE_BYTES_MAX).and_then(|bytes| parse(&bytes));
         let (book, damaged) = match read {
             Ok(Book { agent: of, .. }) if of != *agent => {
                 (None, Some(format!("{} is of another agent", path.display())))
@@ -327,6 +327,21 @@ impl Hold {
         let mut state = self.meter.state();
         state.book.cancel(self.when, &self.reserved);
         state.changes += 1;
+    }
+}
+
+/// A meter's file. Its version is looked at first: another one may have other members.
+fn parse(bytes: &[u8]) -> io::Result<Book> {
+    #[derive(serde::Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    match serde_json::from_slice(bytes)? {
+        Versioned { version: book::VERSION } => Ok(serde_json::from_slice(bytes)?),
+        Versioned { version } => Err(io::Error::other(format!(
+            "it is of version {version}, and this egress reads {}",
+            book::VERSION
+        ))),
     }
 }
 

@@ -142,6 +142,20 @@ fn without_a_network_no_byte_and_no_second_is_taken() {
 }
 
 #[test]
+fn a_meter_of_another_version_is_refused_by_its_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("meters/a.json");
+    meter(dir.path(), output_max(100)).reserve(tokens(0, 90)).unwrap().settle(tokens(0, 90));
+    let written = std::fs::read_to_string(&path).unwrap();
+    let other = written.replacen("{\"version\":1,", "{\"version\":2,\"more\":[],", 1);
+    assert_ne!(written, other);
+    std::fs::write(&path, other).unwrap();
+    let meter = Meters::open(&dir.path().join("meters")).unwrap().of(&"a".parse().unwrap());
+    let refused = meter.begin(output_max(100)).unwrap_err();
+    assert!(refused.to_string().contains("version 2"), "{refused}");
+}
+
+#[test]
 fn a_reset_does_not_count_what_was_under_way_twice() {
     let dir = tempfile::tempdir().unwrap();
     let meter = meter(dir.path(), output_max(100));
