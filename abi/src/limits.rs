@@ -310,7 +310,7 @@ pub const BROKER_CALLS_PER_AGENT_MAX: usize = 32;
 /// How long a host may take from the request's last byte to its answer's head.
 pub const BROKER_ANSWER_MS_MAX: u64 = 600_000;
 /// How often the meters of a running agent are written, in milliseconds: what a crash can forget of bytes and seconds, never of calls,
-/// tokens or money.
+/// tokens or money that are bounded.
 pub const METERS_WRITTEN_MS: u64 = 5_000;
 
 /// Open connections of one agent through the proxy. One more: reset, and counted as a denial.

@@ -1,7 +1,7 @@
 //! What agents may spend and have spent: one meter for each agent's name, kept over its lives and ours.
 //!
-//! Must hold: what a call can use is reserved, and the reservation is on the disk, before the call goes out; a reservation that nobody
-//! settles stays spent, also after a crash; what was spent and cannot be read is not nothing.
+//! Must hold: what a call can use is reserved, and where it is bounded the reservation is on the disk, before the call goes out; a
+//! reservation that nobody settles stays spent, also after a crash; what was spent and cannot be read is not nothing.
 
 mod book;
 mod json;
@@ -172,27 +172,25 @@ impl Meter {
 
     /// Whether calls must be planned: tokens or money are bounded.
     pub fn bounds_tokens(&self) -> bool {
-        self.state().budget.is_none_or(|budget| {
-            let Budget { input_tokens_max, cache_tokens_max, output_tokens_max, micro_dollars_max, .. } =
-                budget;
-            [input_tokens_max, cache_tokens_max, output_tokens_max, micro_dollars_max]
-                .iter()
-                .any(Option::is_some)
-        })
+        self.state().budget.is_none_or(|budget| bounds_tokens(&budget))
     }
 
-    /// Reserves a call and the most it can use. It is on the disk when this returns: it blocks, and is not for an async task.
+    /// Reserves a call and the most it can use. Where calls, tokens or money are bounded it is on the disk when this returns: it
+    /// blocks, and is not for an async task.
     pub fn reserve(self: &Arc<Meter>, wanted: Spent) -> Result<Hold, BudgetError> {
-        let (when, change) = {
+        let (when, change, bounded) = {
             let mut state = self.state();
             let budget = state.budget.ok_or_else(|| {
                 BudgetError::Unkept("the agent has no network, and so no budget".to_owned())
             })?;
             let when = state.book.reserve(&budget, &wanted, unix_ms_now()).map_err(BudgetError::Exhausted)?;
             state.changes += 1;
-            (when, state.changes)
+            (when, state.changes, budget.calls_per_hour_max.is_some() || bounds_tokens(&budget))
         };
         let hold = Hold { meter: self.clone(), when, reserved: wanted };
+        if !bounded {
+            return Ok(hold); // the file has it with its next write
+        }
         match self.write_up_to(change) {
             Ok(()) => Ok(hold),
             Err(error) => {
@@ -343,6 +341,13 @@ fn parse(bytes: &[u8]) -> io::Result<Book> {
             book::VERSION
         ))),
     }
+}
+
+fn bounds_tokens(budget: &Budget) -> bool {
+    let Budget { input_tokens_max, cache_tokens_max, output_tokens_max, micro_dollars_max, .. } = budget;
+    [input_tokens_max, cache_tokens_max, output_tokens_max, micro_dollars_max]
+        .into_iter()
+        .any(Option::is_some)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

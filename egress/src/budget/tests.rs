@@ -156,6 +156,23 @@ fn a_meter_of_another_version_is_refused_by_its_number() {
 }
 
 #[test]
+fn what_nobody_bounds_waits_for_no_disk() {
+    let caps = [
+        (Budget { calls_per_hour_max: Some(9), ..Budget::default() }, false),
+        (Budget { micro_dollars_max: Some(9), ..Budget::default() }, false),
+        (output_max(9), false),
+        (Budget { bytes_max: Some(9), wall_secs_max: Some(9), ..Budget::default() }, true),
+        (Budget::default(), true),
+    ];
+    for (budget, passes) in caps {
+        let dir = tempfile::tempdir().unwrap();
+        let meter = meter(dir.path(), budget);
+        std::fs::remove_dir_all(dir.path().join("meters")).unwrap();
+        assert_eq!(meter.reserve(tokens(0, 0)).is_ok(), passes, "{budget:?}");
+    }
+}
+
+#[test]
 fn a_reset_does_not_count_what_was_under_way_twice() {
     let dir = tempfile::tempdir().unwrap();
     let meter = meter(dir.path(), output_max(100));
