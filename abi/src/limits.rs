@@ -303,6 +303,11 @@ pub const CALL_TOKENS_MAX: u64 = 100_000_000;
 pub const AUTHORITIES_MAX: usize = 16;
 /// Body of a request through the broker, in bytes. Larger: 413.
 pub const BROKER_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bodies of metered calls that egress holds at a time, all agents', in bytes; one agent's are [`BROKER_BODY_BYTES_MAX`] together. Far
+/// below egress' own memory: what is above waits.
+pub const BROKER_BODIES_BYTES_MAX: usize = 96 * 1024 * 1024;
+/// Metered calls that are planned at a time. Planning holds a body twice, and what was found in it.
+pub const BROKER_PLANS_MAX: usize = 2;
 /// Head of an answer to the broker, in bytes. Larger: 502.
 pub const BROKER_HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Requests of one agent in the broker at a time. One more waits; [`PROXY_CONNECTIONS_PER_AGENT_MAX`] bounds those who wait.

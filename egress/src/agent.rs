@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::broker::{Desk, Trust};
+use crate::broker::{Desk, Hall, Trust};
 use crate::budget::{Meter, Meters};
 use crate::denials::{Denials, Rule};
 use crate::live::Live;
@@ -42,6 +42,8 @@ pub struct Node {
     pub resolver: Resolver,
     /// What hosts are believed by, towards which egress makes TLS itself.
     pub trust: Trust,
+    /// The broker's room.
+    pub hall: Hall,
     /// Bounds the threads that wait for receipts.
     pub receipt_turns: Semaphore,
     pub pipes: Pipes,
@@ -61,6 +63,7 @@ impl Node {
             live: Live::read(state.join("policy.json")),
             resolver: Resolver::default(),
             trust: Trust::default(),
+            hall: Hall::default(),
             receipt_turns: Semaphore::new(limits::RECEIPTS_WAITING_MAX),
             pipes: Pipes::default(),
             secrets: Secrets::open(state, tpm)?,

@@ -660,3 +660,23 @@ fn an_agents_calls_wait_for_each_other_above_their_bound() {
     let done = String::from_utf8(many.wait_with_output().unwrap().stdout).unwrap();
     assert_eq!((done.trim(), calls()), ("40", 40));
 }
+
+#[test]
+fn bodies_that_a_host_does_not_take_hold_others_back() {
+    let (world, _lease, guest) = metered(Budget::default());
+    // Two of them are more than one agent's room.
+    let many = guest.spawn_python(
+        "import http.client, threading\ndef one(done):\n\
+         \x20 c = http.client.HTTPConnection('api.test.broker.internal', timeout=40)\n\
+         \x20 c.request('POST', '/v1/stall', bytes(9000000)); done.append(b'9000000' in c.getresponse().read())\n\
+         done = []\nall = [threading.Thread(target=one, args=(done,)) for _ in range(4)]\n\
+         for t in all: t.start()\nfor t in all: t.join()\nprint(done.count(True))",
+    );
+    let dialled = || world.seen().matches("connect 203.0.113.10:443").count();
+    world.eventually(|| dialled() > 0);
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(dialled(), 1, "the room is taken until the host has the body");
+    fs::write(world.dir.join("go"), "").unwrap();
+    let done = String::from_utf8(many.wait_with_output().unwrap().stdout).unwrap();
+    assert_eq!((done.trim(), dialled()), ("4", 4));
+}

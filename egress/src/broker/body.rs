@@ -28,11 +28,14 @@ pub enum BodyError {
     Cut,
 }
 
+/// Bytes of a whole body that are handed on at a time.
+const PIECE_BYTES: usize = 64 * 1024;
+
 /// A request's body.
 #[derive(Debug)]
 pub enum Outbound {
-    /// Read, and perhaps rewritten.
-    Whole(Option<Bytes>),
+    /// Read, and perhaps rewritten. It takes room until its last byte was sent.
+    Whole(Bytes),
     /// As it comes; trailers stay here.
     Streamed { incoming: Incoming, left: usize, too_long: Arc<AtomicBool> },
 }
@@ -46,7 +49,12 @@ impl Body for Outbound {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let (incoming, left, too_long) = match self.get_mut() {
-            Outbound::Whole(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Outbound::Whole(bytes) if bytes.is_empty() => return Poll::Ready(None),
+            // In pieces: what the connection holds back is copied, and must be little.
+            Outbound::Whole(bytes) => {
+                let piece = bytes.split_to(bytes.len().min(PIECE_BYTES));
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
             Outbound::Streamed { incoming, left, too_long } => (incoming, left, too_long),
         };
         loop {
@@ -67,14 +75,14 @@ impl Body for Outbound {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Outbound::Whole(bytes) => bytes.is_none(),
+            Outbound::Whole(bytes) => bytes.is_empty(),
             Outbound::Streamed { incoming, .. } => incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Outbound::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Outbound::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Outbound::Streamed { incoming, .. } => incoming.size_hint(),
         }
     }

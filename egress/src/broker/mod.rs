@@ -54,8 +54,8 @@ const TLS_HANDSHAKE: u8 = 22;
 pub struct Desk {
     /// Calls at a time.
     calls: Arc<Semaphore>,
-    /// Bytes of bodies that are read whole.
-    bodies: Semaphore,
+    /// Bytes of bodies that are held whole.
+    bodies: Arc<Semaphore>,
     /// Set when the agent's network is made, if a name is intercepted.
     pub authority: OnceLock<Authority>,
 }
@@ -64,8 +64,26 @@ impl Default for Desk {
     fn default() -> Desk {
         Desk {
             calls: Arc::new(Semaphore::new(limits::BROKER_CALLS_PER_AGENT_MAX)),
-            bodies: Semaphore::new(spending::BODIES_BYTES_MAX as usize),
+            bodies: Arc::new(Semaphore::new(limits::BROKER_BODY_BYTES_MAX)),
             authority: OnceLock::new(),
+        }
+    }
+}
+
+/// What the broker has for all agents together.
+#[derive(Debug)]
+pub struct Hall {
+    /// Bytes of bodies that are held whole.
+    bodies: Arc<Semaphore>,
+    /// Calls that are planned.
+    plans: Semaphore,
+}
+
+impl Default for Hall {
+    fn default() -> Hall {
+        Hall {
+            bodies: Arc::new(Semaphore::new(limits::BROKER_BODIES_BYTES_MAX)),
+            plans: Semaphore::new(limits::BROKER_PLANS_MAX),
         }
     }
 }

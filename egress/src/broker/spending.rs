@@ -5,16 +5,19 @@
 use abi::control::Spent;
 use abi::limits;
 use abi::network::Api;
+use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::StatusCode;
 use hyper::body::{Body as _, Incoming};
 use hyper::http::request::Parts;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Session;
 use super::body::Outbound;
 use super::call::{Fault, body_too_long};
+use crate::agent::Agent;
 use crate::budget::{self, BudgetError, Hold, Over, Plan, Unplanned, Usage};
 use crate::denials::Rule;
 use crate::splice::End;
@@ -103,30 +106,62 @@ pub async fn plan(
     if api == Api::Plain {
         let (spending, _) = reserve(session, parts, api, Vec::new()).await?;
         let body = match incoming.is_end_stream() {
-            true => Outbound::Whole(None),
+            true => Outbound::Whole(Bytes::new()),
             false => Outbound::Streamed { incoming, left: most, too_long: too_long.clone() },
         };
         return Ok((body, spending));
     }
-    // Asked for once, before the first byte: two bodies that wait for each other's room would wait for ever.
-    let room = announced.exact().map_or(BODIES_BYTES_MAX, |length| u32::try_from(length).unwrap_or(u32::MAX));
-    let _room = session.agent.desk.bodies.acquire_many(room).await.map_err(|_| Fault::Ends(End::Closed))?;
-    let body = whole(session, incoming).await?;
+    let announced = announced.exact().and_then(|length| usize::try_from(length).ok());
+    let room = Room::take(session, announced.unwrap_or(most)).await?;
+    let body = whole(session, incoming, announced.unwrap_or(0)).await?;
     let (spending, body) = reserve(session, parts, api, body).await?;
-    Ok((Outbound::Whole((!body.is_empty()).then(|| body.into())), spending))
+    Ok((Outbound::Whole(Bytes::from_owner(Held { body, _room: room })), spending))
 }
 
-/// Bytes of metered bodies that one agent may have here at a time.
-pub const BODIES_BYTES_MAX: u32 = limits::BROKER_BODY_BYTES_MAX as u32;
+/// Room for a body.
+struct Room {
+    _of_the_agent: OwnedSemaphorePermit,
+    _of_the_node: OwnedSemaphorePermit,
+}
 
-async fn whole(session: &Session, mut incoming: Incoming) -> Result<Vec<u8>, Fault> {
-    let mut body = Vec::new();
+impl Room {
+    /// Waits for it, before the body's first byte and for all of them: two bodies that wait for each other's room would wait for ever.
+    async fn take(session: &Session, bytes: usize) -> Result<Room, Fault> {
+        let bytes = u32::try_from(bytes).map_err(|_| body_too_long(session))?;
+        let Agent { desk, node, .. } = &*session.agent;
+        let closed = |_| Fault::Ends(End::Closed);
+        let _of_the_agent = desk.bodies.clone().acquire_many_owned(bytes).await.map_err(closed)?;
+        let _of_the_node = node.hall.bodies.clone().acquire_many_owned(bytes).await.map_err(closed)?;
+        Ok(Room { _of_the_agent, _of_the_node })
+    }
+}
+
+/// A body with its room, which is free again when the connection to the host has let go of the last part of it.
+struct Held {
+    body: Vec<u8>,
+    _room: Room,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
+}
+
+async fn whole(session: &Session, mut incoming: Incoming, announced: usize) -> Result<Vec<u8>, Fault> {
+    let most = limits::BROKER_BODY_BYTES_MAX;
+    let mut body = Vec::with_capacity(announced.min(most));
     while let Some(frame) = incoming.frame().await {
         // On an error the guest is gone, or its bytes were wrong.
         let frame = frame.map_err(|_| Fault::Ends(End::Closed))?;
         let Ok(data) = frame.into_data() else { continue };
-        if body.len() + data.len() > limits::BROKER_BODY_BYTES_MAX {
+        let length = body.len() + data.len();
+        if length > most {
             return Err(body_too_long(session));
+        }
+        if length > body.capacity() {
+            // Doubled, but never above what there is room for.
+            body.reserve_exact(length.saturating_mul(2).min(most) - body.len());
         }
         body.extend_from_slice(&data);
     }
@@ -143,47 +178,40 @@ async fn reserve(
     let agent = &session.agent;
     let (method, path) = (parts.method.to_string(), parts.uri.path().to_owned());
     let shown = format!("{method} {path} at {}", session.admission.name);
-    let (meter, settings) = (agent.meter.clone(), agent.node.settings.now());
-    let planned = move || {
-        let bounded = meter.bounds_tokens();
-        let mut plan = budget::plan(api, &method, &path, body, &settings.config.prices, bounded)?;
-        let body = std::mem::take(&mut plan.body);
-        let hold = meter.reserve(plan.wanted)?;
-        Ok::<_, Unspendable>((Spending { plan, hold, usage: None, over: false }, body))
-    };
     let refused = |what: String, rule: Rule, remedy: String| Fault::Refused {
         status: StatusCode::FORBIDDEN,
         what: format!("{shown}: {what}"),
         rule,
         remedy,
     };
-    match agent.in_turn(planned).await {
-        Ok(Ok(reserved)) => Ok(reserved),
-        Ok(Err(Unspendable::Unplanned(unplanned))) => {
-            Err(refused(unplanned.because, unplanned.rule, unplanned.remedy))
-        }
-        Ok(Err(Unspendable::Budget(BudgetError::Exhausted(exhausted)))) => {
+    let mut plan = planned(agent, api, method, path, body)
+        .await?
+        .map_err(|Unplanned { rule, because, remedy }| refused(because, rule, remedy))?;
+    let body = std::mem::take(&mut plan.body);
+    let (meter, wanted) = (agent.meter.clone(), plan.wanted);
+    match agent.in_turn(move || meter.reserve(wanted)).await {
+        Ok(Ok(hold)) => Ok((Spending { plan, hold, usage: None, over: false }, body)),
+        Ok(Err(BudgetError::Exhausted(exhausted))) => {
             Err(refused(exhausted.what(), "budget", exhausted.remedy()))
         }
-        Ok(Err(Unspendable::Budget(unkept))) => Err(Fault::Failed(unkept.to_string())),
+        Ok(Err(unkept)) => Err(Fault::Failed(unkept.to_string())),
         Err(error) => Err(Fault::Failed(error)),
     }
 }
 
-/// Why nothing was reserved.
-enum Unspendable {
-    Unplanned(Unplanned),
-    Budget(BudgetError),
-}
-
-impl From<Unplanned> for Unspendable {
-    fn from(unplanned: Unplanned) -> Unspendable {
-        Unspendable::Unplanned(unplanned)
+/// What a call can use. A long body takes its time: on a thread of its own, and in none of the turns in which receipts are waited for.
+async fn planned(
+    agent: &Agent,
+    api: Api,
+    method: String,
+    path: String,
+    body: Vec<u8>,
+) -> Result<Result<Plan, Unplanned>, Fault> {
+    let (bounded, settings) = (agent.meter.bounds_tokens(), agent.node.settings.now());
+    let plan = move || budget::plan(api, &method, &path, body, &settings.config.prices, bounded);
+    if api == Api::Plain {
+        return Ok(plan());
     }
-}
-
-impl From<BudgetError> for Unspendable {
-    fn from(error: BudgetError) -> Unspendable {
-        Unspendable::Budget(error)
-    }
+    let _turn = agent.node.hall.plans.acquire().await.map_err(|_| Fault::Ends(End::Closed))?;
+    tokio::task::spawn_blocking(plan).await.map_err(|error| Fault::Failed(error.to_string()))
 }

@@ -2,7 +2,7 @@
 import base64, gzip, hashlib, json, os, time
 
 
-def read_request(stream, waiting):
+def read_request(stream, waiting, directory):
     """Head and body of one request; None at the end."""
     while b"\r\n\r\n" not in waiting:
         data = stream.recv(65536)
@@ -21,6 +21,9 @@ def read_request(stream, waiting):
             raise OSError("ended in a body")
         rest += data
 
+    if lines[0].split(" ")[1].endswith("/stall"):
+        # Nothing is read of a body until the test says so.
+        wait_for(os.path.join(directory, "go"))
     body = b""
     if named.get("transfer-encoding") == "chunked":
         while True:
@@ -82,7 +85,7 @@ def chat(stream, asked):
 
 def serve(stream, name, directory, seen):
     waiting = b""
-    while (request := read_request(stream, waiting)) is not None:
+    while (request := read_request(stream, waiting, directory)) is not None:
         line, fields, named, body, waiting = request
         method, target, _ = line.split(" ")
         digest = hashlib.sha256(body).hexdigest()
