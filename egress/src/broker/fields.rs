@@ -35,41 +35,66 @@ const MISLEADING: [&str; 9] = [
     "forwarded",
     "alt-used",
 ];
-/// Parts of the names of fields that carry credentials.
+/// Parts of the names of fields and parameters that carry credentials.
 const CREDENTIAL_PARTS: [&str; 16] = [
-    "authorization",
+    "auth",
+    "token",
+    "secret",
+    "passw",
+    "passphrase",
+    "signature",
+    "credential",
+    "cookie",
+    "bearer",
+    "jwt",
     "api-key",
     "apikey",
-    "api_key",
-    "auth-token",
-    "auth-key",
-    "access-token",
     "access-key",
-    "security-token",
-    "private-token",
-    "session-token",
+    "accesskey",
+    "auth-key",
     "subscription-key",
-    "subscription-token",
-    "secret",
-    "password",
-    "cookie",
 ];
-/// Parameters of a query that carry credentials.
-const CREDENTIAL_PARAMETERS: [&str; 8] =
-    ["key", "api_key", "api-key", "apikey", "access_token", "auth_token", "access_key", "client_secret"];
+/// Whole names that do.
+const CREDENTIAL_NAMES: [&str; 4] = ["sig", "pass", "pwd", "hmac"];
+/// Names that only look like it: who wrote something, how many tokens, where a list goes on, what a row is found by.
+#[rustfmt::skip]
+const NO_CREDENTIALS: [&str; 40] = [
+    "author", "authors", "author-id", "author-ids", "author-name", "author-email", "authority",
+    "tokens", "max-tokens", "maxtokens", "max-output-tokens", "max-completion-tokens", "min-tokens", "token-count", "tokenizer",
+    "page-token", "pagetoken", "next-page-token", "nextpagetoken", "next-token", "nexttoken", "continuation-token", "continuationtoken",
+    "sync-token", "synctoken", "delta-token", "deltatoken", "skip-token", "skiptoken",
+    "idempotency-key", "x-idempotency-key", "partition-key", "sort-key", "primary-key", "foreign-key", "start-key", "end-key",
+    "startkey", "endkey", "sec-websocket-key",
+];
 
-/// Whether a field of a request is a client's own credential. `name` in lower case.
+/// Whether a field or a parameter of a query is a client's own credential, by its name. What is in doubt is one.
 pub fn is_credential(name: &str) -> bool {
+    // Servers take `_`, `.` and more for `-`.
+    let dashed: String = name
+        .trim()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+        .collect();
+    let name = dashed.trim_matches('-');
+    if NO_CREDENTIALS.contains(&name) {
+        return false;
+    }
     CREDENTIAL_PARTS.iter().any(|part| name.contains(part))
+        || CREDENTIAL_NAMES.contains(&name)
+        || name.ends_with("key")
 }
 
-/// The parameter of a query that carries a credential, if one does.
-pub fn credential_parameter(query: &str) -> Option<&'static str> {
+/// The parameter of a query that carries a credential, if one does: the beginning of its name.
+pub fn credential_parameter(query: &str) -> Option<String> {
     let names = query.split(['&', ';']).map(|pair| pair.split('=').next().unwrap_or_default());
-    names.map(decoded).find_map(|name| CREDENTIAL_PARAMETERS.into_iter().find(|known| *known == name))
+    let found = names.map(decoded).find(|name| is_credential(name))?;
+    Some(found.chars().take(PARAMETER_CHARS).flat_map(char::escape_default).collect())
 }
 
-/// A parameter's name as a server reads it, in lower case.
+/// Characters of a parameter's name that are shown.
+const PARAMETER_CHARS: usize = 64;
+
+/// A parameter's name as a server reads it.
 fn decoded(name: &str) -> String {
     let mut out = Vec::new();
     let mut rest = name.as_bytes();
@@ -84,12 +109,12 @@ fn decoded(name: &str) -> String {
                 rest = after.get(2..).unwrap_or_default();
             }
             None => {
-                out.push(*first);
+                out.push(if *first == b'+' { b' ' } else { *first });
                 rest = after;
             }
         }
     }
-    String::from_utf8_lossy(&out).trim().to_ascii_lowercase()
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// The fields of a request as they leave, but for Host and the secret's own.
@@ -202,6 +227,18 @@ mod tests {
             "x-amz-security-token",
             "private-token",
             "x-subscription-token",
+            "job-token",
+            "deploy-token",
+            "x-vault-token",
+            "circle-token",
+            "x-auth",
+            "x-token",
+            "x_api_key",
+            "private_token",
+            "authorization_",
+            "x-amz-credential",
+            "ocp-apim-subscription-key",
+            "x-hub-signature-256",
             "x-custom",
         ] {
             let asked = map(&[(name, "own"), ("accept", "*/*"), ("idempotency-key", "7")]);
@@ -235,10 +272,48 @@ mod tests {
 
     #[test]
     fn keys_in_a_query_are_seen_however_they_are_written() {
-        for query in ["key=1", "a=1&api_key=2", "a=1;KEY=2", "%6bey=1", "access%5Ftoken=x", "key"] {
+        for query in [
+            "key=1",
+            "a=1&api_key=2",
+            "a=1;KEY=2",
+            "%6bey=1",
+            "access%5Ftoken=x",
+            "key",
+            "private_token=1",
+            "job_token=1",
+            "token=1",
+            "auth=1",
+            "authorization=1",
+            "subscription-key=1",
+            "sig=1",
+            "X-Amz-Signature=1",
+            "X-Amz-Credential=1",
+            "AWSAccessKeyId=1",
+            "oauth_token=1",
+            "apiKey=1",
+            "api%20key=1",
+            "key+=1",
+            "auth%5Btoken%5D=1",
+            "client_secret=1",
+            "password=1",
+            "jwt=1",
+        ] {
             assert!(credential_parameter(query).is_some(), "{query}");
         }
-        for query in ["", "q=key", "keys=1", "a=b&monkey=1", "%zz=1", "%"] {
+        for query in [
+            "",
+            "q=key",
+            "keys=1",
+            "a=b&keyword=1",
+            "%zz=1",
+            "%",
+            "pageToken=1",
+            "page_token=1",
+            "author=1",
+            "max_tokens=1",
+            "design=1",
+            "startkey=1",
+        ] {
             assert!(credential_parameter(query).is_none(), "{query}");
         }
     }
