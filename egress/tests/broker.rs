@@ -680,3 +680,28 @@ fn bodies_that_a_host_does_not_take_hold_others_back() {
     let done = String::from_utf8(many.wait_with_output().unwrap().stdout).unwrap();
     assert_eq!((done.trim(), dialled()), ("4", 4));
 }
+
+#[test]
+fn a_bounded_call_asks_for_nothing_that_costs_more_than_its_body_says() {
+    let (world, _lease, guest) = metered(Budget { output_tokens_max: Some(500), ..Budget::default() });
+    let call = |fields: &str| {
+        guest.text(&format!(
+            "curl -sS -i -m 10 {BASE}/v1/chat/completions {fields} \
+             -d '{{\"model\":\"m-1\",\"messages\":[],\"max_tokens\":100}}'"
+        ))
+    };
+    let said = call(
+        "-H 'Content-Type: application/json; charset=utf-7' -H 'OpenAI-Beta: x=1' -H 'Anthropic-Beta: context-1m-2025-08-07' \
+         -H 'OpenAI-Organization: other'",
+    );
+    assert!(said.contains("200 OK"), "{said}");
+    let seen = world.seen();
+    assert!(seen.contains(r#"["content-type", "application/json"]"#), "{seen}");
+    for gone in ["utf-7", "openai-beta", "context-1m", "openai-organization"] {
+        assert!(!seen.contains(gone), "{gone}: {seen}");
+    }
+    let said = call("-H 'Content-Encoding: gzip'");
+    assert!(said.contains("403 Forbidden") && said.contains("rule: budget"), "{said}");
+    world.denied("budget", "a body in the encoding `gzip` to api.test");
+    assert_eq!(world.seen().matches("POST /v1/chat").count(), 1);
+}

@@ -2,7 +2,7 @@
 //!
 //! Must hold: nothing leaves before the receipt is durable; whatever way a call ends, it is recorded once.
 
-use abi::network::SecretPolicy;
+use abi::network::{Api, SecretPolicy};
 use abi::{limits, log};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
@@ -100,7 +100,13 @@ async fn call(session: &Arc<Session>, request: Request<Incoming>) -> Result<Resp
         Some(policy) => Some(credential(session, policy)?),
         None => None,
     };
-    let head = head(session, &parts, credential.as_ref())?;
+    let mut head = head(session, &parts, credential.as_ref())?;
+    if let Some(fields) = head.headers_mut()
+        && session.admission.secret.as_ref().is_some_and(|secret| secret.api != Api::Plain)
+        && session.agent.meter.bounds_tokens()
+    {
+        fields::planned(fields).map_err(|encoding| encoded_body(session, &encoding))?;
+    }
     let too_long = Arc::new(AtomicBool::new(false));
     let (body, spending) = spending::plan(session, &parts, incoming, &too_long).await?;
     let sent = route::send(session, &parts, head, body, spending).await;
@@ -167,6 +173,16 @@ pub(super) fn body_too_long(session: &Session) -> Fault {
         ),
         rule: "limit",
         remedy: "send it in parts: there is no grant for more".into(),
+    }
+}
+
+/// A body whose cost nobody read.
+fn encoded_body(session: &Session, encoding: &str) -> Fault {
+    Fault::Refused {
+        status: StatusCode::FORBIDDEN,
+        what: format!("a body in the encoding `{encoding}` to {}", session.admission.name),
+        rule: "budget",
+        remedy: "send it as it is: its cost is read from it".into(),
     }
 }
 

@@ -21,6 +21,20 @@ const HOP_BY_HOP: [&str; 10] = [
     "transfer-encoding",
     "upgrade",
 ];
+/// Whose account pays: the secret's does.
+const ACCOUNTS: [&str; 4] =
+    ["openai-organization", "openai-project", "x-goog-user-project", "anthropic-workspace-id"];
+/// Features of `anthropic-beta` that make no token cost more and take no more of them than the request says.
+const BETAS: [&str; 8] = [
+    "prompt-caching-2024-07-31",
+    "token-efficient-tools-2025-02-19",
+    "fine-grained-tool-streaming-2025-05-14",
+    "output-128k-2025-02-19",
+    "max-tokens-3-5-sonnet-2024-07-15",
+    "context-management-2025-06-27",
+    "structured-outputs-2025-11-13",
+    "computer-use-2025-01-24",
+];
 /// Made anew for each request.
 const OURS: [&str; 5] = ["host", "content-length", "accept-encoding", "expect", "http2-settings"];
 /// Read by some servers as another method, path, host or client than the one that was judged.
@@ -132,6 +146,7 @@ pub fn outward(asked: &HeaderMap, secret_field: Option<&str>) -> HeaderMap {
             || named.contains(name)
             || is_credential(text)
             || secret_field == Some(text)
+            || secret_field.is_some() && ACCOUNTS.contains(&text)
             || secret_field.is_some() && matches!(text, "range" | "if-range");
         if !stays {
             out.append(name.clone(), value.clone());
@@ -139,6 +154,28 @@ pub fn outward(asked: &HeaderMap, secret_field: Option<&str>) -> HeaderMap {
     }
     out.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     out
+}
+
+/// The fields of a request whose cost was read from its body: the host reads that body in the same way, and takes it for nothing that
+/// costs more. The error says what it is encoded in.
+pub fn planned(fields: &mut HeaderMap) -> Result<(), String> {
+    let encodings: Vec<_> = fields.get_all(header::CONTENT_ENCODING).iter().collect();
+    if let Some(odd) = encodings.into_iter().find(|value| *value != "identity" && !value.is_empty()) {
+        return Err(String::from_utf8_lossy(odd.as_bytes()).chars().take(PARAMETER_CHARS).collect());
+    }
+    fields.remove(header::CONTENT_ENCODING);
+    // Without a character set of its own.
+    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let asked = fields.get_all("anthropic-beta").iter().filter_map(|value| value.to_str().ok());
+    let known: Vec<&str> =
+        asked.flat_map(|value| value.split(',')).map(str::trim).filter(|name| BETAS.contains(name)).collect();
+    let known = HeaderValue::from_str(&known.join(","));
+    fields.remove("anthropic-beta");
+    fields.remove("openai-beta");
+    if let Some(known) = known.ok().filter(|known| !known.is_empty()) {
+        fields.insert("anthropic-beta", known);
+    }
+    Ok(())
 }
 
 /// The fields of an answer as the guest gets them. `length` stays: bytes are counted alike on both sides.
@@ -268,6 +305,30 @@ mod tests {
         let out = outward(&asked, Some("authorization"));
         assert_eq!(out, map(&[("content-type", "text/plain"), ("accept-encoding", "identity")]));
         assert!(outward(&asked, None).contains_key("range"));
+    }
+
+    #[test]
+    fn a_planned_request_is_read_in_one_way_and_costs_what_is_listed() {
+        let mut fields = map(&[
+            ("content-type", "application/json; charset=utf-7"),
+            ("content-encoding", "identity"),
+            ("anthropic-beta", "context-1m-2025-08-07, prompt-caching-2024-07-31"),
+            ("anthropic-beta", "extended-cache-ttl-2025-04-11"),
+            ("openai-beta", "assistants=v2"),
+        ]);
+        planned(&mut fields).unwrap();
+        let json = ("content-type", "application/json");
+        assert_eq!(fields, map(&[json, ("anthropic-beta", "prompt-caching-2024-07-31")]));
+        let mut fields = map(&[("anthropic-beta", "context-1m-2025-08-07")]);
+        planned(&mut fields).unwrap();
+        assert_eq!(fields, map(&[json]));
+        for odd in ["gzip", "identity, gzip", "IDENTITY"] {
+            assert!(planned(&mut map(&[("content-encoding", odd)])).is_err(), "{odd}");
+        }
+        let accounts =
+            map(&[("openai-organization", "o"), ("openai-project", "p"), ("x-goog-user-project", "g")]);
+        assert_eq!(names(&outward(&accounts, Some("authorization"))), ["accept-encoding"]);
+        assert_eq!(outward(&accounts, None).len(), 4);
     }
 
     #[test]
