@@ -664,11 +664,11 @@ fn an_agents_calls_wait_for_each_other_above_their_bound() {
 #[test]
 fn bodies_that_a_host_does_not_take_hold_others_back() {
     let (world, _lease, guest) = metered(Budget::default());
-    // Two of them are more than one agent's room.
+    // A body that does not say how long it is takes all of an agent's room.
     let many = guest.spawn_python(
         "import http.client, threading\ndef one(done):\n\
          \x20 c = http.client.HTTPConnection('api.test.broker.internal', timeout=40)\n\
-         \x20 c.request('POST', '/v1/stall', bytes(9000000)); done.append(b'9000000' in c.getresponse().read())\n\
+         \x20 c.request('POST', '/v1/stall', iter([bytes(3000000)])); done.append(b'3000000' in c.getresponse().read())\n\
          done = []\nall = [threading.Thread(target=one, args=(done,)) for _ in range(4)]\n\
          for t in all: t.start()\nfor t in all: t.join()\nprint(done.count(True))",
     );
@@ -704,4 +704,39 @@ fn a_bounded_call_asks_for_nothing_that_costs_more_than_its_body_says() {
     assert!(said.contains("403 Forbidden") && said.contains("rule: budget"), "{said}");
     world.denied("budget", "a body in the encoding `gzip` to api.test");
     assert_eq!(world.seen().matches("POST /v1/chat").count(), 1);
+}
+
+#[test]
+fn a_call_that_is_given_up_before_anything_left_costs_nothing() {
+    let (world, _lease, guest) = metered(Budget { output_tokens_max: Some(500), ..Budget::default() });
+    // A host that takes connections and says nothing.
+    fs::write(world.dir.join("mute"), "").unwrap();
+    let said = guest.text(&format!(
+        "curl -sS -m 2 {BASE}/v1/chat/completions -d '{{\"model\":\"m-1\",\"messages\":[],\"max_tokens\":100}}'"
+    ));
+    assert!(said.contains("curl: (28)"), "{said}");
+    let ended = |event: &Event| matches!(event, Event::BrokerSettled { usage_known: true, used, .. } if *used == Default::default());
+    world.eventually(|| world.events.lock().unwrap().iter().any(ended));
+    assert!(world.seen().contains("connect 203.0.113.10:443"), "{}", world.seen());
+    let now = spent(&world);
+    assert_eq!((now.used.output_tokens, now.reserved.output_tokens), (0, 0));
+    fs::remove_file(world.dir.join("mute")).unwrap();
+    assert!(chat(&guest, "").contains("\"completion_tokens\": 5"));
+}
+
+#[test]
+fn a_receipt_that_comes_after_its_call_has_gone_has_an_end() {
+    let (world, _lease, guest) = brokered();
+    world.receipt_ms.store(3_000, Ordering::Relaxed);
+    let said = guest.text(&format!("curl -sS -m 1 {BASE}/x"));
+    assert!(said.contains("curl: (28)"), "{said}");
+    world.receipt_ms.store(0, Ordering::Relaxed);
+    let settled = |event: &Event| matches!(event, Event::BrokerSettled { status: None, .. });
+    let ended = |event: &Event| matches!(event, Event::NetEnded { end, .. } if end == "failed");
+    world.eventually(|| {
+        let events = world.events.lock().unwrap();
+        let called = events.iter().any(|event| matches!(event, Event::BrokerCalled { .. }));
+        called && events.iter().any(settled) && events.iter().any(ended)
+    });
+    assert!(!world.seen().contains("/x"), "{}", world.seen());
 }

@@ -5,6 +5,7 @@
 
 use abi::control::{ConnectionRecord, Spent};
 use abi::ledger::Event;
+use abi::log;
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
@@ -36,27 +37,33 @@ pub struct Record {
     spending: Option<Spending>,
 }
 
-/// Receipts of one call, one for each address that is tried for it. What is not won by the time this is dropped came to nothing, and is
-/// recorded as that.
+/// Receipts of one call, one for each address that is tried for it.
 #[derive(Debug)]
 pub struct Attempts<'a> {
-    session: &'a Arc<Session>,
     parts: &'a Parts,
     model: Option<String>,
     reserved: Spent,
-    open: Mutex<Vec<(IpAddr, u64, Instant)>>,
+    open: Arc<Open>,
+}
+
+/// Receipts that there are. What is not won by the time the last owner drops this came to nothing, and is recorded as that: a thread that
+/// waits for a receipt owns it too, so one that comes after the call has gone has an end as well.
+#[derive(Debug)]
+struct Open {
+    session: Arc<Session>,
+    receipts: Mutex<Vec<(IpAddr, u64, Instant)>>,
 }
 
 impl<'a> Attempts<'a> {
     /// None yet.
-    pub fn new(session: &'a Arc<Session>, parts: &'a Parts, spending: &Spending) -> Attempts<'a> {
-        let (model, reserved) = (spending.model(), spending.reserved());
-        Attempts { session, parts, model, reserved, open: Mutex::default() }
+    pub fn new(session: &Arc<Session>, parts: &'a Parts, spending: &Spending) -> Attempts<'a> {
+        let open = Arc::new(Open { session: session.clone(), receipts: Mutex::default() });
+        Attempts { parts, model: spending.model(), reserved: spending.reserved(), open }
     }
 
     /// Waits for a receipt; its place in the ledger.
     pub async fn receipt(&self, address: IpAddr) -> Result<u64, String> {
-        let Session { agent, admission, .. } = &**self.session;
+        let Session { agent, admission, .. } = &*self.open.session;
         let event = Event::BrokerCalled {
             instance: agent.instance.clone(),
             name: admission.name.clone(),
@@ -69,19 +76,29 @@ impl<'a> Attempts<'a> {
             reserved: self.reserved,
             rule: admission.rule.clone(),
         };
-        let receipt = agent.receipt(event).await?;
-        self.open().push((address, receipt, Instant::now()));
-        Ok(receipt)
+        agent.node.receipts.room().await;
+        let (receipts, open) = (agent.node.receipts.clone(), self.open.clone());
+        let durable = move || {
+            let receipt = receipts.durable(event).map_err(|error| error.to_string())?.seq;
+            open.receipts().push((address, receipt, Instant::now()));
+            Ok::<_, String>(receipt)
+        };
+        agent.in_turn(durable).await.and_then(|durable| durable).map_err(|error| {
+            log::error("no_receipt", &[("agent", &agent.instance), ("error", &error)]);
+            format!("no receipt, so no call: {error}")
+        })
     }
 
     /// The call goes on by this one.
     pub fn win(self, address: IpAddr, receipt: u64, spending: Spending) -> Record {
-        self.open().retain(|(_, other, _)| *other != receipt);
-        self.record(address, receipt, Instant::now(), Some(spending))
+        self.open.receipts().retain(|(_, other, _)| *other != receipt);
+        self.open.record(address, receipt, Instant::now(), Some(spending))
     }
+}
 
-    fn open(&self) -> MutexGuard<'_, Vec<(IpAddr, u64, Instant)>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+impl Open {
+    fn receipts(&self) -> MutexGuard<'_, Vec<(IpAddr, u64, Instant)>> {
+        self.receipts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn record(&self, address: IpAddr, receipt: u64, begun: Instant, spending: Option<Spending>) -> Record {
@@ -91,9 +108,9 @@ impl<'a> Attempts<'a> {
     }
 }
 
-impl Drop for Attempts<'_> {
+impl Drop for Open {
     fn drop(&mut self) {
-        let lost = std::mem::take(&mut *self.open());
+        let lost = std::mem::take(&mut *self.receipts());
         for (address, receipt, begun) in lost {
             self.record(address, receipt, begun, None).note("failed", true, Spent::default());
         }
@@ -146,11 +163,19 @@ impl Record {
         self.session.stop(end);
     }
 
+    /// The request is about to leave.
+    pub fn leaves(&mut self) {
+        if let Some(spending) = &mut self.spending {
+            spending.leaves(true);
+        }
+    }
+
     /// Nothing of the request left: what was reserved may be used for another way.
     pub fn unsent(mut self) -> Result<Spending, Fault> {
-        let spending = self.spending.take();
+        let mut spending = self.spending.take().ok_or(Fault::Ends(End::Closed))?; // it had none if it was over
+        spending.leaves(false);
         self.note("failed", true, Spent::default());
-        spending.ok_or(Fault::Ends(End::Closed)) // it had none if it was over
+        Ok(spending)
     }
 
     /// The call ends in the middle.

@@ -37,7 +37,7 @@ pub async fn send(
         let attempts = Attempts::new(session, parts, &spending);
         let record = match attempts.receipt(used.address).await {
             Ok(receipt) => attempts.win(used.address, receipt, spending),
-            Err(why) => return Err(unsent(spending, why)),
+            Err(why) => return Err(Fault::Failed(why)),
         };
         match exchange(&mut used, request, record).await? {
             Exchanged::Answered(response, record) => {
@@ -54,8 +54,7 @@ pub async fn send(
             *upstream = Some(fresh);
             Ok((response, record))
         }
-        Exchanged::Unsent(_, unspent) => {
-            unspent.cancel();
+        Exchanged::Unsent(..) => {
             Err(Fault::Failed(format!("{} ended the connection", session.admission.name)))
         }
     }
@@ -73,6 +72,7 @@ async fn exchange(
 ) -> Result<Exchanged, Fault> {
     let allowed = Duration::from_millis(limits::BROKER_ANSWER_MS_MAX);
     let host = record.host();
+    record.leaves();
     let error = match timeout(allowed, upstream.sender.try_send_request(request)).await {
         Ok(Ok(response)) => {
             record.status = Some(response.status());
@@ -94,13 +94,8 @@ fn why(error: &dyn std::error::Error) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// Nothing left, so nothing was spent.
-fn unsent(spending: Spending, why: String) -> Fault {
-    spending.cancel();
-    Fault::Failed(why)
-}
-
-/// A connection to one of the name's addresses, each judged now, a receipt before each.
+/// A connection to one of the name's addresses, each judged now, a receipt before each. Nothing of the request leaves here, so what was
+/// reserved is given back when this ends without one.
 async fn dial(
     session: &Arc<Session>,
     parts: &Parts,
@@ -108,26 +103,20 @@ async fn dial(
 ) -> Result<(Upstream, Record), Fault> {
     let Session { agent, admission, tally, pulse, .. } = &**session;
     let authorities = &agent.node.settings.now().config.network.authorities;
-    let config = match agent.node.trust.client(authorities) {
-        Ok(config) => config,
-        Err(why) => return Err(unsent(spending, why)),
-    };
-    let addresses = match proxy::dial_list(agent, admission).await {
-        Ok(addresses) => addresses,
-        Err(end) => {
-            spending.cancel();
-            return Err(end.into());
-        }
-    };
+    let config = agent.node.trust.client(authorities).map_err(Fault::Failed)?;
+    let addresses = proxy::dial_list(agent, admission).await?;
     let attempts = Attempts::new(session, parts, &spending);
     let found = match proxy::dial(&addresses, admission.port, &|address| attempts.receipt(address)).await {
         Ok(found) => found,
-        Err(why) => return Err(unsent(spending, format!("`{}` cannot be reached: {why}", admission.name))),
+        Err(why) => return Err(Fault::Failed(format!("`{}` cannot be reached: {why}", admission.name))),
     };
     let record = attempts.win(found.address, found.receipt, spending);
     let tcp = Counted::new(found.server, agent.clone(), tally.clone(), pulse.clone());
     match upstream::open(tcp, found.address, &admission.name, config).await {
         Ok(upstream) => Ok((upstream, record)),
-        Err(why) => Err(unsent(record.unsent()?, why)),
+        Err(why) => {
+            record.unsent()?;
+            Err(Fault::Failed(why))
+        }
     }
 }

@@ -22,12 +22,15 @@ use crate::budget::{self, BudgetError, Hold, Over, Plan, Unplanned, Usage};
 use crate::denials::Rule;
 use crate::splice::End;
 
-/// A reservation and the reader of what was used of it. Dropped, all of it stays spent.
+/// A reservation and the reader of what was used of it. Dropped, it is given back while nothing of the call left, and stays spent after.
 #[derive(Debug)]
 pub struct Spending {
     plan: Plan,
-    hold: Hold,
+    /// None: it was settled.
+    hold: Option<Hold>,
     usage: Option<Usage>,
+    /// Something of the call may have left.
+    left: bool,
     /// More than was reserved is known to have been used.
     over: bool,
 }
@@ -40,7 +43,12 @@ impl Spending {
 
     /// The most the call can use.
     pub fn reserved(&self) -> Spent {
-        self.hold.reserved()
+        self.hold.as_ref().map_or_else(Spent::default, Hold::reserved)
+    }
+
+    /// Says whether something of the call may have left from now on.
+    pub fn leaves(&mut self, left: bool) {
+        self.left = left;
     }
 
     /// The answer's head is there.
@@ -56,26 +64,31 @@ impl Spending {
     }
 
     /// The call is over; `whole`: its answer ended as it should. Says whether the host reported what it used, and what counts.
-    pub fn settle(self, whole: bool) -> (bool, Spent) {
-        let reserved = self.hold.reserved();
-        let Some(usage) = self.usage else { return (false, reserved) };
+    pub fn settle(mut self, whole: bool) -> (bool, Spent) {
+        // What is not taken is given back when this is dropped.
+        let Some(hold) = self.hold.take_if(|_| self.left) else { return (true, Spent::default()) };
+        let reserved = hold.reserved();
+        let Some(usage) = self.usage.take() else { return (false, reserved) };
         if self.over {
             let used = larger(reserved, usage.seen());
-            self.hold.settle(used);
+            hold.settle(used);
             return (true, used);
         }
         match usage.finish(whole) {
             Some(used) => {
-                self.hold.settle(used);
+                hold.settle(used);
                 (true, used)
             }
             None => (false, reserved),
         }
     }
+}
 
-    /// The call never left.
-    pub fn cancel(self) {
-        self.hold.cancel();
+impl Drop for Spending {
+    fn drop(&mut self) {
+        if let Some(hold) = self.hold.take_if(|_| !self.left) {
+            hold.cancel();
+        }
     }
 }
 
@@ -190,7 +203,9 @@ async fn reserve(
     let body = std::mem::take(&mut plan.body);
     let (meter, wanted) = (agent.meter.clone(), plan.wanted);
     match agent.in_turn(move || meter.reserve(wanted)).await {
-        Ok(Ok(hold)) => Ok((Spending { plan, hold, usage: None, over: false }, body)),
+        Ok(Ok(hold)) => {
+            Ok((Spending { plan, hold: Some(hold), usage: None, left: false, over: false }, body))
+        }
         Ok(Err(BudgetError::Exhausted(exhausted))) => {
             Err(refused(exhausted.what(), "budget", exhausted.remedy()))
         }

@@ -57,6 +57,11 @@ class Tls(socketserver.BaseRequestHandler):
     def handle(self):
         local = self.request.getsockname()[0]
         seen(f"connect {local}:443")
+        if os.path.exists(os.path.join(directory, "mute")):
+            self.request.settimeout(15)
+            while self.request.recv(4096):
+                pass
+            return
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(os.path.join(directory, "cert.pem"), os.path.join(directory, "key.pem"))
         asked = []
