@@ -308,7 +308,8 @@ pub const BROKER_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const BROKER_BODIES_BYTES_MAX: usize = 96 * 1024 * 1024;
 /// Metered calls that are planned at a time. Planning holds a body twice, and what was found in it.
 pub const BROKER_PLANS_MAX: usize = 2;
-/// Head of an answer to the broker, in bytes. Larger: 502.
+/// Head of an answer to the broker, in bytes. Larger: 502. A connection to the broker, and one of its to a host, hold no more of what
+/// passes.
 pub const BROKER_HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Requests of one agent in the broker at a time. One more waits; [`PROXY_CONNECTIONS_PER_AGENT_MAX`] bounds those who wait.
 pub const BROKER_CALLS_PER_AGENT_MAX: usize = 32;

@@ -231,7 +231,10 @@ async fn requests<S: AsyncRead + AsyncWrite + Unpin>(
     });
     let served = {
         let mut server = http1::Builder::new();
-        let serving = server.header_read_timeout(None).serve_connection(TokioIo::new(&mut stream), service);
+        let serving = server
+            .header_read_timeout(None)
+            .max_buf_size(limits::BROKER_HEAD_BYTES_MAX)
+            .serve_connection(TokioIo::new(&mut stream), service);
         let mut serving = std::pin::pin!(serving);
         let served = serving.as_mut().await;
         // What is still under way is dropped here: the guest has gone.
