@@ -196,7 +196,7 @@ fn a_reflected_secret_is_cut() {
     }
     let denial = world.denied("secret-reflected", "an answer of api.test that holds the secret");
     assert!(!format!("{denial:?}{}", world.log()).contains("sk-live"));
-    for path in ["gzip", "coded"] {
+    for path in ["gzip", "coded", "two-lengths"] {
         let said = guest.text(&format!("curl -sS -m 10 -i --compressed {BASE}/{path}"));
         assert!(said.contains("502 Bad Gateway") && said.contains("cannot be read"), "{path}: {said}");
     }

@@ -233,7 +233,14 @@ pub fn encoding(answered: &HeaderMap) -> Option<String> {
         });
         (!is_plain || values.len() > 1).then(|| format!("its {name} is not {plain}"))
     };
-    odd(header::CONTENT_ENCODING, "identity").or_else(|| odd(header::TRANSFER_ENCODING, "chunked"))
+    odd(header::CONTENT_ENCODING, "identity").or_else(|| odd(header::TRANSFER_ENCODING, "chunked")).or_else(
+        || {
+            // Two lengths: the guest would read by the one that does not hold (RFC 9112 section 6.3).
+            let both = answered.contains_key(header::TRANSFER_ENCODING)
+                && answered.contains_key(header::CONTENT_LENGTH);
+            both.then(|| "it has a content-length and is chunked".to_owned())
+        },
+    )
 }
 
 #[cfg(test)]
@@ -414,6 +421,7 @@ mod tests {
             &[("content-encoding", "identity, br")],
             &[("transfer-encoding", "gzip, chunked")],
             &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+            &[("transfer-encoding", "chunked"), ("content-length", "5")],
         ] {
             assert!(encoding(&map(odd)).is_some(), "{odd:?}");
         }

@@ -121,6 +121,10 @@ def serve(stream, name, directory, seen):
             stream.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n")
             chunk(stream, gzip.compress(secret.encode()))
             chunk(stream, b"")
+        elif path == "/two-lengths":
+            stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n")
+            chunk(stream, b"hidden words")
+            chunk(stream, b"")
         elif path == "/cookie":
             answer(stream, "200 OK", [("Set-Cookie", "session=1"), ("Alt-Svc", 'h3=":443"')], b"ok")
         elif path == "/long-head":
