@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
@@ -39,11 +39,16 @@ const PAUSE: Duration = Duration::from_secs(10);
 pub struct Secrets {
     dir: PathBuf,
     place: Place,
+    /// Held while a file and then the state change, so that only those wait for the disk who change something.
+    changing: Mutex<()>,
+    /// Held while the key is fetched: a TPM takes its time.
+    fetching: Mutex<()>,
+    /// Held for moments only: a call's thread waits for it.
     state: Mutex<State>,
 }
 
 struct State {
-    key: Option<(LessSafeKey, Sealed)>,
+    key: Option<(Arc<LessSafeKey>, Sealed)>,
     /// When and why the key could not be had.
     failed: Option<(Instant, SealError)>,
     stored: BTreeMap<SecretName, Stored>,
@@ -164,31 +169,35 @@ impl Secrets {
             }
         }
         let state_now = State { key: None, failed: None, stored, damaged };
-        Ok(Secrets { dir, place: Place::new(state, tpm), state: Mutex::new(state_now) })
+        let (place, state) = (Place::new(state, tpm), Mutex::new(state_now));
+        Ok(Secrets { dir, place, changing: Mutex::default(), fetching: Mutex::default(), state })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Where the key is: `tpm`, `state-volume`, `none yet`; or why it cannot be had.
     pub fn sealed_by(&self) -> String {
-        let mut state = self.state();
-        if state.key.is_none() && !self.place.is_taken() && state.stored.is_empty() {
+        let (no_key, nothing) = {
+            let state = self.state();
+            (state.key.is_none(), state.stored.is_empty())
+        };
+        if no_key && nothing && (self.place.has_tpm() && !self.place.is_sealed() || !self.place.is_taken()) {
             return "none yet".to_owned();
         }
-        match self.key(&mut state, false) {
-            Ok(_) => state.key.as_ref().map_or_else(String::new, |(_, sealed)| sealed.to_string()),
+        match self.key(false) {
+            Ok((_, sealed)) => sealed.to_string(),
             Err(error) => error.to_string(),
         }
     }
 
     /// What everybody may know of all secrets, and why one cannot be used.
     pub fn list(&self) -> Vec<(Face, Option<String>)> {
-        let mut state = self.state();
-        let available = self.key(&mut state, false).is_ok();
+        let key = self.key(false).ok();
+        let state = self.state();
         let shown = |stored: &Stored| {
-            let broken = available && opened(&state, stored).is_err();
+            let broken = key.as_ref().is_some_and(|(key, _)| opened(key, stored).is_err());
             let name = &stored.face.policy.name;
             (stored.face.clone(), broken.then(|| SecretError::Damaged(name.clone()).to_string()))
         };
@@ -197,22 +206,18 @@ impl Secrets {
 
     /// The policy of a secret that can be opened.
     pub fn policy(&self, name: &SecretName) -> Result<SecretPolicy, SecretError> {
-        let mut state = self.state();
-        let stored = state.found(name)?;
-        self.key(&mut state, false)?;
-        opened(&state, &stored)?;
+        let stored = self.state().found(name)?;
+        opened(&self.key(false)?.0, &stored)?;
         Ok(stored.face.policy)
     }
 
     /// Opens a secret for the place of a policy; one that was meanwhile set for another place is not given out.
     pub fn reveal(&self, policy: &SecretPolicy) -> Result<Secret, SecretError> {
-        let mut state = self.state();
-        let stored = state.found(&policy.name)?;
+        let stored = self.state().found(&policy.name)?;
         if stored.face.policy != *policy {
             return Err(SecretError::Changed(policy.name.clone()));
         }
-        self.key(&mut state, false)?;
-        let value = opened(&state, &stored)?;
+        let value = opened(&self.key(false)?.0, &stored)?;
         Ok(Secret { policy: stored.face.policy, value })
     }
 
@@ -220,23 +225,26 @@ impl Secrets {
     pub fn check(&self, policy: &SecretPolicy, value: &str) -> Result<(), SecretError> {
         check_policy(policy)?;
         check_value(value)?;
-        let mut state = self.state();
-        if !state.stored.contains_key(&policy.name) && state.stored.len() >= limits::SECRETS_MAX {
-            return Err(SecretError::TooMany);
+        {
+            let state = self.state();
+            if !state.stored.contains_key(&policy.name) && state.stored.len() >= limits::SECRETS_MAX {
+                return Err(SecretError::TooMany);
+            }
         }
-        self.key(&mut state, true).map(drop)
+        self.sealing_key().map(drop)
     }
 
     /// Seals and keeps a secret; it is on the disk when this returns.
     pub fn set(&self, face: Face, value: &str) -> Result<(), SecretError> {
+        let _changing = lock(&self.changing);
         self.check(&face.policy, value)?;
-        let mut state = self.state();
         let name = face.policy.name.clone();
-        let stored = self.key(&mut state, true).and_then(|key| sealed(key, face, value))?;
+        let stored = sealed(&*self.sealing_key()?, face, value)?;
         let path = self.dir.join(format!("{name}.json"));
         let bytes = serde_json::to_vec(&stored)
             .map_err(|error| SecretError::Io { path: path.clone(), error: error.into() })?;
         kept::write(&path, &bytes).map_err(|error| SecretError::Io { path, error })?;
+        let mut state = self.state();
         state.damaged.remove(&name);
         state.stored.insert(name, stored);
         Ok(())
@@ -250,53 +258,80 @@ impl Secrets {
 
     /// Deletes a secret; needs no key.
     pub fn remove(&self, name: &SecretName) -> Result<(), SecretError> {
-        let mut state = self.state();
-        if !state.stored.contains_key(name) && !state.damaged.contains_key(name) {
+        let _changing = lock(&self.changing);
+        if !self.has(name) {
             return Err(SecretError::NotSet(name.clone()));
         }
         let path = self.dir.join(format!("{name}.json"));
         kept::remove(&path).map_err(|error| SecretError::Io { path, error })?;
+        let mut state = self.state();
         state.stored.remove(name);
         state.damaged.remove(name);
+        if state.stored.is_empty() && matches!(state.key, Some((_, Sealed::StateVolume))) {
+            // The next one may be the TPM's.
+            state.key = None;
+        }
         Ok(())
     }
 
+    /// The key that may seal a new secret.
+    fn sealing_key(&self) -> Result<Arc<LessSafeKey>, SecretError> {
+        let (key, sealed) = self.key(true)?;
+        if sealed == Sealed::StateVolume && self.place.has_tpm() {
+            return Err(SecretError::NoKey(self.place.unsealed().to_string()));
+        }
+        Ok(key)
+    }
+
     /// The key, fetched once. `make`: there may be none yet, and then one is made, unless there are secrets that another sealed.
-    fn key<'s>(&self, state: &'s mut State, make: bool) -> Result<&'s LessSafeKey, SecretError> {
-        if state.key.is_none() {
+    fn key(&self, make: bool) -> Result<(Arc<LessSafeKey>, Sealed), SecretError> {
+        if let Some(key) = &self.state().key {
+            return Ok(key.clone());
+        }
+        let _fetching = lock(&self.fetching);
+        let make = {
+            let state = self.state();
+            if let Some(key) = &state.key {
+                return Ok(key.clone());
+            }
             if let Some((when, error)) = &state.failed
                 && when.elapsed() < PAUSE
             {
                 return Err(SecretError::NoKey(error.to_string()));
             }
-            let make = make && state.stored.is_empty();
-            let found = self.place.key(make).and_then(|(bytes, sealed)| {
-                let key = UnboundKey::new(&AES_256_GCM, bytes.as_slice()).map_err(|_| SealError::Length)?;
-                Ok((LessSafeKey::new(key), sealed))
-            });
-            match found {
-                Ok(found) => {
-                    if found.1 == Sealed::StateVolume {
-                        log::warning(
-                            "secrets_unsealed",
-                            &[(
-                                "why",
-                                &"this machine has no TPM, so the key lies beside the secrets: who has the disk has them",
-                            )],
-                        );
-                    }
-                    (state.key, state.failed) = (Some(found), None);
+            make && state.stored.is_empty()
+        };
+        let fetched = self.place.key(make).and_then(|(bytes, sealed)| {
+            let key = UnboundKey::new(&AES_256_GCM, bytes.as_slice()).map_err(|_| SealError::Length)?;
+            Ok((Arc::new(LessSafeKey::new(key)), sealed))
+        });
+        let mut state = self.state();
+        match fetched {
+            Ok((key, sealed)) => {
+                if sealed == Sealed::StateVolume {
+                    log::warning(
+                        "secrets_unsealed",
+                        &[(
+                            "why",
+                            &"no TPM seals the key, so it lies beside the secrets: who has the disk has them",
+                        )],
+                    );
                 }
-                Err(error) => {
-                    log::error("secrets_unavailable", &[("error", &error)]);
-                    let message = error.to_string();
-                    state.failed = error.is_of_the_tpm().then(|| (Instant::now(), error));
-                    return Err(SecretError::NoKey(message));
-                }
+                (state.key, state.failed) = (Some((key.clone(), sealed)), None);
+                Ok((key, sealed))
+            }
+            Err(error) => {
+                log::error("secrets_unavailable", &[("error", &error)]);
+                let message = error.to_string();
+                state.failed = error.is_of_the_tpm().then(|| (Instant::now(), error));
+                Err(SecretError::NoKey(message))
             }
         }
-        state.key.as_ref().map(|(key, _)| key).ok_or_else(|| SecretError::NoKey("no key".to_owned()))
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl State {
@@ -338,9 +373,8 @@ fn sealed(key: &LessSafeKey, face: Face, value: &str) -> Result<Stored, SecretEr
     Ok(Stored { face, nonce: STANDARD.encode(nonce), sealed: STANDARD.encode(bytes.as_slice()) })
 }
 
-fn opened(state: &State, stored: &Stored) -> Result<Zeroizing<String>, SecretError> {
+fn opened(key: &LessSafeKey, stored: &Stored) -> Result<Zeroizing<String>, SecretError> {
     let damaged = || SecretError::Damaged(stored.face.policy.name.clone());
-    let (key, _) = state.key.as_ref().ok_or_else(|| SecretError::NoKey("no key".to_owned()))?;
     let nonce = STANDARD.decode(&stored.nonce).map_err(|_| damaged())?;
     let nonce = Nonce::try_assume_unique_for_key(&nonce).map_err(|_| damaged())?;
     let mut bytes = Zeroizing::new(STANDARD.decode(&stored.sealed).map_err(|_| damaged())?);

@@ -1,7 +1,8 @@
 //! Where the key of the secrets is: sealed by the machine's TPM, or, without one, in a file.
 //!
 //! Must hold: a key is made once, and on the disk before it is used; a sealed key whose TPM is gone or refuses is an error, and no
-//! reason for another key; on a machine with a TPM no key is put beside the secrets.
+//! reason for another key; on a machine with a TPM no key is put beside the secrets, and none that lies there seals a new one: whoever
+//! had the disk may have put it there.
 
 use ring::rand::{SecureRandom, SystemRandom};
 use std::fmt;
@@ -54,6 +55,10 @@ pub enum SealError {
     Random,
     #[error("the key is sealed in {blob} by a TPM, and {device} is not there: give the machine its TPM back")]
     NoTpm { blob: PathBuf, device: PathBuf },
+    #[error(
+        "the key lies in {0}, and this machine has a TPM: remove all secrets and set them anew, and it seals them"
+    )]
+    Unsealed(PathBuf),
     #[error("{0}")]
     Tpm(#[from] TpmError),
 }
@@ -84,7 +89,22 @@ impl Place {
         self.file.exists() || self.blob.exists()
     }
 
-    /// Fetches the key. `make`: if there is none, it is made.
+    /// Whether there is a key that a TPM sealed.
+    pub fn is_sealed(&self) -> bool {
+        self.blob.exists()
+    }
+
+    /// Why the key seals nothing new.
+    pub fn unsealed(&self) -> SealError {
+        SealError::Unsealed(self.file.clone())
+    }
+
+    /// Whether the machine has a TPM.
+    pub fn has_tpm(&self) -> bool {
+        self.device.exists()
+    }
+
+    /// Fetches the key. `make`: nothing is sealed yet, so if there is none it is made, and with a TPM one that lies in a file is none.
     pub fn key(&self, make: bool) -> Result<(Key, Sealed), SealError> {
         let at = |path: &PathBuf| {
             let path = path.clone();
@@ -95,6 +115,13 @@ impl Place {
                 .tpm()?
                 .ok_or_else(|| SealError::NoTpm { blob: self.blob.clone(), device: self.device.clone() });
             return Ok((tpm?.open(&Blob(blob))?, Sealed::Tpm));
+        }
+        let mut tpm = if make { self.tpm()? } else { None };
+        if let Some(tpm) = &mut tpm {
+            let (key, blob) = tpm.create()?;
+            kept::write(&self.blob, &blob.0).map_err(at(&self.blob))?;
+            found(kept::remove(&self.file)).map_err(at(&self.file))?;
+            return Ok((key, Sealed::Tpm));
         }
         if let Some(bytes) = found(kept::read(&self.file, 32)).map_err(at(&self.file))? {
             let bytes = Zeroizing::new(bytes);
@@ -107,11 +134,6 @@ impl Place {
         }
         if !make {
             return Err(SealError::Gone);
-        }
-        if let Some(mut tpm) = self.tpm()? {
-            let (key, blob) = tpm.create()?;
-            kept::write(&self.blob, &blob.0).map_err(at(&self.blob))?;
-            return Ok((key, Sealed::Tpm));
         }
         let mut key = Key::default();
         SystemRandom::new().fill(key.as_mut_slice()).map_err(|_| SealError::Random)?;

@@ -296,3 +296,43 @@ fn with_a_tpm_no_key_lies_on_the_disk_and_without_it_nothing_is_opened_or_overwr
     assert_eq!(fs::read(dir.path().join("key.tpm")).unwrap(), blob);
     drop(other);
 }
+
+#[test]
+fn a_key_in_a_file_seals_nothing_new_where_there_is_a_tpm() {
+    let dir = tempfile::tempdir().unwrap();
+    let device = dir.path().join("tpm.sock");
+    let open = || Secrets::open(dir.path(), &device).unwrap();
+    let planted = [7; 32];
+    fs::write(dir.path().join("key"), planted).unwrap();
+    let without = open();
+    without.set(face("KEY", "api.test"), VALUE).unwrap();
+    assert_eq!(without.sealed_by(), "state-volume");
+    let _simulated = Simulated::start(dir.path());
+    // What it sealed is opened still, and nothing more is given to it.
+    let secrets = open();
+    assert_eq!(secrets.reveal(&policy("KEY", "api.test")).unwrap().value(), VALUE);
+    for name in ["KEY", "NEW"] {
+        let refused = secrets.set(face(name, "api.test"), VALUE).unwrap_err().to_string();
+        assert!(refused.contains("remove all secrets and set them anew"), "{refused}");
+    }
+    secrets.remove(&"KEY".parse().unwrap()).unwrap();
+    assert_eq!(secrets.sealed_by(), "none yet");
+    secrets.set(face("NEW", "api.test"), VALUE).unwrap();
+    assert_eq!(secrets.sealed_by(), "tpm");
+    assert!(dir.path().join("key.tpm").exists() && !dir.path().join("key").exists());
+    assert_eq!(open().reveal(&policy("NEW", "api.test")).unwrap().value(), VALUE);
+}
+
+#[test]
+fn a_change_that_waits_for_the_disk_holds_no_call_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let secrets = Arc::new(open(dir.path()));
+    secrets.set(face("KEY", "api.test"), VALUE).unwrap();
+    // As it is while a file is written, and while a TPM is asked.
+    let _changing = lock(&secrets.changing);
+    let _fetching = lock(&secrets.fetching);
+    let (done, told) = std::sync::mpsc::channel();
+    let calls = secrets.clone();
+    std::thread::spawn(move || done.send(calls.reveal(&policy("KEY", "api.test")).is_ok()));
+    assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(true));
+}

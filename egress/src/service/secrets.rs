@@ -52,6 +52,8 @@ impl Egress {
         self.receipt(Event::SecretSet { name, host, by: by.clone() })?;
         let face = Face { policy, set_unix_ms: unix_ms_now(), by };
         let _changing = self.changing_secrets();
+        // Another may have been set for the host meanwhile.
+        self.check_hosts(&face.policy)?;
         secrets.set(face.clone(), value).map_err(refused)?;
         let users = self.users(&face.policy.name);
         let cut: usize = users.iter().map(|agent| agent.credential_set(&face.policy)).sum();
