@@ -161,6 +161,9 @@ pub const CAGE_CONNECTIONS_MAX: usize = 2 * EXECS_PER_AGENT_MAX + SERVICE_CONNEC
 pub const FDS_PER_MESSAGE_MAX: usize = 4;
 /// How long a service waits for another service's answer. Later: the call fails, and what depended on it is refused.
 pub const PEER_CALL_MS_MAX: u64 = 30_000;
+/// How long cage waits for a network or a memory port. Later: it tries again. Longer than egress may take, which waits for a receipt, or
+/// cage gives up what egress then hands to nobody, again and again.
+pub const ATTACH_MS_MAX: u64 = 70_000;
 
 /// One frame of the guest protocol, header not counted. Longer: the VM is killed (guest) or halted (host).
 pub const GUEST_FRAME_BYTES_MAX: usize = 64 * 1024;
@@ -453,6 +456,7 @@ pub const GATE_HANDSHAKE_MS_MAX: u64 = 10_000;
 const _: () =
     assert!(MEMORY_VALUE_BYTES_MAX * 2 <= LINE_BYTES_MAX, "a value fits a line even when escaped once");
 const _: () = assert!(LEDGER_EVENT_BYTES_MAX * 2 <= LINE_BYTES_MAX, "an event fits a line");
+const _: () = assert!(ATTACH_MS_MAX > 2 * PEER_CALL_MS_MAX, "a receipt may take two calls of the ledger");
 const _: () =
     assert!(SERVICE_ALIVE_MS * 2 < 5_000, "a service is never found hung between two signs of life");
 const _: () = assert!(FORCE_SYNC_MS_MAX < WATCHDOG_S as u64 * 1000 / 3, "the loop's longest wait is no hang");

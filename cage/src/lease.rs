@@ -19,8 +19,6 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long egress or ctxgraph may take for one attach.
-const ATTACH_MS_MAX: u64 = 10_000;
 const PAUSE_MS_FIRST: u64 = 200;
 const PAUSE_MS_MAX: u64 = 5_000;
 
@@ -33,19 +31,35 @@ pub enum LeaseError {
     Wire { service: &'static str, error: WireError },
     #[error("{service} refused: {error}")]
     Refused { service: &'static str, error: RpcError },
+    #[error("{service} was not waited for: the VM ends")]
+    Stopped { service: &'static str },
     #[error("{service} answered what was not asked: {what}")]
     Protocol { service: &'static str, what: String },
 }
 
-/// Calls a peer and keeps the connection open: it is the lease.
+/// Calls a peer and keeps the connection open: it is the lease. Gives up when `stop` becomes readable.
 fn attach<T: DeserializeOwned>(
     service: &'static str,
     path: &str,
     method: &str,
     params: &impl Serialize,
     fds: &[BorrowedFd<'_>],
+    stop: Option<&OwnedFd>,
 ) -> Result<(Connection, T), LeaseError> {
-    ask(service, path, method, params, fds, ATTACH_MS_MAX)
+    let connection = send(service, path, method, params, fds, limits::ATTACH_MS_MAX)?;
+    if let Some(stop) = stop {
+        let mut either = [
+            PollFd::new(stop, PollFlags::IN),
+            PollFd::from_borrowed_fd(connection.stream().as_fd(), PollFlags::IN),
+        ];
+        let patience = Timespec::try_from(Duration::from_millis(limits::ATTACH_MS_MAX)).ok();
+        // A signal or a failure only means that the answer is waited for below.
+        let polled = poll(&mut either, patience.as_ref());
+        if polled.is_ok() && !either[0].revents().is_empty() {
+            return Err(LeaseError::Stopped { service });
+        }
+    }
+    receive(service, connection)
 }
 
 /// One call, up to its answer; the connection lives on for what follows.
@@ -57,13 +71,33 @@ pub fn ask<T: DeserializeOwned>(
     fds: &[BorrowedFd<'_>],
     ms_max: u64,
 ) -> Result<(Connection, T), LeaseError> {
+    receive(service, send(service, path, method, params, fds, ms_max)?)
+}
+
+fn send(
+    service: &'static str,
+    path: &str,
+    method: &str,
+    params: &impl Serialize,
+    fds: &[BorrowedFd<'_>],
+    ms_max: u64,
+) -> Result<Connection, LeaseError> {
     let unreachable = |error| LeaseError::Unreachable { service, error };
-    let wire = |error| LeaseError::Wire { service, error };
-    let protocol = |what: String| LeaseError::Protocol { service, what };
-    let params = serde_json::to_value(params).map_err(|error| protocol(error.to_string()))?;
+    let what = |error: serde_json::Error| LeaseError::Protocol { service, what: error.to_string() };
+    let params = serde_json::to_value(params).map_err(what)?;
     let mut connection = Connection::connect(path).map_err(unreachable)?;
     connection.set_timeout(Some(Duration::from_millis(ms_max))).map_err(unreachable)?;
-    connection.write_line_with_fds(&Request::call(1, method, params), fds).map_err(wire)?;
+    let sent = connection.write_line_with_fds(&Request::call(1, method, params), fds);
+    sent.map_err(|error| LeaseError::Wire { service, error })?;
+    Ok(connection)
+}
+
+fn receive<T: DeserializeOwned>(
+    service: &'static str,
+    mut connection: Connection,
+) -> Result<(Connection, T), LeaseError> {
+    let wire = |error| LeaseError::Wire { service, error };
+    let protocol = |what: String| LeaseError::Protocol { service, what };
     let line = connection.read_line().map_err(wire)?.ok_or_else(|| wire(WireError::CutLine))?;
     let response = match serde_json::from_str(&line) {
         Ok(Incoming::Response(response)) => response,
@@ -87,14 +121,15 @@ pub struct Network {
     pub netns: Arc<OwnedFd>,
 }
 
-/// Asks egress for a network, in `kept` if there is one from before.
+/// Asks egress for a network, in `kept` if there is one from before; gives up when `stop` becomes readable.
 pub fn attach_network(
     egress: &str,
     want: &NetAttach,
     kept: Option<&Arc<OwnedFd>>,
+    stop: Option<&OwnedFd>,
 ) -> Result<Network, LeaseError> {
     let fds: Vec<BorrowedFd<'_>> = kept.iter().map(|fd| fd.as_fd()).collect();
-    let (mut connection, attached) = attach("egress", egress, "net.attach", want, &fds)?;
+    let (mut connection, attached) = attach("egress", egress, "net.attach", want, &fds, stop)?;
     let netns = match (connection.take_fds().pop(), kept) {
         (_, Some(kept)) => kept.clone(),
         (Some(made), None) => Arc::new(made),
@@ -108,15 +143,16 @@ pub fn attach_network(
     Ok(Network { connection, attached, netns })
 }
 
-/// Asks ctxgraph to serve a VM's memory on a listening socket.
+/// Asks ctxgraph to serve a VM's memory on a listening socket; gives up when `stop` becomes readable.
 pub fn attach_memory(
     ctxgraph: &str,
     instance: &Instance,
     listener: BorrowedFd<'_>,
+    stop: Option<&OwnedFd>,
 ) -> Result<Connection, LeaseError> {
     let want = MemoryAttach { instance: instance.clone() };
     let (connection, _): (_, serde_json::Value) =
-        attach("ctxgraph", ctxgraph, "memory.attach", &want, &[listener])?;
+        attach("ctxgraph", ctxgraph, "memory.attach", &want, &[listener], stop)?;
     Ok(connection)
 }
 
@@ -162,7 +198,7 @@ impl Keeper {
 }
 
 impl Drop for Keeper {
-    /// Returns when the leases have ended; an attach under way ends within its own time limit.
+    /// Returns when the leases have ended; an attach under way is given up.
     fn drop(&mut self) {
         let told = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
         if let (Ok(_), Some(thread)) = (told, self.thread.take())
@@ -256,10 +292,11 @@ fn keep(leases: Leases, stop: &OwnedFd) {
                 *lease = Lease::lost();
             }
         }
-        memory.renew("memory", &instance, || attach_memory(&ctxgraph, &instance, listener.as_fd()));
+        memory
+            .renew("memory", &instance, || attach_memory(&ctxgraph, &instance, listener.as_fd(), Some(stop)));
         if let (Some(lease), Some((want, netns))) = (&mut network, &want) {
             lease.renew("network", &instance, || {
-                attach_network(&egress, want, Some(netns)).map(|network| network.connection)
+                attach_network(&egress, want, Some(netns), Some(stop)).map(|network| network.connection)
             });
         }
     }
@@ -291,7 +328,7 @@ mod tests {
         });
         let ctxgraph = path.to_string_lossy().into_owned();
         let instance: Instance = "a.1".parse().unwrap();
-        let memory = attach_memory(&ctxgraph, &instance, listener.as_fd()).unwrap();
+        let memory = attach_memory(&ctxgraph, &instance, listener.as_fd(), None).unwrap();
         let first = accepted.recv().unwrap();
         let keeper = Keeper::start(Leases {
             instance,
@@ -309,8 +346,33 @@ mod tests {
     }
 
     #[test]
+    fn an_attach_without_an_answer_ends_with_its_vm() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ctxgraph.sock");
+        let silent = UnixListener::bind(&path).unwrap();
+        let listener = UnixListener::bind(dir.path().join("memory")).unwrap();
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        drop(far);
+        let leases = Leases {
+            instance: "a.1".parse().unwrap(),
+            egress: String::new(),
+            ctxgraph: path.to_string_lossy().into_owned(),
+            network: None,
+            memory: Connection::new(near),
+            listener,
+        };
+        let keeper = Keeper::start(leases).unwrap();
+        let mut asked = Connection::new(silent.accept().unwrap().0);
+        asked.read_line().unwrap().unwrap();
+        let begun = Instant::now();
+        drop(keeper);
+        assert!(begun.elapsed() < Duration::from_millis(limits::ATTACH_MS_MAX / 2));
+    }
+
+    #[test]
     fn an_absent_service_is_an_error_that_names_it() {
-        let error = attach_memory("/nonexistent", &"a.1".parse().unwrap(), io::stdin().as_fd()).unwrap_err();
+        let error =
+            attach_memory("/nonexistent", &"a.1".parse().unwrap(), io::stdin().as_fd(), None).unwrap_err();
         assert!(error.to_string().contains("ctxgraph cannot be reached"));
     }
 

@@ -275,13 +275,17 @@ impl Life<'_> {
                 let (credentials, budget) = (manifest.credential_refs.clone(), manifest.budget);
                 let instance = self.instance().clone();
                 let want = NetAttach { instance, uid, allow, publish, credentials, budget };
-                let network = lease::attach_network(&places.egress, &want, None).map_err(broken)?;
+                let network = lease::attach_network(&places.egress, &want, None, None).map_err(broken)?;
                 self.reached("network")?;
                 Some((want, network))
             }
         };
-        let memory =
-            lease::attach_memory(&places.ctxgraph, self.instance(), std::os::fd::AsFd::as_fd(&listener));
+        let memory = lease::attach_memory(
+            &places.ctxgraph,
+            self.instance(),
+            std::os::fd::AsFd::as_fd(&listener),
+            None,
+        );
         let memory = memory.map_err(broken)?;
         let (jail_network, netns, attached) = match &network {
             None => (None, None, None),

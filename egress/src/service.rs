@@ -93,7 +93,7 @@ impl Egress {
         }
         let registered = self.register(&agent)?;
         drop(changing);
-        self.forget_past_lives(&agent.instance.agent);
+        self.forget_past_lives(&agent.instance);
         self.renew_one(&agent); // a change that was made before it was in the list
         let running = agent.meter.begin(budget).map_err(|error| {
             RpcError::new(Code::FAILED, format!("agent {} gets no network: {error}", agent.instance.agent))
@@ -131,7 +131,6 @@ impl Egress {
         drop(published);
         drop(running);
         drop(registered);
-        self.forget_past_lives(&agent.instance.agent);
         self.node.receipts.note(Event::NetDetached { instance: agent.instance.clone() });
         log::info("detached", &[("agent", &agent.instance)]);
         Ok(Outcome::Answered)

@@ -209,6 +209,30 @@ fn a_revocation_is_for_this_life_and_cuts_the_manifests_grants_too() {
 }
 
 #[test]
+fn a_revocation_holds_when_its_life_attaches_again_however_often() {
+    let world = World::new();
+    let lease = world.attach("a.1", &["web.test:80"], None);
+    let guest = world.guest(&lease);
+    refuse(&world, "net.revoke", "a", "web.test");
+    let Lease { connection, namespace, .. } = lease;
+    drop(connection);
+    until("the network ends", &world, || world.grants().agents.is_empty());
+    assert_eq!(changes(&world), [], "what holds for nobody is not told");
+    world.refuse_receipts.store(true, Ordering::Relaxed);
+    assert!(world.try_attach("a.1", &["web.test:80"], Some(&namespace)).is_err());
+    world.refuse_receipts.store(false, Ordering::Relaxed);
+    let again = world.attach("a.1", &["web.test:80"], Some(&namespace));
+    assert_eq!(explain(&world, "web.test", 80).rule, "denied");
+    assert!(fetch(&guest, "web.test").contains("curl: ("));
+    drop(again);
+    until("the network ends", &world, || world.grants().agents.is_empty());
+    let _next_life = world.attach("a.2", &["web.test:80"], None);
+    assert!(explain(&world, "web.test", 80).allowed);
+    let file = std::fs::read_to_string(world.dir.join("state/policy.json")).unwrap();
+    assert!(!file.contains("web.test"), "it is forgotten: {file}");
+}
+
+#[test]
 fn without_a_receipt_nothing_changes_and_only_operators_may_change() {
     let world = World::new();
     let lease = world.attach("a.1", &["web.test:80"], None);

@@ -13,7 +13,7 @@ use abi::ledger::Event;
 use abi::network::{NamePattern, NetworkGrant, PORTS_DEFAULT};
 use abi::rpc::{Code, RpcError};
 use abi::{limits, log};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Egress, FOLLOW_POLL, PAGE_BYTES_MAX, gone, newest_that_fit, to_value};
@@ -133,6 +133,9 @@ impl Egress {
                     ));
             }
         };
+        if live.fits(&changes).is_err() {
+            self.leave_out_ended(&mut changes);
+        }
         live.fits(&changes).map_err(in_rpc)?;
         let Some(new) = changes.last_mut() else {
             return Err(RpcError::new(Code::INTERNAL, "a change without a change"));
@@ -183,23 +186,33 @@ impl Egress {
         self.node.live.of(instance).map_err(in_rpc)
     }
 
-    /// Forgets what was for lives of an agent that have no network any more.
-    pub(super) fn forget_past_lives(&self, agent: &AgentName) {
+    /// Forgets what was for the lives before this one. Not when a network ends: until another life begins, cage may attach the same
+    /// one again, and its guest still runs.
+    pub(super) fn forget_past_lives(&self, newest: &Instance) {
         let live = &self.node.live;
         let _turn = live.turn();
         let Ok(mut changes) = live.all() else { return };
         let before = changes.len();
         {
             let lives = self.agents();
-            changes.retain(|change| {
-                change.agent != *agent || change.instance.as_ref().is_none_or(|life| lives.contains_key(life))
-            });
+            let is_past = |life: &Instance| {
+                life.agent == newest.agent && life.generation < newest.generation && !lives.contains_key(life)
+            };
+            changes.retain(|change| !change.instance.as_ref().is_some_and(is_past));
         }
         if changes.len() != before
             && let Err(error) = live.keep(changes)
         {
-            log::error("live_policy_not_kept", &[("agent", agent), ("error", &error)]);
+            log::error("live_policy_not_kept", &[("agent", &newest.agent), ("error", &error)]);
         }
+    }
+
+    /// Leaves out what was for lives that have no network. Only for room: agents that never start again must not fill the file for ever.
+    fn leave_out_ended(&self, changes: &mut Vec<LiveChange>) {
+        let before = changes.len();
+        let lives = self.agents();
+        changes.retain(|change| change.instance.as_ref().is_none_or(|life| lives.contains_key(life)));
+        log::warning("live_changes_of_ended_lives_left_out", &[("changes", &(before - changes.len()))]);
     }
 
     /// Ends live grants when their time does, for ever.
@@ -252,7 +265,12 @@ impl Egress {
     pub(super) fn policy(&self, call: &Call<'_>) -> Result<Outcome, RpcError> {
         let NetAgent { agent } = call.request.params()?;
         let mut changes = self.node.live.all().map_err(in_rpc)?;
-        changes.retain(|change| agent.as_ref().is_none_or(|agent| change.agent == *agent));
+        let lives: BTreeSet<Instance> = self.agents().keys().cloned().collect();
+        changes.retain(|change| {
+            // What is kept for a life without a network holds for nobody now.
+            agent.as_ref().is_none_or(|agent| change.agent == *agent)
+                && change.instance.as_ref().is_none_or(|life| lives.contains(life))
+        });
         let (changes, left_out) = newest_that_fit(changes);
         Ok(Outcome::Result(to_value(&LiveChanges { changes, left_out })?))
     }
