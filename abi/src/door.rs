@@ -287,13 +287,28 @@ pub fn answer_all(
             Ok(()) => handler.call(Call { caller, request: &request, connection }),
             Err(error) => Err(error),
         };
-        match outcome {
-            Ok(Outcome::Result(value)) => connection.write_line(&Response::of(request.id, Ok(value)))?,
+        let outcome = match outcome {
+            Ok(Outcome::Result(value)) => Ok(value),
             Ok(Outcome::Answered) => return Ok(()),
-            Err(error) => connection.write_line(&Response::of(request.id, Err(error)))?,
+            Err(error) => Err(error),
+        };
+        match connection.write_line(&Response::of(request.id, outcome)) {
+            // Nothing of it was written.
+            Err(WireError::LineTooLong) => {
+                log::error("answer_too_long", &[("method", &request.method), ("caller", caller)]);
+                connection.write_line(&Response::of(request.id, Err(too_long(&request.method))))?;
+            }
+            written => written?,
         }
     }
     Ok(())
+}
+
+fn too_long(method: &str) -> RpcError {
+    RpcError::new(Code::LIMIT, format!("the answer of `{method}` is too long")).explained(
+        format!("an answer is one line of at most {} bytes", limits::LINE_BYTES_MAX),
+        "ask for less of it at a time",
+    )
 }
 
 /// Whether a caller may call a method of a service. Pure; nulld asks it first, the service again.
@@ -368,6 +383,33 @@ mod tests {
             check(Service::Egress, &operator(Role::Admin), "agent.list").unwrap_err().code,
             Code::INVALID_REQUEST
         );
+    }
+
+    #[test]
+    fn an_answer_too_long_for_a_line_is_an_error_and_the_connection_goes_on() {
+        struct Long;
+        impl Handler for Long {
+            fn call(&self, call: Call<'_>) -> Result<Outcome, RpcError> {
+                let bytes = call.request.params.as_u64().unwrap_or(0) as usize;
+                Ok(Outcome::Result(json!("x".repeat(bytes))))
+            }
+        }
+        let (near, far) = UnixStream::pair().unwrap();
+        let thread = std::thread::spawn(move || {
+            answer_all(Service::Cage, &operator(Role::Reader), &mut Connection::new(near), &Long)
+        });
+        let mut far = Connection::new(far);
+        far.set_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut ask = |bytes: usize| -> Response {
+            far.write_line(&Request::call(1, "agent.list", json!(bytes))).unwrap();
+            serde_json::from_str(&far.read_line().unwrap().expect("an answer")).unwrap()
+        };
+        let refused = ask(limits::LINE_BYTES_MAX).error.unwrap();
+        assert_eq!(refused.code, Code::LIMIT);
+        assert!(refused.message.contains("agent.list"), "{refused}");
+        assert_eq!(ask(10).result, Some(json!("xxxxxxxxxx")));
+        drop(far);
+        thread.join().unwrap().unwrap();
     }
 
     #[test]

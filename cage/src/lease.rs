@@ -158,7 +158,7 @@ pub fn attach_memory(
 
 /// What egress counts, by life; none when it does not answer soon.
 pub fn network_use(egress: &str) -> Option<BTreeMap<Instance, AgentGrants>> {
-    let want = NetGrants { counters_only: true };
+    let want = NetGrants { agent: None, counters_only: true };
     let asked = ask("egress", egress, "net.grants", &want, &[], limits::NET_USE_MS_MAX);
     let (_, grants): (_, Grants) =
         asked.inspect_err(|error| log::warning("network_use_unknown", &[("error", error)])).ok()?;

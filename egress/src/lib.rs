@@ -31,6 +31,7 @@ pub mod names;
 pub mod namespace;
 pub mod nflog;
 pub mod nft;
+pub mod page;
 pub mod pipe;
 pub mod policy;
 pub mod proxy;

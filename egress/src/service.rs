@@ -7,7 +7,8 @@ mod budget;
 mod secrets;
 
 use abi::control::{
-    Attached, Denials as DenialsPage, Grants, NetAttach, NetDenials, NetGrants, NetResolve, Resolved,
+    AgentGrants, Attached, Denials as DenialsPage, Grants, NetAttach, NetDenials, NetGrants, NetResolve,
+    Resolved,
 };
 use abi::door::{Call, Handler, Outcome};
 use abi::identity::{Caller, VM_UID_BASE};
@@ -28,19 +29,17 @@ use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::sync::oneshot;
 
-use crate::agent::{Agent, Node};
+use crate::agent::{Agent, Lists, Node};
 use crate::broker::{self, Authority};
 use crate::dns_server::DnsServer;
 use crate::namespace::{self, Opened};
 use crate::policy::Policy;
 use crate::publish::{self, Door, Firewall};
 use crate::workers::Workers;
-use crate::{guard, nflog, proxy};
+use crate::{guard, nflog, page, proxy};
 
 mod policy;
 
-/// Denials in one answer: what fits a line of the control protocol.
-const PAGE_BYTES_MAX: usize = limits::LINE_BYTES_MAX - 4096;
 /// How often a follower is checked for having gone.
 const FOLLOW_POLL: Duration = Duration::from_secs(1);
 /// How long the tasks of an agent may take to end.
@@ -185,9 +184,14 @@ impl Egress {
     }
 
     fn grants(&self, call: &Call<'_>) -> Result<Outcome, RpcError> {
-        let NetGrants { counters_only } = call.request.params()?;
-        let agents = self.agents().values().map(|agent| agent.grants(counters_only)).collect();
-        Ok(Outcome::Result(to_value(&Grants { agents })?))
+        let NetGrants { agent, counters_only } = call.request.params()?;
+        let lives: Vec<_> = self.agents().values().cloned().collect();
+        let wanted = lives.iter().filter(|one| agent.as_ref().is_none_or(|name| one.instance.agent == *name));
+        let counters: Vec<_> = wanted.clone().map(|one| one.counters()).collect();
+        if counters_only {
+            return Ok(Outcome::Result(to_value(&Grants { agents: counters, left_out: 0 })?));
+        }
+        Ok(Outcome::Result(to_value(&in_a_line(counters, wanted.map(|one| one.lists())))?))
     }
 
     /// For the node's own services, which have no resolver.
@@ -209,7 +213,7 @@ impl Egress {
         let denials = &self.node.denials;
         let page = denials.page(0, asked.agent.as_ref());
         let mut next = page.next;
-        let (kept, left_out) = newest_that_fit(page.denials);
+        let (kept, left_out) = page::newest_that_fit(page.denials);
         let page = to_value(&DenialsPage { denials: kept, dropped: page.dropped + left_out })?;
         if !asked.follow {
             return Ok(Outcome::Result(page));
@@ -370,19 +374,21 @@ fn gone(connection: &Connection) -> bool {
     }
 }
 
-/// The newest that fit one line, and how many do not.
-fn newest_that_fit<T: serde::Serialize>(mut all: Vec<T>) -> (Vec<T>, u64) {
-    let (mut bytes, mut kept) = (0, Vec::new());
-    while let Some(one) = all.pop() {
-        bytes += serde_json::to_string(&one).map_or(0, |text| text.len() + 1);
-        if bytes > PAGE_BYTES_MAX {
-            kept.reverse();
-            return (kept, all.len() as u64 + 1);
-        }
-        kept.push(one);
+/// All agents' counters, and as much of their lists as a line has room for.
+fn in_a_line(mut agents: Vec<AgentGrants>, lists: impl Iterator<Item = Lists>) -> Grants {
+    let counters = agents.iter().map(page::bytes_of).sum();
+    let (mut room, mut left_out) = (page::BYTES_MAX.saturating_sub(counters), 0);
+    for (agent, lists) in agents.iter_mut().zip(lists) {
+        let mut less = [0; 4];
+        (agent.publish, less[0]) = page::first_that_fit(lists.publish, &mut room);
+        (agent.allow, less[1]) = page::first_that_fit(lists.allow, &mut room);
+        (agent.live, less[2]) = page::first_that_fit(lists.live, &mut room);
+        let synthetic;
+        (synthetic, less[3]) = page::first_that_fit(lists.synthetic, &mut room);
+        agent.synthetic = synthetic.into_iter().collect();
+        left_out += less.iter().sum::<u64>();
     }
-    kept.reverse();
-    (kept, 0)
+    Grants { agents, left_out }
 }
 
 fn to_value(value: &impl serde::Serialize) -> Result<Value, RpcError> {
@@ -392,22 +398,45 @@ fn to_value(value: &impl serde::Serialize) -> Result<Value, RpcError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use abi::control::Denial;
 
     #[test]
-    fn a_page_of_denials_fits_a_line_and_keeps_the_newest() {
-        let denial = |n: u64| Denial {
-            unix_ms: n,
-            instance: "a.1".parse().unwrap(),
-            what: "x".repeat(400),
-            rule: "limit".into(),
-            remedy: "y".repeat(100),
-            count: 1,
+    fn grants_of_all_agents_fit_a_line_with_what_their_lists_have_room_for() {
+        let mut grant: abi::network::NetworkGrant = "api.test".parse().unwrap();
+        grant.paths = vec![format!("/{}", "x".repeat(250)); limits::GRANT_PATHS_MAX];
+        let counters = |n: usize| AgentGrants {
+            instance: format!("{}.{}", "a".repeat(32), u64::MAX - n as u64).parse().unwrap(),
+            allow: vec![],
+            live: vec![],
+            connections: u32::MAX,
+            connections_total: u64::MAX,
+            bytes_out: u64::MAX,
+            bytes_in: u64::MAX,
+            denials: u64::MAX,
+            publish: vec![],
+            published_connections: u32::MAX,
+            published_total: u64::MAX,
+            synthetic: BTreeMap::new(),
         };
-        let (kept, left_out) = newest_that_fit((0..1000).map(denial).collect());
-        assert!(left_out > 0 && kept.last().unwrap().unix_ms == 999);
-        assert_eq!(kept.len() as u64 + left_out, 1000);
-        assert!(serde_json::to_string(&kept).unwrap().len() < limits::LINE_BYTES_MAX);
+        let lists = || Lists {
+            allow: vec![grant.clone(); limits::NETWORK_ALLOW_MAX],
+            live: vec![grant.clone()],
+            publish: vec![],
+            synthetic: vec![("api.test".parse().unwrap(), "198.18.0.1".into())],
+        };
+        for agents in [1, 2, limits::AGENTS_RUNNING_MAX] {
+            let grants = in_a_line((0..agents).map(counters).collect(), (0..agents).map(|_| lists()));
+            assert_eq!(grants.agents.len(), agents, "the counters are always there");
+            let shown: usize = grants
+                .agents
+                .iter()
+                .map(|agent| agent.allow.len() + agent.live.len() + agent.synthetic.len())
+                .sum();
+            assert!(
+                shown > 0
+                    && shown as u64 + grants.left_out == (agents * (limits::NETWORK_ALLOW_MAX + 2)) as u64
+            );
+            assert!(serde_json::to_string(&grants).unwrap().len() + 512 < limits::LINE_BYTES_MAX);
+        }
     }
 
     #[test]

@@ -8,7 +8,9 @@ use abi::ids::{AgentName, HostName};
 use abi::limits;
 use abi::network::{NetworkGrant, PORTS_DEFAULT, is_path_prefix};
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::take;
 
+use crate::page;
 use crate::policy::{self, BROKER_PORT, Policy, broker_name, brokered_host};
 
 /// What was asked of one name.
@@ -52,13 +54,12 @@ pub fn suggest(
 pub fn shorten(agents: &mut [Suggestion], bytes_max: usize) {
     let share = bytes_max / agents.len().max(1);
     for suggestion in agents {
-        while serde_json::to_string(suggestion).map_or(0, |text| text.len() + 1) > share {
-            let gone = suggestion.never.pop().is_some() || suggestion.add.pop().is_some();
-            if !gone {
-                break;
-            }
-            suggestion.left_out += 1;
-        }
+        let (add, never) = (take(&mut suggestion.add), take(&mut suggestion.never));
+        let mut room = share.saturating_sub(page::bytes_of(suggestion));
+        let mut less = [0; 2];
+        (suggestion.add, less[0]) = page::first_that_fit(add, &mut room);
+        (suggestion.never, less[1]) = page::first_that_fit(never, &mut room);
+        suggestion.left_out += less[0] + less[1];
     }
 }
 

@@ -45,6 +45,10 @@ fn an_allowed_name_works_over_http_and_tls_with_a_receipt_first() {
     let counters: abi::control::Grants = serde_json::from_value(counters).unwrap();
     assert_eq!(counters.agents[0].connections_total, 3);
     assert!(counters.agents[0].allow.is_empty() && counters.agents[0].synthetic.is_empty());
+    let of = |agent: &str| -> abi::control::Grants {
+        serde_json::from_value(world.call("net.grants", json!({ "agent": agent }))).unwrap()
+    };
+    assert_eq!((of("a").agents.len(), of("a").left_out, of("b").agents.len()), (1, 0, 0));
 }
 
 #[test]

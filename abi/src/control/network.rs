@@ -55,10 +55,13 @@ pub struct Attached {
 }
 
 /// Parameters of `net.grants`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetGrants {
-    /// Leaves the lists empty: then the answer fits a line, however many agents there are and whatever they were granted.
+    /// One agent; none: all.
+    #[serde(default)]
+    pub agent: Option<AgentName>,
+    /// Leaves the lists empty: then all of the answer fits a line.
     #[serde(default)]
     pub counters_only: bool,
 }
@@ -68,6 +71,10 @@ pub struct NetGrants {
 #[serde(deny_unknown_fields)]
 pub struct Grants {
     pub agents: Vec<AgentGrants>,
+    /// Entries of the agents' lists that did not fit the answer, from some entry of some agent on: ask for one agent. The counters are
+    /// always there.
+    #[serde(default)]
+    pub left_out: u64,
 }
 
 /// What one running agent may reach.
@@ -305,7 +312,7 @@ pub struct ConnectionRecord {
 pub struct Budgets {
     pub agents: Vec<AgentBudget>,
     /// More that do not fit a line; each can be asked for by its name.
-    pub left_out: usize,
+    pub left_out: u64,
 }
 
 /// What an agent may spend and has spent; agents that do not run are listed while something is kept of them.
@@ -436,7 +443,7 @@ mod tests {
             published_total: u64::MAX,
             synthetic: BTreeMap::new(),
         };
-        let all = Grants { agents: vec![agent; limits::AGENTS_RUNNING_MAX] };
+        let all = Grants { agents: vec![agent; limits::AGENTS_RUNNING_MAX], left_out: 0 };
         assert!(serde_json::to_string(&all).unwrap().len() + 512 < limits::LINE_BYTES_MAX);
     }
 }

@@ -8,17 +8,14 @@ use abi::{limits, log};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Egress, PAGE_BYTES_MAX, to_value};
+use super::{Egress, to_value};
 use crate::agent::{Agent, Cut};
+use crate::page;
 
 impl Egress {
     pub(super) fn budgets(&self, call: &Call<'_>) -> Result<Outcome, RpcError> {
         let NetAgent { agent } = call.request.params()?;
-        let mut list = self.node.meters.list(agent.as_ref());
-        let fit = how_many_fit(&list);
-        let left_out = list.len() - fit;
-        list.truncate(fit);
-        Ok(Outcome::Result(to_value(&Budgets { agents: list, left_out })?))
+        Ok(Outcome::Result(to_value(&in_a_line(self.node.meters.list(agent.as_ref())))?))
     }
 
     pub(super) fn reset_budget(&self, call: &Call<'_>) -> Result<Outcome, RpcError> {
@@ -38,14 +35,9 @@ impl Egress {
     }
 }
 
-fn how_many_fit(list: &[AgentBudget]) -> usize {
-    let mut bytes = 0;
-    list.iter()
-        .take_while(|one| {
-            bytes += serde_json::to_string(one).map_or(0, |text| text.len() + 1);
-            bytes <= PAGE_BYTES_MAX
-        })
-        .count()
+fn in_a_line(list: Vec<AgentBudget>) -> Budgets {
+    let (agents, left_out) = page::first_that_fit(list, &mut { page::BYTES_MAX });
+    Budgets { agents, left_out }
 }
 
 /// Counts an agent's seconds and writes its meter, for ever; cuts its connections when no second is left.
@@ -105,10 +97,9 @@ mod tests {
             hour_ends_unix_ms: Some(u64::MAX),
             damaged: None,
         };
-        let list = vec![one; 500];
-        let fit = how_many_fit(&list);
-        assert!((limits::AGENTS_RUNNING_MAX..500).contains(&fit), "{fit}");
-        let page = Budgets { agents: list[..fit].to_vec(), left_out: 500 - fit };
+        let page = in_a_line(vec![one; 500]);
+        assert!((limits::AGENTS_RUNNING_MAX..500).contains(&page.agents.len()), "{}", page.left_out);
+        assert_eq!(page.agents.len() as u64 + page.left_out, 500);
         assert!(serde_json::to_string(&page).unwrap().len() + 512 < limits::LINE_BYTES_MAX);
     }
 }

@@ -16,13 +16,12 @@ use abi::{limits, log};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Egress, FOLLOW_POLL, PAGE_BYTES_MAX, gone, newest_that_fit, to_value};
+use super::{Egress, FOLLOW_POLL, gone, to_value};
 use crate::agent::{Agent, unix_ms_now};
-use crate::guard;
 use crate::live::{LiveError, Step, Wanted, step};
 use crate::policy::{Admission, BROKER_SUFFIX, Policy, Refused, Way};
 use crate::records::Item;
-use crate::suggest;
+use crate::{guard, page, suggest};
 
 /// Longest sleep of who ends grants: a clock that was set is noticed by then.
 const ENDS_POLL: Duration = Duration::from_secs(10);
@@ -271,7 +270,7 @@ impl Egress {
             agent.as_ref().is_none_or(|agent| change.agent == *agent)
                 && change.instance.as_ref().is_none_or(|life| lives.contains(life))
         });
-        let (changes, left_out) = newest_that_fit(changes);
+        let (changes, left_out) = page::newest_that_fit(changes);
         Ok(Outcome::Result(to_value(&LiveChanges { changes, left_out })?))
     }
 
@@ -294,7 +293,7 @@ impl Egress {
         let policies: BTreeMap<AgentName, Policy> =
             self.agents().values().map(|one| (one.instance.agent.clone(), one.policy())).collect();
         let mut agents = suggest::suggest(&page.denials, &policies, unix_ms_now());
-        suggest::shorten(&mut agents, PAGE_BYTES_MAX);
+        suggest::shorten(&mut agents, page::BYTES_MAX);
         Ok(Outcome::Result(to_value(&Suggestions { agents })?))
     }
 
@@ -302,7 +301,7 @@ impl Egress {
         let NetAgent { agent } = call.request.params()?;
         let records = &self.node.records;
         let (connections, dropped, mut next) = records.connections(agent.as_ref());
-        let (connections, left_out) = newest_that_fit(connections);
+        let (connections, left_out) = page::newest_that_fit(connections);
         let page = to_value(&Watched { connections, dropped: dropped + left_out })?;
         if call.answer(page, &[]).is_err() {
             return Ok(Outcome::Answered);

@@ -20,8 +20,11 @@ pub const COMMANDS: &[Command] = &[
         rest: "",
         about: "names each running agent may reach, and its traffic",
         details: "HOW says what narrows or widens an entry, and whether it is live: granted while the agent runs (net allow).",
-        options: &[],
-        examples: &[("nullctl net grants", "")],
+        options: &[AGENT],
+        examples: &[
+            ("nullctl net grants", ""),
+            ("nullctl net grants --agent researcher", "all of a long list"),
+        ],
         run: net::grants,
     },
     Command {

@@ -1,6 +1,6 @@
 //! `net`: what agents may reach, and what was refused.
 
-use abi::control::{Denial, Denials, Grants, NetDenials, Nothing};
+use abi::control::{Denial, Denials, Grants, NetDenials, NetGrants};
 use abi::network::NetworkGrant;
 
 use super::{id, note};
@@ -12,8 +12,9 @@ use crate::print::{Table, ago, moment, size, visible};
 
 pub mod live;
 
-pub fn grants(context: &Context, _: &Arguments) -> Result<u8, Failure> {
-    let Some(result) = context.call("net.grants", &Nothing {})? else {
+pub fn grants(context: &Context, given: &Arguments) -> Result<u8, Failure> {
+    let params = NetGrants { agent: given.value("agent").map(id).transpose()?, counters_only: false };
+    let Some(result) = context.call("net.grants", &params)? else {
         return Ok(0);
     };
     let grants: Grants = typed(&result)?;
@@ -58,6 +59,9 @@ pub fn grants(context: &Context, _: &Arguments) -> Result<u8, Failure> {
                 from.join(" ")
             ));
         }
+    }
+    if grants.left_out > 0 {
+        text.push_str(&format!("{} entries more: ask for one agent with --agent\n", grants.left_out));
     }
     say(&text)?;
     Ok(0)
