@@ -254,6 +254,8 @@ pub const LOG_LINE_BYTES_MAX: usize = 1024;
 
 /// Names in one agent's `network.allow`.
 pub const NETWORK_ALLOW_MAX: usize = 64;
+/// The same list as cage sends it to egress, in bytes. More: the manifest is rejected, or its `net.attach` could exceed a line.
+pub const NETWORK_ALLOW_BYTES_MAX: usize = 48 * 1024;
 /// A label that a wildcard of `network.allow` admits, in bytes.
 pub const WILDCARD_LABEL_BYTES_MAX: usize = 40;
 /// Different names that one agent may use under its wildcards, in one life. One more: refused, and counted as a denial.
@@ -458,6 +460,14 @@ const _: () =
 const _: () = assert!(LEDGER_EVENT_BYTES_MAX * 2 <= LINE_BYTES_MAX, "an event fits a line");
 const _: () = assert!(ATTACH_MS_MAX > 2 * PEER_CALL_MS_MAX, "a receipt may take two calls of the ledger");
 const _: () =
+const _: () = assert!(
+    NETWORK_ALLOW_BYTES_MAX
+        + PUBLISH_PER_AGENT_MAX * (64 + PUBLISH_SOURCES_MAX * 24)
+        + CREDENTIALS_PER_AGENT_MAX * 80
+        + 2048
+        < LINE_BYTES_MAX,
+    "what cage asks of egress for an agent fits a line"
+);
     assert!(SERVICE_ALIVE_MS * 2 < 5_000, "a service is never found hung between two signs of life");
 const _: () = assert!(FORCE_SYNC_MS_MAX < WATCHDOG_S as u64 * 1000 / 3, "the loop's longest wait is no hang");
 const _: () = assert!(GATE_HANDSHAKES_MAX < GATE_CONNECTIONS_MAX);

@@ -581,6 +581,42 @@ filesystem.write = ["/data/research/output"]
     }
 
     #[test]
+    fn a_list_that_would_not_fit_a_line_to_egress_is_refused_by_its_field() {
+        let label = "x".repeat(60);
+        let methods = vec!["\"PROPPATCH\""; limits::GRANT_METHODS_MAX].join(",");
+        let paths = format!("'/{}'", "\"".repeat(limits::GRANT_PATH_BYTES_MAX - 1));
+        let entry = |n: usize| {
+            format!("{{name=\"n{n}.{label}.{label}.{label}.test\",methods=[{methods}],paths=[{paths}]}}")
+        };
+        let with = |entries: usize| {
+            let list: Vec<String> = (0..entries).map(entry).collect();
+            let text = GOOD.replace("\"api.exa.ai\", \"git.example.org:22\"", &list.join(","));
+            assert!((text.len() as u64) < limits::CONFIG_FILE_BYTES_MAX);
+            parse("f", &text)
+        };
+        let error = with(limits::NETWORK_ALLOW_MAX).unwrap_err();
+        assert_eq!(error.field, "capabilities.network.allow");
+        assert!(error.rule.contains("at most 49152 are allowed"), "{error}");
+        let most = (1..limits::NETWORK_ALLOW_MAX).rev().find_map(|entries| with(entries).ok()).unwrap();
+        let asked = crate::control::NetAttach {
+            instance: format!("{}.{}", "a".repeat(32), u64::MAX).parse().unwrap(),
+            uid: u32::MAX,
+            allow: most.network_allow,
+            publish: vec![
+                Published {
+                    guest_port: 65_535,
+                    node_port: limits::PUBLISH_PORT_MAX,
+                    from: vec!["255.255.255.254/31".parse().unwrap(); limits::PUBLISH_SOURCES_MAX],
+                };
+                limits::PUBLISH_PER_AGENT_MAX
+            ],
+            credentials: vec!["A".repeat(64).parse().unwrap(); limits::CREDENTIALS_PER_AGENT_MAX],
+            budget: most.budget,
+        };
+        assert!(serde_json::to_string(&asked).unwrap().len() + 512 < limits::LINE_BYTES_MAX);
+    }
+
+    #[test]
     fn an_empty_allow_list_allows_nothing() {
         let manifest = parse("f", &GOOD.replace("[\"api.exa.ai\", \"git.example.org:22\"]", "[]")).unwrap();
         assert!(manifest.network_allow.is_empty());

@@ -89,6 +89,14 @@ impl Checker<'_> {
             let rule = format!("{paths} paths: at most {} in all are allowed", limits::GRANT_PATHS_TOTAL_MAX);
             return self.wrong(span, ALLOW, rule, "write shorter prefixes");
         }
+        let bytes = serde_json::to_string(&grants).map_or(usize::MAX, |text| text.len());
+        if bytes > limits::NETWORK_ALLOW_BYTES_MAX {
+            let rule = format!(
+                "{bytes} bytes with all parts: at most {} are allowed",
+                limits::NETWORK_ALLOW_BYTES_MAX
+            );
+            return self.wrong(span, ALLOW, rule, "write fewer entries, or fewer paths and methods in them");
+        }
         grants.sort_by(|a, b| (&a.name, &a.ports).cmp(&(&b.name, &b.ports)));
         Ok(grants)
     }
