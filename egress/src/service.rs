@@ -86,7 +86,7 @@ impl Egress {
         let policy = Policy { manifest: asked.allow, secrets, live };
         let agent = Agent::new(asked.instance, policy, asked.publish, asked.credentials, self.node.clone());
         let agent = Arc::new(agent);
-        if let Some(authority) = authority(&agent)? {
+        if let Some(authority) = authority(&agent, adopted)? {
             // It is the first: the agent was made above.
             let _ = agent.desk.authority.set(authority);
         }
@@ -349,8 +349,15 @@ fn one_descriptor(connection: &mut Connection) -> Result<Option<OwnedFd>, RpcErr
         .explained("one network namespace may be passed", "this is an error of the caller"))
 }
 
-fn authority(agent: &Agent) -> Result<Option<Authority>, RpcError> {
-    Authority::new(&agent.instance, &agent.policy().manifest).map_err(|error| failed(&error))
+fn authority(agent: &Agent, adopted: bool) -> Result<Option<Authority>, RpcError> {
+    let made = Authority::new(&agent.instance, &agent.policy().manifest).map_err(|error| failed(&error))?;
+    if adopted && made.is_some() {
+        let effect = "its guest trusts the one before, and refuses TLS to intercepted names";
+        let fields: [(&str, &dyn std::fmt::Display); 3] =
+            [("agent", &agent.instance), ("effect", &effect), ("remedy", &"stop and start the agent")];
+        log::warning("authority_made_anew", &fields);
+    }
+    Ok(made)
 }
 
 fn failed(error: &dyn std::error::Error) -> RpcError {

@@ -180,6 +180,21 @@ fn a_revocation_is_for_this_life_and_cuts_the_manifests_grants_too() {
     let world = World::new();
     let lease = world.attach("a.1", &["web.test:22", "*.web.test:80", "other.test:80"], None);
     let guest = world.guest(&lease);
+#[test]
+fn an_authority_that_its_guest_does_not_know_is_told() {
+    let mut world = World::new();
+    let mut asked = world::wanted("a.1");
+    let grant = abi::network::NetworkGrant { intercept: true, ..("web.test:443".parse().unwrap()) };
+    asked.allow = vec![grant];
+    let lease = world.ask_network(&asked, None).unwrap();
+    assert!(!world.log().contains("authority_made_anew"), "{}", world.log());
+    world.kill_egress();
+    world.start_egress();
+    let again = world.ask_network(&asked, Some(&lease.namespace)).unwrap();
+    assert_ne!(lease.attached.authority, again.attached.authority);
+    assert!(world.log().contains("authority_made_anew"), "{}", world.log());
+}
+
     let held = Held::open(&world, &guest, "web.test");
     let revoked = refuse(&world, "net.revoke", "a", "web.test");
     assert_eq!(revoked.cut, 1, "{revoked:?}");
