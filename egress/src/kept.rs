@@ -9,12 +9,17 @@ use std::path::Path;
 
 /// Replaces a file; it is on the disk when this returns.
 pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace(path, content)?;
+    sync_dir_of(path)
+}
+
+/// Replaces a file; which of the two a power cut leaves is open until [`sync_dir_of`] has returned.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let fresh = path.with_extension("new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
     file.write_all(content)?;
     file.sync_all()?;
-    fs::rename(&fresh, path)?;
-    sync_dir_of(path)
+    fs::rename(&fresh, path)
 }
 
 /// Deletes a file; that it is gone is on the disk when this returns.
@@ -52,7 +57,8 @@ pub fn names(dir: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-fn sync_dir_of(path: &Path) -> io::Result<()> {
+/// Makes sure that a power cut does not undo what became of a file's name.
+pub fn sync_dir_of(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(dir) => File::open(dir)?.sync_all(),
         None => Ok(()),

@@ -5,14 +5,15 @@
 
 use abi::control::{Effect, LiveChange};
 use abi::ids::{AgentName, Instance};
-use abi::limits;
 use abi::network::NamePattern;
+use abi::{limits, log};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::kept;
 
 /// Why a change was not kept, or none can be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -86,8 +87,12 @@ impl Live {
             return Err(error.clone());
         }
         let bytes = bounded(&changes)?;
-        write_whole(&self.path, &bytes).map_err(|error| self.unwritten(&error))?;
+        kept::replace(&self.path, &bytes).map_err(|error| self.unwritten(&error))?;
         *known = Ok(changes);
+        if let Err(error) = kept::sync_dir_of(&self.path) {
+            // The file holds them, and memory must hold what the file does: only a power cut could still undo them.
+            log::error("live_policy_not_synced", &[("path", &self.path.display()), ("error", &error)]);
+        }
         Ok(())
     }
 
@@ -103,7 +108,7 @@ impl Live {
             return Err(LiveError::Readable);
         }
         let put_aside = fs::rename(&self.path, self.path.with_extension("json.bad"));
-        put_aside.and_then(|()| sync_parent(&self.path)).map_err(|error| self.unwritten(&error))?;
+        put_aside.and_then(|()| kept::sync_dir_of(&self.path)).map_err(|error| self.unwritten(&error))?;
         *known = Ok(Vec::new());
         Ok(())
     }
@@ -131,31 +136,9 @@ fn bounded(changes: &[LiveChange]) -> Result<Vec<u8>, LiveError> {
 }
 
 fn read(path: &Path) -> io::Result<Vec<LiveChange>> {
-    let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other?,
-    };
-    let mut bytes = Vec::new();
-    file.take(limits::LIVE_CHANGES_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limits::LIVE_CHANGES_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 1 MiB"));
-    }
-    Ok(serde_json::from_slice::<Stored>(&bytes)?.changes)
-}
-
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("json.new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    sync_parent(path)
-}
-
-fn sync_parent(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
+    match kept::read(path, limits::LIVE_CHANGES_BYTES_MAX) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        bytes => Ok(serde_json::from_slice::<Stored>(&bytes?)?.changes),
     }
 }
 

@@ -138,6 +138,23 @@ fn a_grant_for_a_time_ends_by_itself_and_cuts_what_it_let_through() {
 }
 
 #[test]
+fn an_end_has_one_receipt_also_when_it_cannot_be_written() {
+    let world = World::new();
+    let _lease = world.attach("a.1", &[], None);
+    allow(&world, "a", "web.test:80", Some(1)).unwrap();
+    let in_the_way = world.dir.join("state/policy.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let failed = || world.log().matches("grant_not_ended").count();
+    until("the first try", &world, || failed() >= 1);
+    until("the second try", &world, || failed() >= 2);
+    assert!(explain(&world, "web.test", 80).rule == "name-not-granted");
+    std::fs::remove_dir(&in_the_way).unwrap();
+    until("the end is kept", &world, || changes(&world).is_empty());
+    let ends = receipts(&world).iter().filter(|word| word.starts_with("expire")).count();
+    assert_eq!(ends, 1, "{:?}", receipts(&world));
+}
+
+#[test]
 fn a_denial_cuts_at_once_beats_the_manifest_and_survives_a_restart() {
     let mut world = World::new();
     let mut lease = world.attach("a.1", &["web.test:22", "web.test:80"], None);

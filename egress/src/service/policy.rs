@@ -216,8 +216,9 @@ impl Egress {
 
     /// Ends live grants when their time does, for ever.
     pub fn end_grants(&self) {
+        let mut told = Vec::new();
         loop {
-            let wait = match self.end_due() {
+            let wait = match self.end_due(&mut told) {
                 Ok(wait) => wait,
                 Err(error) => {
                     log::error("grant_not_ended", &[("error", &error)]);
@@ -228,8 +229,8 @@ impl Egress {
         }
     }
 
-    /// Ends what is due; how long until the next is.
-    fn end_due(&self) -> Result<Duration, Box<dyn std::error::Error>> {
+    /// Ends what is due; how long until the next is. `told`: what has its receipt and could not be forgotten yet.
+    fn end_due(&self, told: &mut Vec<LiveChange>) -> Result<Duration, Box<dyn std::error::Error>> {
         let live = &self.node.live;
         let Ok(known) = live.all() else { return Ok(ENDS_POLL) };
         let now = unix_ms_now();
@@ -241,7 +242,11 @@ impl Egress {
             log::info("grants_ended", &[("cut", &cut)]);
             let _turn = live.turn();
             let (due, rest): (Vec<_>, Vec<_>) = live.all()?.into_iter().partition(is_due);
+            told.retain(|change| due.contains(change));
             for change in &due {
+                if told.contains(change) {
+                    continue;
+                }
                 let receipt = self.node.receipts.durable(Event::NetPolicyChanged {
                     agent: change.agent.clone(),
                     change: "expire".into(),
@@ -250,6 +255,7 @@ impl Egress {
                     by: change.by.clone(),
                 })?;
                 self.record("expire", &LiveChange { receipt: receipt.seq, ..change.clone() });
+                told.push(change.clone());
             }
             live.keep(rest)?;
             for change in &due {
