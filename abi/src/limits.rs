@@ -365,6 +365,8 @@ pub const PROXY_SILENCE_MS: u64 = 300;
 pub const RESOLVE_MS_MAX: u64 = 6_000;
 /// How long egress remembers what a resolver said, in seconds, whatever the answer's own time is.
 pub const RESOLVED_SECS_MAX: u32 = 60;
+/// How long egress remembers that a name has no address, or that no resolver said one.
+pub const UNRESOLVED_SECS: u32 = 5;
 /// Addresses of a name that the proxy tries.
 pub const DIAL_ADDRESSES_MAX: usize = 3;
 /// How long one dial may take.
@@ -458,8 +460,6 @@ pub const GATE_HANDSHAKE_MS_MAX: u64 = 10_000;
 const _: () =
     assert!(MEMORY_VALUE_BYTES_MAX * 2 <= LINE_BYTES_MAX, "a value fits a line even when escaped once");
 const _: () = assert!(LEDGER_EVENT_BYTES_MAX * 2 <= LINE_BYTES_MAX, "an event fits a line");
-const _: () = assert!(ATTACH_MS_MAX > 2 * PEER_CALL_MS_MAX, "a receipt may take two calls of the ledger");
-const _: () =
 const _: () = assert!(
     NETWORK_ALLOW_BYTES_MAX
         + PUBLISH_PER_AGENT_MAX * (64 + PUBLISH_SOURCES_MAX * 24)
@@ -468,6 +468,8 @@ const _: () = assert!(
         < LINE_BYTES_MAX,
     "what cage asks of egress for an agent fits a line"
 );
+const _: () = assert!(ATTACH_MS_MAX > 2 * PEER_CALL_MS_MAX, "a receipt may take two calls of the ledger");
+const _: () =
     assert!(SERVICE_ALIVE_MS * 2 < 5_000, "a service is never found hung between two signs of life");
 const _: () = assert!(FORCE_SYNC_MS_MAX < WATCHDOG_S as u64 * 1000 / 3, "the loop's longest wait is no hang");
 const _: () = assert!(GATE_HANDSHAKES_MAX < GATE_CONNECTIONS_MAX);

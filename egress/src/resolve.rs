@@ -98,7 +98,12 @@ impl Resolver {
             return known.result.clone();
         }
         let asked = ask_all(name, resolvers).await;
-        let seconds = asked.as_ref().map_or(0, |(_, seconds)| (*seconds).min(limits::RESOLVED_SECS_MAX));
+        let seconds = match &asked {
+            Ok((addresses, seconds)) if !addresses.is_empty() => (*seconds).min(limits::RESOLVED_SECS_MAX),
+            // Or an agent that asks again and again asks the resolver as often.
+            _ if !resolvers.is_empty() => limits::UNRESOLVED_SECS,
+            _ => 0,
+        };
         let (answered, result) = (Instant::now(), asked.map(|(addresses, _)| addresses));
         let until = answered + Duration::from_secs(u64::from(seconds));
         *slot = Some(Remembered { result: result.clone(), answered, until });

@@ -210,6 +210,21 @@ fn http_must_ask_for_the_name_on_every_request() {
 }
 
 #[test]
+fn a_name_without_an_address_is_not_asked_for_again_at_once() {
+    let world = World::new();
+    let lease = world.attach("a.1", &["nowhere.test:80"], None);
+    let guest = world.guest(&lease);
+    let address = world.grants().agents[0].synthetic[&"nowhere.test".parse().unwrap()].clone();
+    let said = guest.python(&format!(
+        "for n in range(20):\n  s = socket.create_connection(('{address}', 80))\n\
+         \x20 s.sendall(b'GET / HTTP/1.1\\r\\nHost: nowhere.test\\r\\n\\r\\n')\n  print(s.recv(12))"
+    ));
+    assert_eq!(said.matches("HTTP/1.1 502").count(), 20, "{said}");
+    let asked = world.seen().matches("dns nowhere.test").count();
+    assert!((1..=4).contains(&asked), "{asked} questions");
+}
+
+#[test]
 fn many_connections_at_once_ask_a_resolver_once() {
     let world = World::new();
     let lease = world.attach("a.1", &["web.test:22"], None);
