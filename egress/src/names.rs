@@ -1,7 +1,8 @@
 //! The synthetic addresses that stand for an agent's names.
 //!
-//! Must hold: an address stands for the same name as long as the agent has it, also after egress was restarted under a
-//! running guest that remembers answers; two agents' addresses for one name differ (but for accidents of the hash).
+//! Must hold: an address stands for the same name as long as the agent has it, and for no other after egress was restarted under a
+//! running guest that remembers answers (but for accidents of the hash); then exact names have theirs at once, names under wildcards
+//! when the guest asks for them again; two agents' addresses for one name differ (but for accidents of the hash).
 //! Must never: know a real address, or whether a name is granted (policy.rs does).
 
 use abi::ids::{AgentName, HostName};
