@@ -2,7 +2,7 @@
 //! linux/netfilter/nfnetlink.h).
 //!
 //! Must hold: after each transaction that is not ours, also when its notification was lost, the rules are put back in one
-//! transaction, and who did it is told. Must never: give up.
+//! transaction, and who did it is told, with the tables that could not be removed. Must never: give up.
 
 use abi::{limits, log};
 use netlink_bindings::utils::chop_header;
@@ -10,9 +10,10 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::netlink::{NETFILTER, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 use rustix::rand::{GetRandomFlags, getrandom};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
@@ -33,11 +34,15 @@ const NETFILTER_HEADER: usize = 4;
 /// Kernel memory for notifications: those of several whole rulesets. More at once: they are lost, and that is told.
 const NOTIFICATIONS_BYTES: usize = 1024 * 1024;
 
+/// Own transactions whose notification has not come: ports are opened and shut while the watch waits.
+const AWAITED_MAX: usize = 64;
+
 /// The watch over one namespace.
 #[derive(Debug)]
 pub struct Guard {
     socket: OwnedFd,
-    mark: u32,
+    /// Marks of our own transactions that the kernel has not notified yet.
+    awaited: Mutex<VecDeque<u32>>,
 }
 
 impl Guard {
@@ -48,15 +53,26 @@ impl Guard {
             rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(NETFILTER))?;
         rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, NOTIFICATIONS_BYTES)?;
         rustix::net::bind(&socket, &SocketAddrNetlink::new(0, GROUP))?;
+        Ok(Guard { socket, awaited: Mutex::default() })
+    }
+
+    /// A number by which the kernel's notification tells one transaction of ours ([`crate::nft::replace`]). It is accepted once: who
+    /// reads it there cannot use it.
+    pub fn mark(&self) -> io::Result<u32> {
         let mut mark = [0; 4];
         getrandom(&mut mark, GetRandomFlags::empty())?;
         // Sequence numbers count up from it within a transaction.
-        Ok(Guard { socket, mark: u32::from_ne_bytes(mark) >> 1 })
+        let mark = u32::from_ne_bytes(mark) >> 1;
+        let mut awaited = self.awaited();
+        if awaited.len() >= AWAITED_MAX {
+            awaited.pop_front(); // of a transaction that failed, or whose notification was lost
+        }
+        awaited.push_back(mark);
+        Ok(mark)
     }
 
-    /// The number by which the kernel's notifications tell our own transactions ([`crate::nft::replace`]).
-    pub fn mark(&self) -> u32 {
-        self.mark
+    fn awaited(&self) -> MutexGuard<'_, VecDeque<u32>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The process that changed the rules since the last call, if it was another than ours. Does not wait.
@@ -67,7 +83,7 @@ impl Guard {
                 Ok((0, _)) => return by,
                 Ok((read, _)) => {
                     let messages = buffer.get(..read).unwrap_or_default();
-                    by = strangers(messages, self.mark).pop().or(by);
+                    by = strangers(messages, &mut self.awaited()).pop().or(by);
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) => return by,
                 Err(rustix::io::Errno::INTR) => {}
@@ -84,6 +100,8 @@ impl AsFd for Guard {
     }
 }
 
+/// Tables named in one log line.
+const REMAINING_SHOWN_MAX: usize = 8;
 /// Pause before rules that could not be put back are tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// Shortest pause between two restorations, so that a process that never stops does not keep egress busy.
@@ -102,8 +120,9 @@ pub fn node(firewall: &Firewall, node: &Node) {
             continue;
         };
         match firewall.restore() {
-            Ok(()) => {
+            Ok(remaining) => {
                 node.restored(None, by);
+                tell_remaining("node", &remaining);
                 changed = None;
                 std::thread::sleep(PAUSE);
             }
@@ -141,8 +160,9 @@ pub async fn vm(agent: &Agent, rules: &Rules, namespace: &Arc<OwnedFd>) {
             continue;
         };
         match rules.restore(namespace.clone()).await {
-            Ok(()) => {
+            Ok(remaining) => {
                 agent.node.restored(Some(&agent.instance), by);
+                tell_remaining(&agent.instance, &remaining);
                 changed = None;
                 tokio::time::sleep(PAUSE).await;
             }
@@ -155,8 +175,19 @@ pub async fn vm(agent: &Agent, rules: &Rules, namespace: &Arc<OwnedFd>) {
     }
 }
 
-/// The processes of the transactions in a datagram that do not carry our mark.
-fn strangers(mut messages: &[u8], mark: u32) -> Vec<String> {
+/// Tables that their owners alone can delete (NFT_TABLE_F_OWNER) stand beside ours until their processes end.
+fn tell_remaining(of: impl std::fmt::Display, tables: &[String]) {
+    if !tables.is_empty() {
+        let shown: Vec<String> = tables.iter().take(REMAINING_SHOWN_MAX).cloned().collect();
+        log::error(
+            "firewall_tables_remain",
+            &[("of", &of), ("tables", &shown.join(", ")), ("count", &tables.len())],
+        );
+    }
+}
+
+/// The processes of the transactions in a datagram that do not carry one of our marks, each of which counts once.
+fn strangers(mut messages: &[u8], marks: &mut VecDeque<u32>) -> Vec<String> {
     let mut found = Vec::new();
     while let Some(length) = word(messages, 0) {
         let length = length as usize;
@@ -165,9 +196,14 @@ fn strangers(mut messages: &[u8], mark: u32) -> Vec<String> {
         };
         let kind = message.get(4..6).and_then(|b| b.try_into().ok()).map(u16::from_ne_bytes);
         // The kernel repeats the number of the batch's first message, or of the one after it, as it counts the batch's begin.
-        let ours = word(message, 8).is_some_and(|seq| seq.wrapping_sub(mark) <= 1);
-        if kind == Some(NEW_GENERATION) && !ours {
-            found.push(process(message.get(NETLINK_HEADER + NETFILTER_HEADER..).unwrap_or_default()));
+        let mark =
+            word(message, 8).and_then(|seq| marks.iter().position(|mark| seq.wrapping_sub(*mark) <= 1));
+        match (kind, mark) {
+            (Some(NEW_GENERATION), Some(ours)) => drop(marks.remove(ours)),
+            (Some(NEW_GENERATION), None) => {
+                found.push(process(message.get(NETLINK_HEADER + NETFILTER_HEADER..).unwrap_or_default()));
+            }
+            _ => {}
         }
         messages = messages.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
@@ -219,18 +255,27 @@ mod tests {
 
     #[test]
     fn transactions_of_others_are_told_and_ours_are_not() {
-        let ours = [generation(7, 1, b"egress\0"), generation(8, 1, b"egress\0")].concat();
+        let ours = [generation(7, 1, b"egress\0"), generation(21, 1, b"egress\0")].concat();
         let theirs = generation(9, 42, b"n\x1b[ft\0");
-        assert_eq!(strangers(&ours, 7), Vec::<String>::new());
-        assert_eq!(strangers(&[ours, theirs].concat(), 7), ["n[ft (process 42)"]);
+        let marks = || VecDeque::from([7, 20]);
+        assert_eq!(strangers(&ours, &mut marks()), Vec::<String>::new());
+        assert_eq!(strangers(&[ours, theirs].concat(), &mut marks()), ["n[ft (process 42)"]);
+    }
+
+    #[test]
+    fn a_mark_that_was_seen_is_worth_nothing_to_another() {
+        let (ours, theirs) = (generation(7, 1, b"egress\0"), generation(7, 42, b"nft\0"));
+        let mut marks = VecDeque::from([7]);
+        assert_eq!(strangers(&[ours, theirs.clone()].concat(), &mut marks), ["nft (process 42)"]);
+        assert_eq!(strangers(&theirs, &mut marks), ["nft (process 42)"]);
     }
 
     #[test]
     fn cut_notifications_are_skipped() {
         let whole = generation(9, 42, b"nft\0");
         for end in 0..whole.len() {
-            assert_eq!(strangers(&whole[..end], 7), Vec::<String>::new());
+            assert_eq!(strangers(&whole[..end], &mut VecDeque::from([7])), Vec::<String>::new());
         }
-        assert_eq!(strangers(&[255; 64], 7), Vec::<String>::new());
+        assert_eq!(strangers(&[255; 64], &mut VecDeque::from([7])), Vec::<String>::new());
     }
 }

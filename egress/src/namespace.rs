@@ -63,14 +63,15 @@ impl Rules {
     /// Puts the rules up in the calling thread's namespace.
     fn up(chains: Vec<Chain>) -> Result<Rules, NamespaceError> {
         let guard = at("watch the packet rules", Guard::here())?;
-        nft::replace(&chains, guard.mark())?;
+        nft::replace(&chains, at("mark the packet rules", guard.mark())?)?;
         Ok(Rules { guard, chains: Arc::new(chains) })
     }
 
-    /// Puts them back, in their namespace, on a thread of its own.
-    pub async fn restore(&self, namespace: Arc<OwnedFd>) -> io::Result<()> {
-        let (chains, mark) = (self.chains.clone(), self.guard.mark());
-        within(namespace, move || nft::replace(&chains, mark).map_err(io::Error::other)).await
+    /// Puts them back, in their namespace, on a thread of its own; returns the tables that stand beside them still.
+    pub async fn restore(&self, namespace: Arc<OwnedFd>) -> io::Result<Vec<String>> {
+        let (chains, mark) = (self.chains.clone(), self.guard.mark()?);
+        let replace = move || nft::replace(&chains, mark).and_then(|()| nft::others());
+        within(namespace, move || replace().map_err(io::Error::other)).await
     }
 }
 

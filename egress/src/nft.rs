@@ -1,11 +1,11 @@
 //! Writes packet rules to nf_tables over netlink (docs/decisions/0003).
 //!
 //! Must hold: all rules of a namespace are replaced in one transaction, so there is no moment without rules, and what anybody else
-//! put there is gone: the one table is ours.
+//! put there is gone, but for tables that only their owner's process can remove: [`others`] names these.
 
 use netlink_bindings::nftables::{
     Chained, CmpOps, CtKeys, MetaKeys, NatRangeFlags, Nfgenmsg, OpNewchainDo, PayloadBase, PushExprListAttrs,
-    PushRuleAttrs, Registers, RejectInetCode, RejectTypes, VerdictCode,
+    PushRuleAttrs, Registers, RejectInetCode, RejectTypes, Request, VerdictCode,
 };
 use netlink_bindings::traits::Pusher;
 use netlink_bindings::utils::{RequestBuf, finalize_nested_header, push_header, push_nested_header};
@@ -24,6 +24,8 @@ const REGISTER_PORT: u32 = Registers::Reg2 as u32;
 const NAT_DESTINATION: u32 = 1;
 /// NFPROTO_IPV4.
 const IPV4: u32 = 2;
+/// Characters of another's table name that are told.
+const NAME_SHOWN_MAX: usize = 64;
 
 type Exprs<'a> = PushExprListAttrs<PushRuleAttrs<RequestBuf<'a>>>;
 
@@ -32,8 +34,15 @@ type Exprs<'a> = PushExprListAttrs<PushRuleAttrs<RequestBuf<'a>>>;
 #[error("nftables refused table {TABLE}: {0}")]
 pub struct NftError(String);
 
-/// Replaces all rules in the calling thread's network namespace. `mark`: of the [`crate::guard::Guard`] that watches it; the
-/// transaction's first sequence number, which the kernel's notification repeats.
+impl NftError {
+    /// The kernel's word for it.
+    pub fn of(error: impl std::fmt::Display) -> NftError {
+        NftError(error.to_string())
+    }
+}
+
+/// Replaces all rules in the calling thread's network namespace. `mark`: a new one of the [`crate::guard::Guard`] that
+/// watches it; the transaction's first sequence number, which the kernel's notification repeats.
 pub fn replace(chains: &[Chain], mark: u32) -> Result<(), NftError> {
     let mut socket = NetlinkSocket::new();
     let mut batch = Chained::new(mark);
@@ -65,11 +74,24 @@ pub fn replace(chains: &[Chain], mark: u32) -> Result<(), NftError> {
     }
     batch.request().op_batch_end_do(&edge);
     let batch = batch.finalize();
-    socket
-        .request_chained(&batch)
-        .map_err(|error| NftError(error.to_string()))?
-        .recv_all()
-        .map_err(|error| NftError(error.to_string()))
+    socket.request_chained(&batch).map_err(NftError::of)?.recv_all().map_err(NftError::of)
+}
+
+/// Tables in the calling thread's network namespace that are not ours.
+pub fn others() -> Result<Vec<String>, NftError> {
+    let mut socket = NetlinkSocket::new();
+    let request = Request::new().op_gettable_dump(&Nfgenmsg::new());
+    let mut replies = socket.request(&request).map_err(NftError::of)?;
+    let mut others = Vec::new();
+    while let Some(reply) = replies.recv() {
+        let (of, table) = reply.map_err(NftError::of)?;
+        let name = table.get_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if (of.nfgen_family, name.as_str()) != (INET, TABLE) {
+            let plain: String = name.chars().filter(char::is_ascii_graphic).take(NAME_SHOWN_MAX).collect();
+            others.push(plain);
+        }
+    }
+    Ok(others)
 }
 
 fn family() -> Nfgenmsg {

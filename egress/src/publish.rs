@@ -46,7 +46,7 @@ impl Firewall {
     /// Puts the rules up, in the node's namespace, where the caller must be. Ports that an earlier egress left open are shut.
     pub fn up(base: Doors) -> Result<Firewall, Box<dyn std::error::Error>> {
         let guard = Guard::here()?;
-        nft::replace(&wall::of_node(&base), guard.mark())?;
+        nft::replace(&wall::of_node(&base), guard.mark()?)?;
         Ok(Firewall { base, held: Mutex::default(), guard })
     }
 
@@ -55,9 +55,11 @@ impl Firewall {
         &self.guard
     }
 
-    /// Puts the rules back, with the published ports of now. Call in the node's namespace.
-    pub fn restore(&self) -> Result<(), NftError> {
-        self.replace(&self.held())
+    /// Puts the rules back, with the published ports of now; returns the tables that stand beside them still. Call in the node's
+    /// namespace.
+    pub fn restore(&self) -> Result<Vec<String>, NftError> {
+        self.replace(&self.held())?;
+        nft::others()
     }
 
     fn held(&self) -> MutexGuard<'_, BTreeMap<u16, Held>> {
@@ -99,7 +101,8 @@ impl Firewall {
 
     fn replace(&self, held: &BTreeMap<u16, Held>) -> Result<(), NftError> {
         let published = held.values().map(|held| held.door.clone()).collect();
-        nft::replace(&wall::of_node(&Doors { published, ..self.base.clone() }), self.guard.mark())
+        let mark = self.guard.mark().map_err(NftError::of)?;
+        nft::replace(&wall::of_node(&Doors { published, ..self.base.clone() }), mark)
     }
 }
 

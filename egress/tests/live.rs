@@ -181,6 +181,21 @@ fn a_denial_cuts_at_once_beats_the_manifest_and_survives_a_restart() {
 }
 
 #[test]
+fn an_authority_that_its_guest_does_not_know_is_told() {
+    let mut world = World::new();
+    let mut asked = world::wanted("a.1");
+    let grant = abi::network::NetworkGrant { intercept: true, ..("web.test:443".parse().unwrap()) };
+    asked.allow = vec![grant];
+    let lease = world.ask_network(&asked, None).unwrap();
+    assert!(!world.log().contains("authority_made_anew"), "{}", world.log());
+    world.kill_egress();
+    world.start_egress();
+    let again = world.ask_network(&asked, Some(&lease.namespace)).unwrap();
+    assert_ne!(lease.attached.authority, again.attached.authority);
+    assert!(world.log().contains("authority_made_anew"), "{}", world.log());
+}
+
+#[test]
 fn a_live_grant_survives_a_restart_of_egress_within_its_life() {
     let mut world = World::new();
     let lease = world.attach("a.1", &[], None);
@@ -197,21 +212,6 @@ fn a_revocation_is_for_this_life_and_cuts_the_manifests_grants_too() {
     let world = World::new();
     let lease = world.attach("a.1", &["web.test:22", "*.web.test:80", "other.test:80"], None);
     let guest = world.guest(&lease);
-#[test]
-fn an_authority_that_its_guest_does_not_know_is_told() {
-    let mut world = World::new();
-    let mut asked = world::wanted("a.1");
-    let grant = abi::network::NetworkGrant { intercept: true, ..("web.test:443".parse().unwrap()) };
-    asked.allow = vec![grant];
-    let lease = world.ask_network(&asked, None).unwrap();
-    assert!(!world.log().contains("authority_made_anew"), "{}", world.log());
-    world.kill_egress();
-    world.start_egress();
-    let again = world.ask_network(&asked, Some(&lease.namespace)).unwrap();
-    assert_ne!(lease.attached.authority, again.attached.authority);
-    assert!(world.log().contains("authority_made_anew"), "{}", world.log());
-}
-
     let held = Held::open(&world, &guest, "web.test");
     let revoked = refuse(&world, "net.revoke", "a", "web.test");
     assert_eq!(revoked.cut, 1, "{revoked:?}");
@@ -530,6 +530,21 @@ fn rules_that_an_outsider_changes_are_put_back_and_told() {
     drop(published);
     until("the port is shut", &world, || !rules(&world, None).contains("30080"));
     assert_eq!(world.events.lock().unwrap().iter().filter(restored).count(), before);
+}
+
+#[test]
+fn a_table_that_only_its_owner_can_remove_is_told() {
+    let world = World::new();
+    let lease = world.attach("a.1", &["web.test:80"], None);
+    let place = lease.namespace_path();
+    let hold = "(echo 'add table ip stranger { flags owner; }'; sleep 12) | nft -i >/dev/null";
+    let mut owner = std::process::Command::new("timeout")
+        .args(["20", "nsenter", &format!("--net={place}"), "bash", "-c", hold])
+        .spawn()
+        .unwrap();
+    until("it is told", &world, || world.log().contains("firewall_tables_remain of=a.1 tables=stranger"));
+    assert!(world.log().contains("firewall_restored of=a.1"), "{}", world.log());
+    owner.wait().unwrap();
 }
 
 /// Between a flush and the restoration the proxy listens: it carries nothing that did not come by a synthetic address.
