@@ -108,7 +108,12 @@ pub fn quick(question: &[u8], book: &dyn Book) -> Option<Answer> {
 }
 
 /// Answers any message; `None`: not a question.
-fn considered(question: &[u8], transport: Transport, agent: &AgentName, book: &dyn Book) -> Option<Answer> {
+pub fn considered(
+    question: &[u8],
+    transport: Transport,
+    agent: &AgentName,
+    book: &dyn Book,
+) -> Option<Answer> {
     let is_answer = question.get(2)? & 0x80 != 0;
     if question.len() < HEADER || is_answer {
         return None;
