@@ -133,7 +133,8 @@ async fn carry_to_its_end(
     mut entry: Entry,
 ) -> Result<(), End> {
     if admission.way != Way::Direct {
-        return broker::serve(agent, client, admission, entry).await; // records each call by itself
+        // It records each call by itself. Boxed: its state is large, and a connection that is not its holds none of it.
+        return Box::pin(broker::serve(agent, client, admission, entry)).await;
     }
     let flow = Flow::default();
     let mut ending = Ending { agent, admission, flow: &flow, begun: Instant::now(), end: "detached" };
