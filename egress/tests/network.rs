@@ -532,15 +532,21 @@ fn floods_are_bounded_and_told_once() {
     let world = World::new();
     let lease = world.attach("a.1", &["web.test:80"], None);
     let guest = world.guest(&lease);
-    let said = guest.python(
-        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nq = b'\\0\\x07\\x01\\0\\0\\x01\\0\\0\\0\\0\\0\\0'\n\
+    let flood = "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nq = b'\\0\\x07\\x01\\0\\0\\x01\\0\\0\\0\\0\\0\\0'\n\
          for n in range(3000): s.sendto(q + bytes([5]) + b'%05d' % n + b'\\x04test\\0\\0\\x01\\0\\x01', ('100.64.0.1', 53))\n\
          c = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
          for n in range(1500):\n\
          \x20 try: c.sendto(b'x', (f'9.9.{n >> 8}.{n & 255}', 9))\n\
-         \x20 except OSError: pass\nprint('sent')",
-    );
-    assert_eq!(said, "sent\n");
+         \x20 except OSError: pass\nprint('sent')";
+    // The guest's frames pass a Python program: on a busy machine one flood may come slower than the bound.
+    let bounded =
+        || world.denials().iter().any(|d| d.rule == "limit" && d.what.contains("dns questions a second"));
+    for _ in 0..6 {
+        assert_eq!(guest.python(flood), "sent\n");
+        if bounded() {
+            break;
+        }
+    }
     world.denied("limit", "dns questions a second");
     let kept = world.denials().len();
     assert!(kept < 200, "{kept} denials kept of 4500");
