@@ -129,10 +129,20 @@ impl Survey<'_> {
 
 /// What a value is.
 enum Shape {
-    /// Null, or a text, list or object with nothing in it but empty values and a kind.
+    /// Null, or a list or object with nothing in it but empty values and a kind.
     Empty,
     Text(String),
     Other,
+}
+
+impl Shape {
+    fn is_full(&self) -> bool {
+        match self {
+            Shape::Empty => false,
+            Shape::Text(text) => !text.is_empty(),
+            Shape::Other => true,
+        }
+    }
 }
 
 /// What says whether an object holds its content or points to it.
@@ -150,7 +160,7 @@ struct Item {
 
 impl Item {
     fn take(&mut self, name: &str, value: &Shape) {
-        let full = !matches!(value, Shape::Empty);
+        let full = value.is_full();
         let is_kind = |kind: &str| matches!(value, Shape::Text(text) if text == kind);
         self.members += 1;
         self.full |= full && name != "type";
@@ -206,9 +216,6 @@ impl<'de> Visitor<'de> for Survey<'_> {
         Ok(Shape::Empty)
     }
     fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-        if text.is_empty() {
-            return Ok(Shape::Empty);
-        }
         // A kind that is longer is none that is known.
         let end = text.char_indices().map(|(at, _)| at).find(|at| *at > KIND_BYTES_MAX);
         Ok(Shape::Text(text.get(..end.unwrap_or(text.len())).unwrap_or_default().to_owned()))
@@ -217,7 +224,7 @@ impl<'de> Visitor<'de> for Survey<'_> {
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<Self::Value, A::Error> {
         let mut full = false;
         while let Some(value) = list.next_element_seed(self.deeper()?)? {
-            full |= !matches!(value, Shape::Empty);
+            full |= value.is_full();
         }
         Ok(if full { Shape::Other } else { Shape::Empty })
     }

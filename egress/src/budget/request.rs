@@ -508,6 +508,10 @@ mod tests {
         let image = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x.test/a"}}]}]);
         for (path, body) in [
             ("/v1/chat/completions", json!({"model": "m", "messages": image})),
+            (
+                "/v1/chat/completions",
+                json!({"model": "m", "messages": [{"type": "", "image_url": {"url": "x"}}]}),
+            ),
             ("/v1/responses", json!({"model": "m", "input": [{"type": "item_reference", "id": "x"}]})),
             ("/v1/responses", json!({"model": "m", "input": [{"id": "x"}]})),
             (
