@@ -186,7 +186,7 @@ async fn carry(
     let first = first_bytes(client, &mut guard, admission.port).await?;
     let speaks = guard.speaks();
     let server = connect(agent, admission, speaks, flow).await?;
-    splice::run(agent, flow, client, server, guard, first).await
+    splice::run(agent, flow, client, server, Some((guard, first))).await
 }
 
 /// How a client that is refused in any case speaks.

@@ -22,7 +22,7 @@ use crate::agent::{Agent, Slot};
 use crate::guard::Guard;
 use crate::namespace;
 use crate::nft::{self, NftError};
-use crate::proxy::{ACCEPT_PAUSE, reset};
+use crate::proxy::{ACCEPT_PAUSE, Flow, reset};
 use crate::splice;
 use crate::wall::{self, Doors, GUEST, OpenPort};
 
@@ -251,7 +251,10 @@ impl Visit {
         }
         match self.dial().await {
             // However it ends, both sides see it.
-            Ok(guest) => drop(splice::through(&self.agent, &peer, guest).await),
+            Ok(guest) => {
+                let flow = Flow::default(); // such a connection has a receipt, and no record of its end
+                drop(splice::run(&self.agent, &flow, &guest, peer, None).await);
+            }
             Err(error) => {
                 let to = format!("port {} of the guest", self.guest_port);
                 log::info(

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::task::consume_budget;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::agent::{Agent, Cut};
@@ -95,38 +96,28 @@ impl Moved {
     }
 }
 
-/// Runs until both sides have ended. `first` was read, and passed by the guard, before the server was there.
+/// Runs until both sides have ended. `looked_at`: the guard of what `client` sends, and what it passed before the server was there;
+/// without one nothing is looked at.
 pub async fn run(
     agent: &Arc<Agent>,
     flow: &Flow,
     client: &TcpStream,
     server: TcpStream,
-    guard: Guard,
-    first: Vec<u8>,
+    looked_at: Option<(Guard, Vec<u8>)>,
 ) -> Result<(), End> {
     let moved = Moved::new();
     let (out, inward) = (
         Lane::new(agent, &moved, client, &server, [&agent.counters.bytes_out, &flow.bytes_out]),
         Lane::new(agent, &moved, &server, client, [&agent.counters.bytes_in, &flow.bytes_in]),
     );
-    let both = async { tokio::try_join!(out.guarded(guard, first), inward.open()).map(|_| ()) };
+    let outward = async {
+        match looked_at {
+            Some((guard, first)) => out.guarded(guard, first).await,
+            None => out.open().await,
+        }
+    };
     tokio::select! {
-        ended = both => ended,
-        () = moved.idle() => Err(End::Closed),
-    }
-}
-
-/// Runs a connection to a published port until both sides have ended. Nothing in it is looked at: what a guest serves is its own.
-pub async fn through(agent: &Arc<Agent>, peer: &TcpStream, guest: TcpStream) -> Result<(), End> {
-    let moved = Moved::new();
-    let flow = Flow::default(); // such a connection has a receipt, and no record of its end
-    let (out, inward) = (
-        Lane::new(agent, &moved, &guest, peer, [&agent.counters.bytes_out, &flow.bytes_out]),
-        Lane::new(agent, &moved, peer, &guest, [&agent.counters.bytes_in, &flow.bytes_in]),
-    );
-    let both = async { tokio::try_join!(out.open(), inward.open()).map(|_| ()) };
-    tokio::select! {
-        ended = both => ended,
+        ended = async { tokio::try_join!(outward, inward.open()).map(|_| ()) } => ended,
         () = moved.idle() => Err(End::Closed),
     }
 }
@@ -182,6 +173,7 @@ impl<'a> Lane<'a> {
         let cut = |refusal| End::Refused(Refusal { speaks: Speaks::Neither, ..refusal });
         let mut whole_by = None;
         while !guard.is_open() {
+            consume_budget().await; // neither waiting for a ready socket nor reading it ever yields by itself
             let Some(ready) = until(whole_by, self.from.readable()).await else {
                 return Err(cut(guard.late()));
             };
@@ -210,6 +202,7 @@ impl<'a> Lane<'a> {
     /// Carries what nobody looks at, until its end.
     async fn open(&self) -> Result<(), End> {
         loop {
+            consume_budget().await; // as above
             self.from.readable().await.map_err(closed)?;
             self.room().await?;
             match self.copy()? {
@@ -251,6 +244,7 @@ impl<'a> Lane<'a> {
     /// the receiver has taken all of it.
     async fn splice(&self, mut pipe: Taken<'_>) -> Result<Step, End> {
         for _ in 0..TURN {
+            consume_budget().await; // many short turns are a long one
             match now(self.from, Interest::READABLE, || pipe.fill(self.from)).map_err(closed)? {
                 None => return Ok(Step::Nothing),
                 Some(0) => return Ok(Step::Ended),
@@ -349,3 +343,7 @@ fn has_room(to: &TcpStream) -> io::Result<()> {
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+#[path = "splice_tests.rs"]
+mod tests;
