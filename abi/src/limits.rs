@@ -326,6 +326,20 @@ pub const METERS_WRITTEN_MS: u64 = 5_000;
 
 /// Open connections of one agent through the proxy. One more: reset, and counted as a denial.
 pub const PROXY_CONNECTIONS_PER_AGENT_MAX: usize = 256;
+/// What the kernel may hold of one connection of an agent in any case, in bytes, in both directions and both sockets together.
+pub const PROXY_SOCKET_BYTES_MIN: usize = 64 * 1024;
+/// What it may hold of all connections of an agent beyond that. A connection gets a quarter of what is left.
+pub const PROXY_SOCKET_BYTES_SHARED: usize = 16 * 1024 * 1024;
+/// What egress itself may hold of one connection, in bytes: its task, and what each direction has read and not yet sent.
+pub const PROXY_CONNECTION_BYTES_MAX: usize = 8 * 1024 + 2 * PROXY_READ_BYTES_MAX;
+/// Bytes of one read of the proxy.
+pub const PROXY_READ_BYTES_MAX: usize = 16 * 1024;
+/// Heads and hellos of all of an agent's connections that are not judged or sent yet, in bytes. More: refused.
+pub const PROXY_UNDECIDED_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What egress needs beside what agents make it hold, in MiB.
+pub const EGRESS_OWN_MIB: usize = 256;
+/// Its memory (image/config/nulld.toml), in MiB: no agents together can have it killed.
+pub const EGRESS_MEMORY_MIB: usize = 5376;
 /// Denials kept in memory for `net.denials`; the oldest go first (the ledger keeps all that are recorded).
 pub const DENIALS_KEPT_MAX: usize = 1024;
 
@@ -337,6 +351,8 @@ pub const LEDGER_NOTES_WAITING_MAX: usize = 1024;
 pub const RECEIPTS_WAITING_MAX: usize = 8;
 /// The same of one agent: its flood leaves turns to the others.
 pub const RECEIPTS_WAITING_PER_AGENT_MAX: usize = RECEIPTS_WAITING_MAX / 2;
+/// How long a connection waits for its receipt, its turn and room for its end included. Then: it fails.
+pub const RECEIPT_MS_MAX: u64 = 30_000;
 /// DNS questions of one agent in a second, over UDP and TCP. More: dropped, and counted as a denial.
 pub const DNS_QUESTIONS_PER_SECOND_MAX: u32 = 200;
 /// A DNS message from a guest or a resolver, in bytes. Longer: cut, so malformed.
@@ -489,6 +505,18 @@ const _: () = assert!(
         * (PROXY_CONNECTIONS_PER_AGENT_MAX + PUBLISH_CONNECTIONS_PER_AGENT_MAX + PROXY_PIPES_PER_AGENT_MAX)
         < SERVICE_OPEN_FILES_MAX as usize,
     "no agent's connections take the descriptors of another's"
+);
+const _: () = assert!(
+    AGENTS_RUNNING_MAX
+        * ((PROXY_CONNECTIONS_PER_AGENT_MAX + PUBLISH_CONNECTIONS_PER_AGENT_MAX)
+            * (PROXY_SOCKET_BYTES_MIN + PROXY_CONNECTION_BYTES_MAX)
+            + PROXY_SOCKET_BYTES_SHARED
+            + PROXY_PIPES_PER_AGENT_MAX * 64 * 1024
+            + PROXY_UNDECIDED_BYTES_MAX
+            + BROKER_BODY_BYTES_MAX)
+        + (EGRESS_OWN_MIB << 20)
+        <= EGRESS_MEMORY_MIB << 20,
+    "what all agents can make egress and the kernel hold is within its memory"
 );
 const _: () = assert!(EXEC_WINDOW_BYTES as usize >= GUEST_FRAME_BYTES_MAX, "a window holds a frame");
 const _: () = assert!(EXEC_INPUT_WINDOW_BYTES as usize >= GUEST_FRAME_BYTES_MAX, "a window holds a frame");

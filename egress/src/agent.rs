@@ -3,9 +3,9 @@
 //! Must hold: a change of what it may reach is in force, and connections that no longer pass are told to end, before
 //! [`Agent::set_policy`] returns.
 
-use abi::control::{AgentGrants, ConnectionRecord, FirewallRecord};
+use abi::control::{AgentGrants, FirewallRecord};
 use abi::ids::{HostName, Instance, SecretName};
-use abi::ledger::Event;
+use abi::ledger::{Event, LedgerError};
 use abi::manifest::Published;
 use abi::network::{NetworkGrant, SecretPolicy};
 use abi::{limits, log};
@@ -15,12 +15,16 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
 
 use crate::broker::{Desk, Hall, Trust};
+use crate::bucket::Bucket;
 use crate::budget::{Meter, Meters};
+use crate::buffers::{Place, Shared, Undecided};
 use crate::denials::{Denials, Rule};
+use crate::ends::Unclaimed;
 use crate::live::Live;
 use crate::names::Names;
 use crate::pipe::Pipes;
@@ -45,7 +49,7 @@ pub struct Node {
     /// The broker's room.
     pub hall: Hall,
     /// Bounds the threads that wait for receipts.
-    pub receipt_turns: Semaphore,
+    pub receipt_turns: Arc<Semaphore>,
     pub pipes: Pipes,
     pub secrets: Secrets,
     pub meters: Meters,
@@ -64,7 +68,7 @@ impl Node {
             resolver: Resolver::default(),
             trust: Trust::default(),
             hall: Hall::default(),
-            receipt_turns: Semaphore::new(limits::RECEIPTS_WAITING_MAX),
+            receipt_turns: Arc::new(Semaphore::new(limits::RECEIPTS_WAITING_MAX)),
             pipes: Pipes::default(),
             secrets: Secrets::open(state, tpm)?,
             meters: Meters::open(&state.join("meters"))?,
@@ -98,7 +102,10 @@ pub struct Agent {
     /// How fast its published ports may be connected to.
     knocks: Mutex<Bucket>,
     /// Its share of the node's turns.
-    receipt_turns: Semaphore,
+    receipt_turns: Arc<Semaphore>,
+    sockets: Arc<Shared>,
+    /// First bytes of its connections.
+    pub undecided: Arc<Undecided>,
 }
 
 /// What changes while it runs.
@@ -157,10 +164,24 @@ impl Agent {
         let names = Names::new(instance.agent.clone());
         let mut reach = Reach { policy, names, wild: 0, open: BTreeMap::new(), next_id: 0 };
         reach.name_exact(&instance);
-        let receipt_turns = Semaphore::new(limits::RECEIPTS_WAITING_PER_AGENT_MAX);
+        let receipt_turns = Arc::new(Semaphore::new(limits::RECEIPTS_WAITING_PER_AGENT_MAX));
         let meter = node.meters.of(&instance.agent);
-        let (reach, counters, desk) = (Mutex::new(reach), Counters::default(), Desk::default());
-        Agent { instance, publish, credentials, meter, counters, desk, node, reach, knocks, receipt_turns }
+        let (reach, sockets, undecided) = (Mutex::new(reach), Arc::default(), Arc::default());
+        let (counters, desk) = (Counters::default(), Desk::default());
+        Agent {
+            instance,
+            publish,
+            credentials,
+            meter,
+            counters,
+            desk,
+            node,
+            reach,
+            knocks,
+            receipt_turns,
+            sockets,
+            undecided,
+        }
     }
 
     fn reach(&self) -> MutexGuard<'_, Reach> {
@@ -288,53 +309,23 @@ impl Agent {
         }
     }
 
-    /// Records an ended connection, in the ledger and for followers.
-    pub fn ended(&self, record: ConnectionRecord) {
-        self.node.records.push(Item::Connection(record.clone()));
-        let ConnectionRecord {
-            unix_ms: _,
-            instance,
-            name,
-            port,
-            address,
-            bytes_out,
-            bytes_in,
-            duration_ms,
-            rule,
-            end,
-            receipt,
-        } = record;
-        self.node.receipts.record(Event::NetEnded {
-            instance,
-            name,
-            port,
-            address,
-            bytes_out,
-            bytes_in,
-            duration_ms,
-            rule,
-            end,
-            receipt,
-        });
-    }
-
-    /// One connection more, if there is room; it is given back when the slot is dropped.
-    pub fn connection_slot(self: &Arc<Agent>) -> Option<Slot> {
+    /// One connection more, if there is room; it is given back when the place is dropped.
+    pub fn connection_place(self: &Arc<Agent>) -> Option<Place> {
         let most = limits::PROXY_CONNECTIONS_PER_AGENT_MAX;
         let slot = self.slot(|counters| &counters.connections, most)?;
         self.counters.connections_total.fetch_add(1, Ordering::Relaxed);
-        Some(slot)
+        Some(Place::new(slot, &self.sockets))
     }
 
     /// The same for a connection to a published port, if they do not come too fast.
-    pub fn published_slot(self: &Arc<Agent>) -> Option<Slot> {
+    pub fn published_place(self: &Arc<Agent>) -> Option<Place> {
         if !self.knocks.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now()) {
             return None;
         }
         let most = limits::PUBLISH_CONNECTIONS_PER_AGENT_MAX;
         let slot = self.slot(|counters| &counters.published_connections, most)?;
         self.counters.published_total.fetch_add(1, Ordering::Relaxed);
-        Some(slot)
+        Some(Place::new(slot, &self.sockets))
     }
 
     /// A pipe more for bytes that wait, if it has not too many.
@@ -352,12 +343,20 @@ impl Agent {
     /// is none. Its end will be a record, for which there must be room. An agent that wants many gets them in its share of turns, so
     /// that another's first one waits for few.
     pub async fn receipt(&self, event: Event) -> Result<u64, String> {
-        self.node.receipts.room().await;
-        let receipts = self.node.receipts.clone();
-        let error = match self.in_turn(move || receipts.durable(event)).await {
-            Ok(Ok(receipt)) => return Ok(receipt.seq),
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error,
+        let (node, kept) = (self.node.clone(), event.clone());
+        let work = move || {
+            let receipt = node.receipts.durable(event)?;
+            Ok::<_, LedgerError>(Unclaimed::new(node, kept, receipt.seq))
+        };
+        let waited = async {
+            self.node.receipts.room().await;
+            self.in_turn(work).await
+        };
+        let error = match timeout(Duration::from_millis(limits::RECEIPT_MS_MAX), waited).await {
+            Ok(Ok(Ok(unclaimed))) => return Ok(unclaimed.claim()),
+            Ok(Ok(Err(error))) => error.to_string(),
+            Ok(Err(error)) => error,
+            Err(_) => format!("the ledger did not answer within {} ms", limits::RECEIPT_MS_MAX),
         };
         log::error("no_receipt", &[("agent", &self.instance), ("error", &error)]);
         Err(format!("no receipt, so no connection: {error}"))
@@ -368,8 +367,14 @@ impl Agent {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, String> {
-        let _share = self.receipt_turns.acquire().await.map_err(|error| error.to_string())?;
-        let _turn = self.node.receipt_turns.acquire().await.map_err(|error| error.to_string())?;
+        let share = self.receipt_turns.clone().acquire_owned().await.map_err(|error| error.to_string())?;
+        let turn =
+            self.node.receipt_turns.clone().acquire_owned().await.map_err(|error| error.to_string())?;
+        // The turn ends with the work, which goes on when nobody waits for it any more.
+        let work = move || {
+            let _turns = (share, turn);
+            work()
+        };
         tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())
     }
 
@@ -486,47 +491,5 @@ pub struct Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         (self.of)(&self.agent.counters).fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A token bucket that fills `per_second` and holds twice as much.
-#[derive(Debug)]
-pub struct Bucket {
-    per_second: u32,
-    tokens: f64,
-    filled: Instant,
-}
-
-impl Bucket {
-    /// A full bucket.
-    pub fn new(per_second: u32, now: Instant) -> Bucket {
-        Bucket { per_second, tokens: f64::from(per_second) * 2.0, filled: now }
-    }
-
-    /// Takes one token, if there is one.
-    pub fn take(&mut self, now: Instant) -> bool {
-        let gained = now.saturating_duration_since(self.filled).as_secs_f64() * f64::from(self.per_second);
-        self.filled = now;
-        self.tokens = (self.tokens + gained).min(f64::from(self.per_second) * 2.0);
-        let there = self.tokens >= 1.0;
-        if there {
-            self.tokens -= 1.0;
-        }
-        there
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    #[test]
-    fn a_bucket_holds_its_rate() {
-        let start = Instant::now();
-        let mut bucket = Bucket::new(100, start);
-        assert_eq!((0..1000).filter(|_| bucket.take(start)).count(), 200);
-        let later = start + Duration::from_millis(500);
-        assert_eq!((0..1000).filter(|_| bucket.take(later)).count(), 50);
     }
 }

@@ -11,7 +11,8 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::agent::{Agent, Bucket};
+use crate::agent::Agent;
+use crate::bucket::Bucket;
 use crate::dns::{self, Answer, Book, Transport};
 use crate::policy::Refused;
 

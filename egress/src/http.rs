@@ -81,6 +81,11 @@ impl Requests {
         self.state == State::Head && !self.head.is_empty()
     }
 
+    /// Bytes of memory that wait to be judged.
+    pub fn held(&self) -> usize {
+        self.head.capacity()
+    }
+
     /// Collects a head; when it is whole, checks it and lets it out.
     fn head<'a>(&mut self, bytes: &'a [u8], out: &mut Vec<u8>) -> Result<&'a [u8], Wrong> {
         let before = self.head.len();

@@ -18,10 +18,13 @@
 pub mod addresses;
 pub mod agent;
 pub mod broker;
+pub mod bucket;
 pub mod budget;
+pub mod buffers;
 pub mod denials;
 pub mod dns;
 pub mod dns_server;
+pub mod ends;
 pub mod guard;
 pub mod http;
 pub mod kept;

@@ -12,19 +12,20 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::agent::{Agent, Entry, Slot, unix_ms_now};
+use crate::agent::{Agent, Entry, unix_ms_now};
 use crate::broker;
+use crate::buffers::{Buffers, First, Place};
 use crate::http;
 use crate::policy::{Admission, Way};
 use crate::resolve::ResolveError;
-use crate::sniff::{Guard, Refusal, Speaks};
+use crate::sniff::{Guard, Refusal, Speaks, too_much};
 use crate::splice::{self, End};
 use crate::tls;
 
@@ -38,8 +39,20 @@ pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Flow {
     pub bytes_out: AtomicU64,
     pub bytes_in: AtomicU64,
-    /// The address dialled last, and the place of its receipt in the ledger.
-    pub dialled: Mutex<Option<(IpAddr, u64)>>,
+    attempts: Mutex<Attempts>,
+}
+
+/// Addresses that were tried for a connection, each with the place of its receipt in the ledger, and which one carries it.
+#[derive(Debug, Default)]
+struct Attempts {
+    begun: Vec<(IpAddr, u64)>,
+    won: Option<u64>,
+}
+
+impl Flow {
+    fn attempts(&self) -> MutexGuard<'_, Attempts> {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Accepts for ever. Dropping the future closes all connections of the agent.
@@ -60,10 +73,10 @@ pub async fn serve(agent: Arc<Agent>, listener: TcpListener) {
 }
 
 fn admit(agent: &Arc<Agent>, client: TcpStream, connections: &mut JoinSet<()>) {
-    match agent.connection_slot() {
-        Some(slot) => {
+    match agent.connection_place() {
+        Some(place) => {
             let agent = agent.clone();
-            connections.spawn(async move { connection(agent, client, slot).await });
+            connections.spawn(async move { connection(agent, client, place).await });
         }
         None => {
             let most = limits::PROXY_CONNECTIONS_PER_AGENT_MAX;
@@ -77,8 +90,10 @@ fn admit(agent: &Arc<Agent>, client: TcpStream, connections: &mut JoinSet<()>) {
     }
 }
 
-async fn connection(agent: Arc<Agent>, mut client: TcpStream, _slot: Slot) {
-    let asked = match rustix::net::sockopt::ip_original_dst(&client) {
+async fn connection(agent: Arc<Agent>, mut client: TcpStream, place: Place) {
+    let buffers = place.buffers();
+    let asked = buffers.near(&client).and_then(|()| Ok(rustix::net::sockopt::ip_original_dst(&client)?));
+    let asked = match asked {
         Ok(asked) => asked,
         Err(error) => {
             log::error("original_destination_unknown", &[("agent", &agent.instance), ("error", &error)]);
@@ -101,11 +116,11 @@ async fn connection(agent: Arc<Agent>, mut client: TcpStream, _slot: Slot) {
         }),
     };
     let ended = match entered {
-        Ok((admission, entry)) => carry_to_its_end(&agent, &mut client, &admission, entry).await,
+        Ok((admission, entry)) => carry_to_its_end(&agent, &mut client, &admission, entry, buffers).await,
         Err(mut refusal) => {
             if matches!(refusal.rule, "brokered-only" | "denied" | "budget") {
                 // A reason that only this connection can tell: worth waiting for how the client speaks.
-                refusal.speaks = language(&mut client, name.as_ref(), port).await;
+                refusal.speaks = language(&agent, &mut client, name.as_ref(), port).await;
             }
             Err(End::Refused(refusal))
         }
@@ -131,22 +146,23 @@ async fn carry_to_its_end(
     client: &mut TcpStream,
     admission: &Admission,
     mut entry: Entry,
+    buffers: Buffers,
 ) -> Result<(), End> {
     if admission.way != Way::Direct {
         // It records each call by itself. Boxed: its state is large, and a connection that is not its holds none of it.
-        return Box::pin(broker::serve(agent, client, admission, entry)).await;
+        return Box::pin(broker::serve(agent, client, admission, entry, buffers)).await;
     }
     let flow = Flow::default();
     let mut ending = Ending { agent, admission, flow: &flow, begun: Instant::now(), end: "detached" };
     let ended = tokio::select! {
-        ended = carry(agent, client, admission, &flow) => ended,
+        ended = carry(agent, client, admission, &flow, buffers) => ended,
         cut = entry.cut() => Err(End::Cut(cut)),
     };
     ending.end = ended.as_ref().err().map_or("closed", End::word);
     ended
 }
 
-/// A connection that will have a record when this is dropped, also with the agent's network, if it was dialled.
+/// A connection that will have a record for each of its receipts when this is dropped, also with the agent's network.
 struct Ending<'a> {
     agent: &'a Agent,
     admission: &'a Admission,
@@ -157,21 +173,26 @@ struct Ending<'a> {
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
-        let dialled = *self.flow.dialled.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((address, receipt)) = dialled else { return };
-        self.agent.ended(ConnectionRecord {
-            unix_ms: unix_ms_now(),
-            instance: self.agent.instance.clone(),
-            name: self.admission.name.clone(),
-            port: self.admission.port,
-            address: address.to_string(),
-            bytes_out: self.flow.bytes_out.load(Ordering::Relaxed),
-            bytes_in: self.flow.bytes_in.load(Ordering::Relaxed),
-            duration_ms: u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX),
-            rule: self.admission.rule.clone(),
-            end: self.end.to_owned(),
-            receipt,
-        });
+        let Attempts { begun, won } = std::mem::take(&mut *self.flow.attempts());
+        for (address, receipt) in begun {
+            let carried = won == Some(receipt);
+            let bytes = |counter: &AtomicU64| if carried { counter.load(Ordering::Relaxed) } else { 0 };
+            // The dial of another than the one that won came to nothing.
+            let end = if carried || won.is_none() { self.end } else { "failed" };
+            self.agent.node.ended(ConnectionRecord {
+                unix_ms: unix_ms_now(),
+                instance: self.agent.instance.clone(),
+                name: self.admission.name.clone(),
+                port: self.admission.port,
+                address: address.to_string(),
+                bytes_out: bytes(&self.flow.bytes_out),
+                bytes_in: bytes(&self.flow.bytes_in),
+                duration_ms: u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+                rule: self.admission.rule.clone(),
+                end: end.to_owned(),
+                receipt,
+            });
+        }
     }
 }
 
@@ -181,18 +202,19 @@ async fn carry(
     client: &mut TcpStream,
     admission: &Admission,
     flow: &Flow,
+    buffers: Buffers,
 ) -> Result<(), End> {
     let mut guard = Guard::new(admission.name.as_str(), admission.port, admission.without_sni());
-    let first = first_bytes(client, &mut guard, admission.port).await?;
+    let first = first_bytes(agent, client, &mut guard, admission.port).await?;
     let speaks = guard.speaks();
-    let server = connect(agent, admission, speaks, flow).await?;
+    let server = connect(agent, admission, speaks, flow, buffers).await?;
     splice::run(agent, flow, client, server, Some((guard, first))).await
 }
 
 /// How a client that is refused in any case speaks.
-async fn language(client: &mut TcpStream, name: Option<&HostName>, port: u16) -> Speaks {
+async fn language(agent: &Agent, client: &mut TcpStream, name: Option<&HostName>, port: u16) -> Speaks {
     let mut guard = Guard::new(name.map_or("", HostName::as_str), port, true);
-    match first_bytes(client, &mut guard, port).await {
+    match first_bytes(agent, client, &mut guard, port).await {
         Err(End::Refused(refusal)) => refusal.speaks,
         _ => guard.speaks(),
     }
@@ -200,29 +222,34 @@ async fn language(client: &mut TcpStream, name: Option<&HostName>, port: u16) ->
 
 /// What the client sends before the server does; empty when it waits for the server.
 pub(crate) async fn first_bytes(
+    agent: &Agent,
     client: &mut TcpStream,
     guard: &mut Guard,
     port: u16,
-) -> Result<Vec<u8>, End> {
+) -> Result<First, End> {
     let client_first = matches!(port, 80 | 443);
     let begun = Instant::now();
     let deadline = begun + Duration::from_millis(limits::PROXY_FIRST_BYTES_MS_MAX);
     let silence = begun + Duration::from_millis(limits::PROXY_SILENCE_MS);
-    let (mut out, mut buffer) = (Vec::new(), vec![0; 8192]);
-    while out.is_empty() {
+    let mut first = First { bytes: Vec::new(), held: agent.undecided.held() };
+    while first.bytes.is_empty() {
         let until = if client_first || guard.within() { deadline } else { silence };
-        match timeout_at(until, client.read(&mut buffer)).await {
-            Ok(Ok(0)) | Ok(Err(_)) => return Err(End::Closed),
-            Ok(Ok(read)) => {
-                let bytes = buffer.get(..read).unwrap_or_default();
-                guard.push(bytes, &mut out).map_err(End::Refused)?;
-            }
+        match timeout_at(until, client.readable()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(End::Closed),
             Err(_) if guard.within() => return Err(End::Refused(guard.late())),
             Err(_) if client_first => return Err(End::Closed),
             Err(_) => break,
         }
+        match splice::read_into(client, guard, &mut first.bytes)? {
+            Some(0) => return Err(End::Closed),
+            _ if !first.held.set(guard.held(), first.bytes.len()) => {
+                return Err(End::Refused(too_much(guard.speaks())));
+            }
+            _ => {}
+        }
     }
-    Ok(out)
+    Ok(first)
 }
 
 /// The node's own connection to the name, its receipt first.
@@ -231,12 +258,10 @@ async fn connect(
     admission: &Admission,
     speaks: Speaks,
     flow: &Flow,
+    buffers: Buffers,
 ) -> Result<TcpStream, End> {
     let (name, port) = (&admission.name, admission.port);
     let addresses = dial_list(agent, admission).await.map_err(|refusal| refusal.spoken(speaks))?;
-    let told = |address, receipt| {
-        *flow.dialled.lock().unwrap_or_else(PoisonError::into_inner) = Some((address, receipt));
-    };
     let receipt = |address: IpAddr| {
         let event = Event::NetConnected {
             instance: agent.instance.clone(),
@@ -247,13 +272,13 @@ async fn connect(
         };
         async move {
             let receipt = agent.receipt(event).await?;
-            told(address, receipt);
+            flow.attempts().begun.push((address, receipt));
             Ok(receipt)
         }
     };
-    match dial(&addresses, port, &receipt).await {
+    match dial(&addresses, port, buffers, &receipt).await {
         Ok(found) => {
-            told(found.address, found.receipt); // another may have been tried last
+            flow.attempts().won = Some(found.receipt);
             Ok(found.server)
         }
         Err(why) => Err(End::Failed { why: format!("`{name}` cannot be reached: {why}"), speaks }),
@@ -270,10 +295,11 @@ pub(crate) struct Dialled {
 
 /// Dials addresses that were judged, in this order: the next one when one fails, or beside it when it takes long (RFC 8305). The first
 /// that answers wins. `receipt` is awaited before each dial; without one that address is not dialled. The error says why the last
-/// one failed.
+/// one failed. The kernel may hold of each what `buffers` says.
 pub(crate) fn dial<'a, R, F>(
     addresses: &'a [IpAddr],
     port: u16,
+    buffers: Buffers,
     receipt: &'a R,
 ) -> Pin<Box<dyn Future<Output = Result<Dialled, String>> + Send + 'a>>
 where
@@ -282,14 +308,15 @@ where
 {
     Box::pin(async move {
         let Some((first, others)) = addresses.split_first() else { return Err("no address".into()) };
-        let mut attempt = pin!(dial_one(*first, port, receipt));
+        let place = receipt(*first).await?; // the wait for it says nothing about the address
+        let mut attempt = pin!(dial_one(*first, port, buffers, place));
         match timeout(Duration::from_millis(limits::DIAL_STAGGER_MS), &mut attempt).await {
-            Ok(Err(_)) if !others.is_empty() => return dial(others, port, receipt).await,
+            Ok(Err(_)) if !others.is_empty() => return dial(others, port, buffers, receipt).await,
             Ok(ended) => return ended,
             Err(_) if others.is_empty() => return attempt.await,
             Err(_) => {}
         }
-        let mut rest = dial(others, port, receipt);
+        let mut rest = dial(others, port, buffers, receipt);
         tokio::select! {
             ended = &mut attempt => if ended.is_ok() { ended } else { rest.await },
             ended = &mut rest => if ended.is_ok() { ended } else { attempt.await },
@@ -297,13 +324,12 @@ where
     })
 }
 
-/// Receipt, then dial.
-async fn dial_one<F>(address: IpAddr, port: u16, receipt: &impl Fn(IpAddr) -> F) -> Result<Dialled, String>
-where
-    F: Future<Output = Result<u64, String>> + Send,
-{
-    let receipt = receipt(address).await?;
-    let dial = TcpStream::connect(SocketAddr::new(address, port));
+async fn dial_one(address: IpAddr, port: u16, buffers: Buffers, receipt: u64) -> Result<Dialled, String> {
+    let dial = async {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        buffers.far(&socket)?;
+        socket.connect(SocketAddr::new(address, port)).await
+    };
     match timeout(Duration::from_millis(limits::DIAL_MS_MAX), dial).await {
         Ok(Ok(server)) => Ok(Dialled { server, address, receipt }),
         Ok(Err(error)) => Err(format!("{address}: {error}")),

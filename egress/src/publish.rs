@@ -18,7 +18,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::agent::{Agent, Slot};
+use crate::agent::Agent;
+use crate::buffers::Place;
 use crate::guard::Guard;
 use crate::namespace;
 use crate::nft::{self, NftError};
@@ -175,14 +176,14 @@ async fn accept(agent: Arc<Agent>, namespace: Arc<OwnedFd>, door: Door<TcpListen
         tokio::select! {
             accepted = door.listener.accept() => match accepted {
                 Ok((peer, from)) => match admit(&agent, &door.published, from) {
-                    Some((slot, from)) => {
+                    Some((place, from)) => {
                         let visit = Visit {
                             agent: agent.clone(),
                             namespace: namespace.clone(),
                             node_port: door.published.node_port,
                             guest_port: door.published.guest_port,
                             from,
-                            _slot: slot,
+                            place,
                         };
                         connections.spawn(visit.run(peer));
                     }
@@ -199,7 +200,7 @@ async fn accept(agent: Arc<Agent>, namespace: Arc<OwnedFd>, door: Door<TcpListen
 }
 
 /// A place for a peer that may come in; else the refusal is told.
-fn admit(agent: &Arc<Agent>, published: &Published, peer: SocketAddr) -> Option<(Slot, SocketAddr)> {
+fn admit(agent: &Arc<Agent>, published: &Published, peer: SocketAddr) -> Option<(Place, SocketAddr)> {
     let port = published.node_port;
     let granted = match peer.ip() {
         IpAddr::V4(address) => published.from.iter().any(|range| range.holds(address)),
@@ -217,15 +218,15 @@ fn admit(agent: &Arc<Agent>, published: &Published, peer: SocketAddr) -> Option<
         agent.deny(&exhausted.what(), "budget", &exhausted.remedy());
         return None;
     }
-    let slot = agent.published_slot();
-    if slot.is_none() {
+    let place = agent.published_place();
+    if place.is_none() {
         agent.deny(
             &format!("too many connections to port {port}"),
             "limit",
             "open fewer at a time, and more slowly: there is no grant for more",
         );
     }
-    Some((slot?, peer))
+    Some((place?, peer))
 }
 
 /// One connection from outside.
@@ -235,7 +236,7 @@ struct Visit {
     node_port: u16,
     guest_port: u16,
     from: SocketAddr,
-    _slot: Slot,
+    place: Place,
 }
 
 impl Visit {
@@ -249,7 +250,11 @@ impl Visit {
         if self.agent.receipt(event).await.is_err() {
             return reset(&peer); // told by who asked for it
         }
-        match self.dial().await {
+        let dialled = match self.place.buffers().far(&peer) {
+            Ok(()) => self.dial().await,
+            Err(error) => Err(error),
+        };
+        match dialled {
             // However it ends, both sides see it.
             Ok(guest) => {
                 let flow = Flow::default(); // such a connection has a receipt, and no record of its end
@@ -269,6 +274,7 @@ impl Visit {
     /// From inside the VM's namespace, as the rules there want it.
     async fn dial(&self) -> io::Result<TcpStream> {
         let socket = TcpSocket::from_std_stream(namespace::socket_in(self.namespace.clone()).await?);
+        self.place.buffers().near(&socket)?;
         let dial = socket.connect(SocketAddr::from((GUEST, self.guest_port)));
         let patience = Duration::from_millis(limits::DIAL_MS_MAX);
         timeout(patience, dial).await.map_err(|_| io::ErrorKind::TimedOut)?

@@ -17,12 +17,13 @@ use tokio::task::consume_budget;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::agent::{Agent, Cut};
+use crate::buffers::First;
 use crate::pipe::Taken;
 use crate::proxy::Flow;
-use crate::sniff::{Guard, Refusal, Speaks};
+use crate::sniff::{Guard, Refusal, Speaks, too_much};
 
 /// Bytes of one read. More than that at once goes through a pipe.
-const CHUNK: usize = 16 * 1024;
+const CHUNK: usize = limits::PROXY_READ_BYTES_MAX;
 /// Pipefuls that one direction moves before other connections have their turn.
 const TURN: usize = 16;
 
@@ -103,7 +104,7 @@ pub async fn run(
     flow: &Flow,
     client: &TcpStream,
     server: TcpStream,
-    looked_at: Option<(Guard, Vec<u8>)>,
+    looked_at: Option<(Guard, First)>,
 ) -> Result<(), End> {
     let moved = Moved::new();
     let (out, inward) = (
@@ -165,10 +166,12 @@ impl<'a> Lane<'a> {
     }
 
     /// Carries what is looked at until nothing needs to be any more; then the rest.
-    async fn guarded(&self, mut guard: Guard, first: Vec<u8>) -> Result<(), End> {
-        self.pass(first.len())?;
-        self.send(&first).await?;
-        drop(first);
+    async fn guarded(&self, mut guard: Guard, first: First) -> Result<(), End> {
+        let First { bytes, mut held } = first;
+        self.pass(bytes.len())?;
+        self.send(&bytes).await?;
+        drop(bytes);
+        held.set(guard.held(), 0);
         // The server may have answered by now: a refusal in the middle can only cut the connection.
         let cut = |refusal| End::Refused(Refusal { speaks: Speaks::Neither, ..refusal });
         let mut whole_by = None;
@@ -180,22 +183,19 @@ impl<'a> Lane<'a> {
             ready.map_err(closed)?;
             self.room().await?;
             let mut out = Vec::new();
-            let read = SCRATCH.with_borrow_mut(|scratch| {
-                let read = read_now(self.from, scratch).map_err(closed)?;
-                let bytes = scratch.get(..read.unwrap_or(0)).unwrap_or_default();
-                guard.push(bytes, &mut out).map_err(cut)?;
-                Ok(read)
-            })?;
-            match read {
+            match read_into(self.from, &mut guard, &mut out).map_err(|end| end.spoken(Speaks::Neither))? {
                 None => continue,
                 Some(0) => return self.end(),
+                Some(_) if !held.set(guard.held(), out.len()) => return Err(cut(too_much(Speaks::Neither))),
                 Some(_) => {}
             }
             self.pass(out.len())?;
             self.send(&out).await?;
+            held.set(guard.held(), 0);
             let by = Instant::now() + Duration::from_millis(limits::PROXY_FIRST_BYTES_MS_MAX);
             whole_by = guard.within().then(|| whole_by.unwrap_or(by));
         }
+        drop(held);
         self.open().await
     }
 
@@ -332,6 +332,20 @@ fn read_now(from: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         if (1..whole).contains(&bytes) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
     });
     done.map(|_| read)
+}
+
+/// Reads what waits, a buffer at most, and has it looked at; what may pass is appended to `out`. None: nothing waits; 0: the end.
+pub(crate) fn read_into(
+    from: &TcpStream,
+    guard: &mut Guard,
+    out: &mut Vec<u8>,
+) -> Result<Option<usize>, End> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let read = read_now(from, scratch).map_err(closed)?;
+        let bytes = scratch.get(..read.unwrap_or(0)).unwrap_or_default();
+        guard.push(bytes, out).map_err(End::Refused)?;
+        Ok(read)
+    })
 }
 
 fn has_room(to: &TcpStream) -> io::Result<()> {

@@ -47,7 +47,8 @@ async fn most_at_once(agent: &Arc<Agent>, guard: Guard) -> u64 {
     guest.write_all(head.as_bytes()).unwrap();
     guest.write_all(&vec![0; BYTES]).unwrap();
     let (flow, whole) = (Flow::default(), (head.len() + BYTES) as u64);
-    let mut running = pin!(run(agent, &flow, &client, server, Some((guard, Vec::new()))));
+    let first = First { bytes: Vec::new(), held: agent.undecided.held() };
+    let mut running = pin!(run(agent, &flow, &client, server, Some((guard, first))));
     let (mut before, mut most) = (0, 0);
     let turns = poll_fn(|cx| {
         let ended = running.as_mut().poll(cx);

@@ -24,6 +24,10 @@ const SERVER_NAME: u16 = 0;
 const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
 /// A record's content, at most (RFC 8446 section 5.1).
 const RECORD_BYTES_MAX: usize = 1 << 14;
+/// Records of a hello. Clients send one or a few; each more would have the hello read once more.
+const RECORDS_MAX: usize = 16;
+/// Type, version and length before a record's content.
+const HEADER_BYTES: usize = 5;
 
 /// Bytes still to be read. Each step fails instead of reading beyond the end.
 #[derive(Clone, Copy)]
@@ -51,7 +55,7 @@ impl<'a> Bytes<'a> {
 pub fn look(sent: &[u8]) -> Hello {
     let mut records = Bytes(sent);
     let mut handshake = Vec::new();
-    loop {
+    for _ in 0..RECORDS_MAX {
         let mut ahead = records;
         let Some(header) = ahead.take(3) else {
             return Hello::Partial;
@@ -82,6 +86,16 @@ pub fn look(sent: &[u8]) -> Hello {
                 Hello::Malformed("something beside the TLS client hello in its record")
             };
         }
+    }
+    Hello::Malformed("a TLS client hello in too many records")
+}
+
+/// Where the record ends that begins at `start` of what was sent, or the header of it where that is not whole.
+pub fn record_end(sent: &[u8], start: usize) -> usize {
+    let header = start.saturating_add(HEADER_BYTES);
+    match sent.get(start..header) {
+        Some(&[_, _, _, high, low]) => header + usize::from(u16::from_be_bytes([high, low])),
+        _ => header,
     }
 }
 
@@ -129,8 +143,13 @@ pub const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 pub const INTERNAL_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// A hello that asks for a name.
+    pub(crate) fn hello_of(name: &str) -> Vec<u8> {
+        record(&handshake(&sni(name)))
+    }
 
     fn with_length(bytes: usize, content: &[u8]) -> Vec<u8> {
         let mut out = content.len().to_be_bytes()[8 - bytes..].to_vec();

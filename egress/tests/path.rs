@@ -88,9 +88,76 @@ fn the_second_address_answers_when_the_first_is_a_black_hole() {
         })
     };
     wait_for("a record of the end", ended);
+    ended_all(&world, 2);
     // Nobody answers: the client is told, and every address was tried.
     assert!(guest.text("curl -sS -m 20 http://hole.test/").contains("cannot be reached"));
     assert_eq!(dialled(&world, "hole.test").len(), 2);
+    ended_all(&world, 4);
+}
+
+/// Waits until each of so many receipts of connections has one end.
+fn ended_all(world: &World, count: usize) {
+    let sorted = |mut places: Vec<u64>| {
+        places.sort();
+        places
+    };
+    wait_for("an end for each receipt", || {
+        let events = world.events.lock().unwrap();
+        let begun = events.iter().zip(1..).filter(|(event, _)| matches!(event, Event::NetConnected { .. }));
+        let begun: Vec<u64> = begun.map(|(_, place)| place).collect();
+        let ended = events.iter().filter_map(|event| match event {
+            Event::NetEnded { receipt, .. } => Some(*receipt),
+            _ => None,
+        });
+        begun.len() == count && sorted(ended.collect()) == begun
+    });
+}
+
+#[test]
+fn a_slow_receipt_is_no_slow_address() {
+    let world = World::new();
+    world.set_dns(json!({"two.test": [HOST, "203.0.113.11"]}));
+    let lease = world.attach("a.1", &["two.test:80"], None);
+    let guest = world.guest(&lease);
+    world.receipt_ms.store(1500, Ordering::Relaxed);
+    assert_eq!(guest.text("curl -sS -m 9 http://two.test/"), format!("hello from {HOST} by http\n"));
+    ended_all(&world, 1);
+}
+
+#[test]
+fn a_receipt_that_comes_after_the_cut_has_its_end() {
+    let world = World::new();
+    let lease = world.attach("a.1", &["web.test:80"], None);
+    let guest = world.guest(&lease);
+    world.receipt_ms.store(3000, Ordering::Relaxed);
+    let mut waits = guest.spawn_python(&format!(
+        "s = socket.create_connection(('{}', 80)); s.sendall(b'GET / HTTP/1.1\\r\\nHost: web.test\\r\\n\\r\\n')\n\
+         print('sent', flush=True)\n\
+         try: print(s.recv(9))\n\
+         except OSError: print('cut')",
+        address(&world, "a.1")
+    ));
+    let mut out = std::io::BufReader::new(waits.stdout.take().unwrap());
+    let mut said = String::new();
+    std::io::BufRead::read_line(&mut out, &mut said).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    drop(lease); // with it the agent's network ends
+    ended_all(&world, 1);
+    waits.kill().unwrap();
+    waits.wait().unwrap();
+}
+
+#[test]
+fn who_waits_behind_others_for_a_receipt_is_told_in_time() {
+    let world = World::new();
+    let lease = world.attach("a.1", &["web.test:80"], None);
+    let guest = world.guest(&lease);
+    world.receipt_ms.store(120_000, Ordering::Relaxed);
+    // More than have a turn at a time: the last ones would wait for several times as long as the ledger may take.
+    let said = guest.text(
+        "for n in 1 2 3 4 5 6 7 8 9 10; do curl -sS -m 50 http://web.test/ -o /dev/null -w '%{http_code}\n' & done; wait",
+    );
+    assert_eq!(said, "502\n".repeat(10));
 }
 
 #[test]
@@ -238,6 +305,59 @@ fn a_reader_that_does_not_read_stops_the_sender_and_holds_a_bounded_part_of_egre
     wait_for("pipes that nobody uses are kept only as spare ones", || {
         pipes(&world) <= 2 * abi::limits::PROXY_PIPES_SPARE_MAX + 8
     });
+}
+
+/// What the kernel may hold of all connections that a listing of sockets (`ss -tnmH`) shows, and what it holds, in bytes.
+fn kernel_bytes(listing: &[u8]) -> [u64; 2] {
+    let text = String::from_utf8_lossy(listing);
+    let fields = text.split(['(', ')', ',']).map(str::trim);
+    let sum = |names: [&str; 2]| {
+        let numbers = fields.clone().filter_map(|field| {
+            let digits = field.find(|c: char| c.is_ascii_digit())?;
+            names.contains(&&field[..digits]).then(|| field[digits..].parse::<u64>().ok())?
+        });
+        numbers.sum()
+    };
+    [sum(["rb", "tb"]), sum(["r", "w"])]
+}
+
+#[test]
+fn a_crowd_that_neither_reads_nor_is_read_holds_a_bounded_part_of_the_kernel() {
+    let world = World::new();
+    world.set_dns(json!({"far.test": [HOST]}));
+    let lease = world.attach("a.1", &["far.test:9000"], None);
+    let guest = world.guest(&lease);
+    let _far = server(&world, "s.recv(1); s.sendall(b\"y\" * 8000000); time.sleep(60)");
+    let mut crowd = guest.spawn_python(&format!(
+        "held = []\n\
+         for n in range(256):\n\
+         \x20 s = socket.socket(); s.settimeout(15); s.setsockopt(1, 8, 4096); s.connect(('{}', 9000))\n\
+         \x20 s.sendall(b'\\0'); s.recv(9); s.setblocking(False); held.append(s); time.sleep(0.006)\n\
+         end = time.time() + 3\n\
+         while time.time() < end:\n\
+         \x20 for s in held:\n\
+         \x20\x20 try: s.send(b'\\0' * 65536)\n\
+         \x20\x20 except BlockingIOError: pass\n\
+         \x20 time.sleep(0.01)\n\
+         print('full', flush=True)\ntime.sleep(5)",
+        address(&world, "a.1")
+    ));
+    let mut line = String::new();
+    let out = crowd.stdout.take().unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).unwrap();
+    assert_eq!(line, "full\n");
+    let sockets = "ss -tnmH state established";
+    let (far, near) =
+        (world.on_node(&format!("{sockets} dport = :9000")).stdout, lease.as_root(sockets).stdout);
+    assert_eq!(String::from_utf8_lossy(&far).matches("skmem").count(), 256);
+    let (far, near) = (kernel_bytes(&far), kernel_bytes(&near));
+    let most = abi::limits::PROXY_SOCKET_BYTES_SHARED
+        + abi::limits::PROXY_CONNECTIONS_PER_AGENT_MAX * abi::limits::PROXY_SOCKET_BYTES_MIN;
+    assert!((far[0] + near[0]) as usize <= most, "{far:?} and {near:?} of {most}");
+    // The kernel may go beyond a bound by what came in one piece.
+    assert!((far[1] + near[1]) as usize <= 2 * most, "{far:?} and {near:?} of {most}");
+    crowd.kill().unwrap();
+    crowd.wait().unwrap();
 }
 
 #[test]

@@ -38,6 +38,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::agent::{Agent, Entry};
+use crate::buffers::Buffers;
 use crate::http;
 use crate::policy::{Admission, BROKER_PORT, Way, broker_name};
 use crate::proxy;
@@ -93,6 +94,8 @@ impl Default for Hall {
 struct Session {
     agent: Arc<Agent>,
     admission: Admission,
+    /// Bounds of its sockets.
+    buffers: Buffers,
     pulse: Arc<Pulse>,
     /// Bytes on the node's side.
     tally: Arc<Tally>,
@@ -104,10 +107,11 @@ struct Session {
 }
 
 impl Session {
-    fn new(agent: &Arc<Agent>, admission: &Admission) -> Arc<Session> {
+    fn new(agent: &Arc<Agent>, admission: &Admission, buffers: Buffers) -> Arc<Session> {
         Arc::new(Session {
             agent: agent.clone(),
             admission: admission.clone(),
+            buffers,
             pulse: Pulse::new(),
             tally: Arc::default(),
             upstream: tokio::sync::Mutex::default(),
@@ -153,8 +157,9 @@ pub async fn serve(
     client: &mut TcpStream,
     admission: &Admission,
     mut entry: Entry,
+    buffers: Buffers,
 ) -> Result<(), End> {
-    let session = Session::new(agent, admission);
+    let session = Session::new(agent, admission, buffers);
     let served = async {
         match admission.way {
             Way::Intercepted => behind_tls(&session, client).await,
@@ -197,7 +202,7 @@ async fn behind_tls(session: &Arc<Session>, client: &mut TcpStream) -> Result<()
     let (name, port) = (&session.admission.name, session.admission.port);
     let failed = |why: String, speaks| End::Failed { why, speaks };
     let mut guard = Guard::new(name.as_str(), port, false);
-    let first = proxy::first_bytes(client, &mut guard, port).await?;
+    let first = proxy::first_bytes(&session.agent, client, &mut guard, port).await?.bytes;
     let authority = session.agent.desk.authority.get();
     let authority = authority.ok_or_else(|| AuthorityError::Name(name.clone()));
     let config = authority.and_then(|authority| authority.server(name));

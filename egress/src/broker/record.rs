@@ -198,7 +198,7 @@ impl Record {
             usage_known,
             used,
         });
-        agent.ended(ConnectionRecord {
+        agent.node.ended(ConnectionRecord {
             unix_ms: unix_ms_now(),
             instance: agent.instance.clone(),
             name: admission.name.clone(),

@@ -101,12 +101,13 @@ async fn dial(
     parts: &Parts,
     spending: Spending,
 ) -> Result<(Upstream, Record), Fault> {
-    let Session { agent, admission, tally, pulse, .. } = &**session;
+    let Session { agent, admission, buffers, tally, pulse, .. } = &**session;
     let authorities = &agent.node.settings.now().config.network.authorities;
     let config = agent.node.trust.client(authorities).map_err(Fault::Failed)?;
     let addresses = proxy::dial_list(agent, admission).await?;
     let attempts = Attempts::new(session, parts, &spending);
-    let found = match proxy::dial(&addresses, admission.port, &|address| attempts.receipt(address)).await {
+    let receipt = |address| attempts.receipt(address);
+    let found = match proxy::dial(&addresses, admission.port, *buffers, &receipt).await {
         Ok(found) => found,
         Err(why) => return Err(Fault::Failed(format!("`{}` cannot be reached: {why}", admission.name))),
     };
