@@ -15,6 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -62,11 +63,27 @@ impl fmt::Debug for State {
     }
 }
 
-/// A secret's file. All but the sealed bytes is bound to them.
-#[derive(Clone, Serialize, Deserialize)]
+/// The form of a secret's file.
+const VERSION: u32 = 1;
+
+/// A secret's file. The version and the face, byte for byte as they stand there, are bound to the sealed bytes: members that a later
+/// version adds, or orders in another way, change nothing of what was set before.
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct File {
+    version: u32,
+    face: Box<RawValue>,
+    /// Base64.
+    nonce: String,
+    sealed: String,
+}
+
+/// A secret as it was read or set.
+#[derive(Clone)]
 struct Stored {
     face: Face,
+    /// The face as its file has it.
+    raw: Box<RawValue>,
     /// Base64.
     nonce: String,
     sealed: String,
@@ -181,7 +198,7 @@ impl Secrets {
     pub fn sealed_by(&self) -> String {
         let (no_key, nothing) = {
             let state = self.state();
-            (state.key.is_none(), state.stored.is_empty())
+            (state.key.is_none(), state.is_empty())
         };
         if no_key && nothing && (self.place.has_tpm() && !self.place.is_sealed() || !self.place.is_taken()) {
             return "none yet".to_owned();
@@ -241,7 +258,7 @@ impl Secrets {
         let name = face.policy.name.clone();
         let stored = sealed(&*self.sealing_key()?, face, value)?;
         let path = self.dir.join(format!("{name}.json"));
-        let bytes = serde_json::to_vec(&stored)
+        let bytes = serde_json::to_vec(&stored.file())
             .map_err(|error| SecretError::Io { path: path.clone(), error: error.into() })?;
         kept::write(&path, &bytes).map_err(|error| SecretError::Io { path, error })?;
         let mut state = self.state();
@@ -267,7 +284,7 @@ impl Secrets {
         let mut state = self.state();
         state.stored.remove(name);
         state.damaged.remove(name);
-        if state.stored.is_empty() && matches!(state.key, Some((_, Sealed::StateVolume))) {
+        if state.is_empty() && matches!(state.key, Some((_, Sealed::StateVolume))) {
             // The next one may be the TPM's.
             state.key = None;
         }
@@ -299,7 +316,7 @@ impl Secrets {
             {
                 return Err(SecretError::NoKey(error.to_string()));
             }
-            make && state.stored.is_empty()
+            make && state.is_empty()
         };
         let fetched = self.place.key(make).and_then(|(bytes, sealed)| {
             let key = UnboundKey::new(&AES_256_GCM, bytes.as_slice()).map_err(|_| SealError::Length)?;
@@ -334,7 +351,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Stored {
+    fn file(&self) -> File {
+        let Stored { raw, nonce, sealed, .. } = self.clone();
+        File { version: VERSION, face: raw, nonce, sealed }
+    }
+
+    fn of(File { version, face: raw, nonce, sealed }: File) -> Result<Stored, String> {
+        if version != VERSION {
+            return Err(format!("it is of version {version}, and this egress knows {VERSION}"));
+        }
+        let face = serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
+        Ok(Stored { face, raw, nonce, sealed })
+    }
+}
+
 impl State {
+    /// Nothing is sealed. A file that this version cannot read may be.
+    fn is_empty(&self) -> bool {
+        self.stored.is_empty() && self.damaged.is_empty()
+    }
+
     fn found(&self, name: &SecretName) -> Result<Stored, SecretError> {
         match self.stored.get(name) {
             Some(stored) => Ok(stored.clone()),
@@ -347,7 +384,7 @@ impl State {
 fn read(dir: &Path, name: &SecretName) -> Result<Stored, String> {
     let bytes =
         kept::read(&dir.join(format!("{name}.json")), FILE_BYTES_MAX).map_err(|error| error.to_string())?;
-    let stored: Stored = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    let stored = Stored::of(serde_json::from_slice(&bytes).map_err(|error| error.to_string())?)?;
     if stored.face.policy.name != *name {
         return Err(format!("it is the file of {}", stored.face.policy.name));
     }
@@ -355,22 +392,23 @@ fn read(dir: &Path, name: &SecretName) -> Result<Stored, String> {
     Ok(stored)
 }
 
-/// What the sealed bytes are bound to: the secret's face, as its file has it.
-fn bound(face: &Face) -> Aad<Vec<u8>> {
-    Aad::from(serde_json::to_vec(face).unwrap_or_default()) // texts and numbers always become JSON
+/// What the sealed bytes are bound to.
+fn bound(face: &RawValue) -> Aad<String> {
+    Aad::from(format!("nullbox secret {VERSION} {}", face.get()))
 }
 
 fn sealed(key: &LessSafeKey, face: Face, value: &str) -> Result<Stored, SecretError> {
     let refused = || SecretError::NoKey("the machine's cryptography refused to seal".to_owned());
+    let raw = serde_json::value::to_raw_value(&face).map_err(|_| refused())?;
     let mut nonce = [0; 12];
     SystemRandom::new().fill(&mut nonce).map_err(|_| refused())?;
     let mut bytes = Zeroizing::new(Vec::with_capacity(value.len() + AES_256_GCM.tag_len()));
     bytes.extend_from_slice(value.as_bytes());
     let tag = key
-        .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), bound(&face), bytes.as_mut_slice())
+        .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), bound(&raw), bytes.as_mut_slice())
         .map_err(|_| refused())?;
     bytes.extend_from_slice(tag.as_ref());
-    Ok(Stored { face, nonce: STANDARD.encode(nonce), sealed: STANDARD.encode(bytes.as_slice()) })
+    Ok(Stored { face, raw, nonce: STANDARD.encode(nonce), sealed: STANDARD.encode(bytes.as_slice()) })
 }
 
 fn opened(key: &LessSafeKey, stored: &Stored) -> Result<Zeroizing<String>, SecretError> {
@@ -378,7 +416,7 @@ fn opened(key: &LessSafeKey, stored: &Stored) -> Result<Zeroizing<String>, Secre
     let nonce = STANDARD.decode(&stored.nonce).map_err(|_| damaged())?;
     let nonce = Nonce::try_assume_unique_for_key(&nonce).map_err(|_| damaged())?;
     let mut bytes = Zeroizing::new(STANDARD.decode(&stored.sealed).map_err(|_| damaged())?);
-    let value = key.open_in_place(nonce, bound(&stored.face), bytes.as_mut_slice()).map_err(|_| damaged())?;
+    let value = key.open_in_place(nonce, bound(&stored.raw), bytes.as_mut_slice()).map_err(|_| damaged())?;
     let text = std::str::from_utf8(value).map_err(|_| damaged())?;
     Ok(Zeroizing::new(text.to_owned()))
 }

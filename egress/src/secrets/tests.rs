@@ -336,3 +336,32 @@ fn a_change_that_waits_for_the_disk_holds_no_call_up() {
     std::thread::spawn(move || done.send(calls.reveal(&policy("KEY", "api.test")).is_ok()));
     assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(true));
 }
+
+#[test]
+fn a_secret_outlives_a_change_of_its_files_form_and_a_later_form_is_not_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("secrets/KEY.json");
+    open(dir.path()).set(face("KEY", "api.test"), VALUE).unwrap();
+    // As another version may have written it: members in another order, white space.
+    let key = open(dir.path());
+    let raw = r#"{"by":"admin alice", "set_unix_ms":5, "policy":{"port":443,"host":"api.test","name":"KEY",
+        "header":"authorization","format":"Bearer {}","api":"plain"}}"#;
+    let mut stored = sealed(&key.key(false).unwrap().0, face("KEY", "api.test"), VALUE).unwrap();
+    let mut other = STANDARD.decode(&stored.nonce).unwrap();
+    other.truncate(12);
+    let nonce = Nonce::try_assume_unique_for_key(&other).unwrap();
+    let mut bytes = VALUE.as_bytes().to_vec();
+    stored.raw = RawValue::from_string(raw.to_owned()).unwrap();
+    key.key(false).unwrap().0.seal_in_place_append_tag(nonce, bound(&stored.raw), &mut bytes).unwrap();
+    stored.sealed = STANDARD.encode(&bytes);
+    fs::write(&path, serde_json::to_vec(&stored.file()).unwrap()).unwrap();
+    assert_eq!(open(dir.path()).reveal(&policy("KEY", "api.test")).unwrap().value(), VALUE);
+    // Of a version that is not known, nothing is opened, and its key stays.
+    let text = fs::read_to_string(&path).unwrap().replace("\"version\":1", "\"version\":2");
+    fs::write(&path, text).unwrap();
+    let simulated = Simulated::start(dir.path());
+    let secrets = Secrets::open(dir.path(), &simulated.socket).unwrap();
+    assert!(matches!(secrets.reveal(&policy("KEY", "api.test")), Err(SecretError::Damaged(_))));
+    assert!(secrets.set(face("NEW", "api.test"), VALUE).is_err());
+    assert!(dir.path().join("key").exists());
+}
