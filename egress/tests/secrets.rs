@@ -264,3 +264,23 @@ fn what_was_spent_and_cannot_be_read_is_not_nothing() {
     world.order("net.reset_budget", json!({ "agent": "a" })).unwrap();
     attach(&world, "a.2", &["web.test"], &[]).unwrap();
 }
+
+#[test]
+fn two_secrets_set_at_once_for_one_host_do_not_both_hold() {
+    let world = World::new();
+    set(&world, "ONE", "web.test").unwrap();
+    set(&world, "TWO", "other.test").unwrap();
+    let _lease = attach(&world, "a.1", &["web.test", "other.test"], &["ONE", "TWO"]).unwrap();
+    // Each is checked before the other's receipt is there.
+    world.receipt_ms.store(1_500, std::sync::atomic::Ordering::Relaxed);
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let both = ["ONE", "TWO"].map(|name| scope.spawn(|| set(&world, name, "third.test")));
+        both.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    let refused: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert_eq!(refused[0].code, Code::CONFLICT, "{refused:?}");
+    let hosts: Vec<_> =
+        list(&world).secrets.into_iter().map(|secret| secret.policy.host.to_string()).collect();
+    assert_eq!(hosts.iter().filter(|host| *host == "third.test").count(), 1, "{hosts:?}");
+}
