@@ -181,7 +181,7 @@ async fn whole(session: &Session, mut incoming: Incoming, announced: usize) -> R
     Ok(body)
 }
 
-/// Plans a call and reserves what it can use at most; that is on the disk when this returns.
+/// Plans a call and reserves what it can use at most; where that is bounded it is on the disk when this returns.
 async fn reserve(
     session: &Session,
     parts: &Parts,
