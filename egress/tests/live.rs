@@ -265,6 +265,26 @@ fn a_revocation_holds_when_its_life_attaches_again_however_often() {
 }
 
 #[test]
+fn lives_that_ended_make_room_and_denials_do_not() {
+    let mut world = World::new();
+    world.kill_egress();
+    let change = |n: usize| {
+        let (agent, life) = (format!("a{}", n % 16), format!("a{}.1", n % 16));
+        let (effect, life) = if n == 0 { ("deny", None) } else { ("allow", Some(life)) };
+        let grant = json!({ "name": format!("n{n}.test"), "ports": [80] });
+        json!({ "agent": agent, "effect": effect, "grant": grant, "instance": life, "by": "x", "receipt": 1 })
+    };
+    let full: Vec<Value> = (0..abi::limits::LIVE_CHANGES_MAX).map(change).collect();
+    let path = world.dir.join("state/policy.json");
+    std::fs::write(&path, json!({ "changes": full }).to_string()).unwrap();
+    world.start_egress();
+    refuse(&world, "net.deny", "b", "web.test");
+    assert_eq!(changes(&world).len(), 2, "{:?}", changes(&world));
+    let file = std::fs::read_to_string(&path).unwrap();
+    assert!(file.contains("n0.test") && !file.contains("n1.test") && file.contains("web.test"), "{file}");
+}
+
+#[test]
 fn without_a_receipt_nothing_changes_and_only_operators_may_change() {
     let world = World::new();
     let lease = world.attach("a.1", &["web.test:80"], None);

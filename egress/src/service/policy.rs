@@ -133,7 +133,9 @@ impl Egress {
             }
         };
         if live.fits(&changes).is_err() {
+            let new = changes.pop();
             self.leave_out_ended(&mut changes);
+            changes.extend(new);
         }
         live.fits(&changes).map_err(in_rpc)?;
         let Some(new) = changes.last_mut() else {
