@@ -378,45 +378,26 @@ impl Agent {
         tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())
     }
 
-    /// The agent's counters in `net.grants`, without its lists.
-    pub fn counters(&self) -> AgentGrants {
+    /// The agent's line in `net.grants`, with its lists or without.
+    pub fn grants(&self, counters_only: bool) -> AgentGrants {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let reach = self.reach();
+        let (names, now) = (reach.names.iter().filter(|_| !counters_only), unix_ms_now());
         AgentGrants {
             instance: self.instance.clone(),
-            allow: Vec::new(),
-            live: Vec::new(),
+            allow: if counters_only { Vec::new() } else { reach.policy.in_force(now) },
+            live: if counters_only { Vec::new() } else { reach.policy.live_grants(now) },
             connections: self.counters.connections.load(Ordering::Relaxed),
             connections_total: count(&self.counters.connections_total),
             bytes_out: count(&self.counters.bytes_out),
             bytes_in: count(&self.counters.bytes_in),
             denials: count(&self.counters.denials),
-            publish: Vec::new(),
+            publish: if counters_only { Vec::new() } else { self.publish.clone() },
             published_connections: self.counters.published_connections.load(Ordering::Relaxed),
             published_total: count(&self.counters.published_total),
-            synthetic: BTreeMap::new(),
+            synthetic: names.map(|(name, address)| (name.clone(), address.to_string())).collect(),
         }
     }
-
-    /// The agent's lists in `net.grants`.
-    pub fn lists(&self) -> Lists {
-        let (reach, now) = (self.reach(), unix_ms_now());
-        let synthetic = reach.names.iter().map(|(name, address)| (name.clone(), address.to_string()));
-        Lists {
-            allow: reach.policy.in_force(now),
-            live: reach.policy.live_grants(now),
-            publish: self.publish.clone(),
-            synthetic: synthetic.collect(),
-        }
-    }
-}
-
-/// What `net.grants` lists of an agent, as in [`AgentGrants`].
-#[derive(Debug)]
-pub struct Lists {
-    pub allow: Vec<NetworkGrant>,
-    pub live: Vec<NetworkGrant>,
-    pub publish: Vec<Published>,
-    pub synthetic: Vec<(HostName, String)>,
 }
 
 impl Reach {

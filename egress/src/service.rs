@@ -22,6 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io;
+use std::mem::take;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -29,7 +30,7 @@ use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::sync::oneshot;
 
-use crate::agent::{Agent, Lists, Node};
+use crate::agent::{Agent, Node};
 use crate::broker::{self, Authority};
 use crate::dns_server::DnsServer;
 use crate::namespace::{self, Opened};
@@ -187,11 +188,8 @@ impl Egress {
         let NetGrants { agent, counters_only } = call.request.params()?;
         let lives: Vec<_> = self.agents().values().cloned().collect();
         let wanted = lives.iter().filter(|one| agent.as_ref().is_none_or(|name| one.instance.agent == *name));
-        let counters: Vec<_> = wanted.clone().map(|one| one.counters()).collect();
-        if counters_only {
-            return Ok(Outcome::Result(to_value(&Grants { agents: counters, left_out: 0 })?));
-        }
-        Ok(Outcome::Result(to_value(&in_a_line(counters, wanted.map(|one| one.lists())))?))
+        let grants = in_a_line(wanted.map(|one| one.grants(counters_only)).collect());
+        Ok(Outcome::Result(to_value(&grants)?))
     }
 
     /// For the node's own services, which have no resolver.
@@ -382,17 +380,21 @@ fn gone(connection: &Connection) -> bool {
 }
 
 /// All agents' counters, and as much of their lists as a line has room for.
-fn in_a_line(mut agents: Vec<AgentGrants>, lists: impl Iterator<Item = Lists>) -> Grants {
+fn in_a_line(mut agents: Vec<AgentGrants>) -> Grants {
+    let apart = |agent: &mut AgentGrants| {
+        let AgentGrants { publish, allow, live, synthetic, .. } = agent;
+        (take(publish), take(allow), take(live), take(synthetic))
+    };
+    let lists: Vec<_> = agents.iter_mut().map(apart).collect();
     let counters = agents.iter().map(page::bytes_of).sum();
-    let (mut room, mut left_out) = (page::BYTES_MAX.saturating_sub(counters), 0);
-    for (agent, lists) in agents.iter_mut().zip(lists) {
-        let mut less = [0; 4];
-        (agent.publish, less[0]) = page::first_that_fit(lists.publish, &mut room);
-        (agent.allow, less[1]) = page::first_that_fit(lists.allow, &mut room);
-        (agent.live, less[2]) = page::first_that_fit(lists.live, &mut room);
-        let synthetic;
-        (synthetic, less[3]) = page::first_that_fit(lists.synthetic, &mut room);
-        agent.synthetic = synthetic.into_iter().collect();
+    let (mut room, mut less) = (page::BYTES_MAX.saturating_sub(counters), [0; 4]);
+    let mut left_out = 0;
+    for (agent, (publish, allow, live, synthetic)) in agents.iter_mut().zip(lists) {
+        (agent.publish, less[0]) = page::first_that_fit(publish, &mut room);
+        (agent.allow, less[1]) = page::first_that_fit(allow, &mut room);
+        (agent.live, less[2]) = page::first_that_fit(live, &mut room);
+        let (fit, rest) = page::first_that_fit(synthetic, &mut room);
+        (agent.synthetic, less[3]) = (fit.into_iter().collect(), rest);
         left_out += less.iter().sum::<u64>();
     }
     Grants { agents, left_out }
@@ -410,10 +412,10 @@ mod tests {
     fn grants_of_all_agents_fit_a_line_with_what_their_lists_have_room_for() {
         let mut grant: abi::network::NetworkGrant = "api.test".parse().unwrap();
         grant.paths = vec![format!("/{}", "x".repeat(250)); limits::GRANT_PATHS_MAX];
-        let counters = |n: usize| AgentGrants {
+        let agent = |n: usize| AgentGrants {
             instance: format!("{}.{}", "a".repeat(32), u64::MAX - n as u64).parse().unwrap(),
-            allow: vec![],
-            live: vec![],
+            allow: vec![grant.clone(); limits::NETWORK_ALLOW_MAX],
+            live: vec![grant.clone()],
             connections: u32::MAX,
             connections_total: u64::MAX,
             bytes_out: u64::MAX,
@@ -422,16 +424,10 @@ mod tests {
             publish: vec![],
             published_connections: u32::MAX,
             published_total: u64::MAX,
-            synthetic: BTreeMap::new(),
-        };
-        let lists = || Lists {
-            allow: vec![grant.clone(); limits::NETWORK_ALLOW_MAX],
-            live: vec![grant.clone()],
-            publish: vec![],
-            synthetic: vec![("api.test".parse().unwrap(), "198.18.0.1".into())],
+            synthetic: BTreeMap::from([("api.test".parse().unwrap(), "198.18.0.1".into())]),
         };
         for agents in [1, 2, limits::AGENTS_RUNNING_MAX] {
-            let grants = in_a_line((0..agents).map(counters).collect(), (0..agents).map(|_| lists()));
+            let grants = in_a_line((0..agents).map(agent).collect());
             assert_eq!(grants.agents.len(), agents, "the counters are always there");
             let shown: usize = grants
                 .agents
