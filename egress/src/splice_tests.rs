@@ -5,6 +5,7 @@ use crate::agent::Node;
 use crate::policy::Policy;
 use crate::receipts::Receipts;
 use crate::settings::Settings;
+use abi::network::Budget;
 use rustix::net::sockopt::{set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force};
 use std::future::poll_fn;
 use std::io::Write;
@@ -21,7 +22,9 @@ fn agent(dir: &std::path::Path) -> Arc<Agent> {
     let settings = Settings::read(dir.join("node.json"), dir.join("uplink.json")).unwrap();
     let node = Node::new(settings, Receipts::of_node().unwrap(), dir, &dir.join("no-tpm")).unwrap();
     let instance = "a.1".parse().unwrap();
-    Arc::new(Agent::new(instance, Policy::default(), Vec::new(), Vec::new(), Arc::new(node)))
+    let agent = Agent::new(instance, Policy::default(), Vec::new(), Vec::new(), Arc::new(node));
+    std::mem::forget(agent.meter.begin(Budget::default()).unwrap()); // attached for good: else no byte passes
+    Arc::new(agent)
 }
 
 /// Two ends of a connection; all bytes fit between them.
