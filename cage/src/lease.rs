@@ -342,7 +342,8 @@ mod tests {
         drop(first);
         let mut second = accepted.recv_timeout(Duration::from_secs(10)).unwrap();
         drop(keeper);
-        assert!(second.read_line().unwrap().is_none());
+        // A reset where the keeper had not read the answer yet: an end like any other.
+        assert!(matches!(second.read_line(), Ok(None) | Err(_)));
     }
 
     #[test]

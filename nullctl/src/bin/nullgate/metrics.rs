@@ -281,7 +281,9 @@ mod tests {
             })
         });
         let listener = Listener::new(Vec::new(), PathBuf::from("/nonexistent"));
-        assert_eq!(answer(&listener, &stream).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        // Its own clock ended it, or on a busy machine one read that waited too long.
+        let ended = answer(&listener, &stream).unwrap_err().kind();
+        assert!(matches!(ended, io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock), "{ended:?}");
         drop(stream);
         assert!(!talking.join().unwrap(), "it talked to its end");
         let deaf = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
