@@ -373,10 +373,13 @@ const _: () = assert!(
     AGENTS_RUNNING_MAX
         * ((PROXY_CONNECTIONS_PER_AGENT_MAX + PUBLISH_CONNECTIONS_PER_AGENT_MAX)
             * (PROXY_SOCKET_BYTES_MIN + PROXY_CONNECTION_BYTES_MAX)
+            // The broker reads from both sides into buffers of its own.
+            + PROXY_CONNECTIONS_PER_AGENT_MAX * 2 * BROKER_HEAD_BYTES_MAX
             + PROXY_SOCKET_BYTES_SHARED
             + PROXY_PIPES_PER_AGENT_MAX * 64 * 1024
-            + PROXY_UNDECIDED_BYTES_MAX
-            + BROKER_BODY_BYTES_MAX)
+            + PROXY_UNDECIDED_BYTES_MAX)
+        + BROKER_BODIES_BYTES_MAX
+        + 2 * BROKER_PLANS_MAX * BROKER_BODY_BYTES_MAX
         + (EGRESS_OWN_MIB << 20)
         <= EGRESS_MEMORY_MIB << 20,
     "what all agents can make egress and the kernel hold is within its memory"

@@ -5,7 +5,7 @@
 
 use abi::control::{AgentGrants, FirewallRecord};
 use abi::ids::{HostName, Instance, SecretName};
-use abi::ledger::{Event, LedgerError};
+use abi::ledger::Event;
 use abi::manifest::Published;
 use abi::network::{NetworkGrant, SecretPolicy};
 use abi::{limits, log};
@@ -17,7 +17,6 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Semaphore, oneshot};
-use tokio::time::timeout;
 
 use crate::broker::{Desk, Hall, Trust};
 use crate::bucket::Bucket;
@@ -344,22 +343,27 @@ impl Agent {
     /// that another's first one waits for few.
     pub async fn receipt(&self, event: Event) -> Result<u64, String> {
         let (node, kept) = (self.node.clone(), event.clone());
-        let work = move || {
-            let receipt = node.receipts.durable(event)?;
-            Ok::<_, LedgerError>(Unclaimed::new(node, kept, receipt.seq))
+        let durable = move || {
+            let receipt = node.receipts.durable(event).map_err(|error| error.to_string())?;
+            Ok(Unclaimed::new(node, kept, receipt.seq))
         };
-        let waited = async {
+        let unclaimed = self.receipt_by(durable).await;
+        unclaimed.map(Unclaimed::claim).map_err(|error| format!("no receipt, so no connection: {error}"))
+    }
+
+    /// The same for one that `durable` gets and remembers, also when nobody waits for it any more.
+    pub async fn receipt_by<T: Send + 'static>(
+        &self,
+        durable: impl FnOnce() -> Result<T, String> + Send + 'static,
+    ) -> Result<T, String> {
+        let turn = async {
             self.node.receipts.room().await;
-            self.in_turn(work).await
+            self.in_turn(durable).await?
         };
-        let error = match timeout(Duration::from_millis(limits::RECEIPT_MS_MAX), waited).await {
-            Ok(Ok(Ok(unclaimed))) => return Ok(unclaimed.claim()),
-            Ok(Ok(Err(error))) => error.to_string(),
-            Ok(Err(error)) => error,
-            Err(_) => format!("the ledger did not answer within {} ms", limits::RECEIPT_MS_MAX),
-        };
-        log::error("no_receipt", &[("agent", &self.instance), ("error", &error)]);
-        Err(format!("no receipt, so no connection: {error}"))
+        let waited = tokio::time::timeout(Duration::from_millis(limits::RECEIPT_MS_MAX), turn).await;
+        waited.unwrap_or_else(|_| Err("it took too long".into())).inspect_err(|error| {
+            log::error("no_receipt", &[("agent", &self.instance), ("error", error)]);
+        })
     }
 
     /// Runs what waits for a disk on a thread of its own, when it is the agent's turn.

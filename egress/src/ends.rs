@@ -1,8 +1,8 @@
 //! Ends of connections in the ledger, also of those whose receipt became durable while nobody waited for it any more.
 //!
-//! Must hold: a receipt of a connection or a call has its end in the ledger, also when the connection was cut while the ledger wrote.
+//! Must hold: a receipt of a connection has its end in the ledger, also when the connection was cut while the ledger wrote.
 
-use abi::control::{ConnectionRecord, Spent};
+use abi::control::ConnectionRecord;
 use abi::ledger::Event;
 use std::sync::Arc;
 
@@ -64,19 +64,8 @@ impl Unclaimed {
 
 impl Drop for Unclaimed {
     fn drop(&mut self) {
-        let receipt = self.receipt;
-        let (instance, name, port, address, rule) = match self.event.take() {
-            Some(Event::NetConnected { instance, name, port, address, rule }) => {
-                (instance, name, port, address, rule)
-            }
-            Some(Event::BrokerCalled { instance, name, port, address, rule, .. }) => {
-                let (used, usage_known, status) = (Spent::default(), true, None);
-                let settled =
-                    Event::BrokerSettled { instance: instance.clone(), receipt, status, usage_known, used };
-                self.node.receipts.record(settled);
-                (instance, name, port, address, rule)
-            }
-            _ => return, // it has no record of its end
+        let Some(Event::NetConnected { instance, name, port, address, rule }) = self.event.take() else {
+            return; // claimed, or without a record of its end
         };
         self.node.ended(ConnectionRecord {
             unix_ms: unix_ms_now(),
@@ -89,7 +78,7 @@ impl Drop for Unclaimed {
             duration_ms: 0,
             rule,
             end: "failed".into(),
-            receipt,
+            receipt: self.receipt,
         });
     }
 }

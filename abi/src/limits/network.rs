@@ -87,7 +87,7 @@ pub const PROXY_UNDECIDED_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// What egress needs beside what agents make it hold, in MiB.
 pub const EGRESS_OWN_MIB: usize = 256;
 /// Its memory (image/config/nulld.toml), in MiB: no agents together can have it killed.
-pub const EGRESS_MEMORY_MIB: usize = 5376;
+pub const EGRESS_MEMORY_MIB: usize = 6400;
 /// Denials kept in memory for `net.denials`; the oldest go first (the ledger keeps all that are recorded).
 pub const DENIALS_KEPT_MAX: usize = 1024;
 

@@ -5,7 +5,6 @@
 
 use abi::control::{ConnectionRecord, Spent};
 use abi::ledger::Event;
-use abi::log;
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
@@ -76,17 +75,13 @@ impl<'a> Attempts<'a> {
             reserved: self.reserved,
             rule: admission.rule.clone(),
         };
-        agent.node.receipts.room().await;
         let (receipts, open) = (agent.node.receipts.clone(), self.open.clone());
         let durable = move || {
             let receipt = receipts.durable(event).map_err(|error| error.to_string())?.seq;
             open.receipts().push((address, receipt, Instant::now()));
             Ok::<_, String>(receipt)
         };
-        agent.in_turn(durable).await.and_then(|durable| durable).map_err(|error| {
-            log::error("no_receipt", &[("agent", &agent.instance), ("error", &error)]);
-            format!("no receipt, so no call: {error}")
-        })
+        agent.receipt_by(durable).await.map_err(|error| format!("no receipt, so no call: {error}"))
     }
 
     /// The call goes on by this one.
