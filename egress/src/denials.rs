@@ -8,8 +8,9 @@ use abi::ids::{AgentName, Instance};
 use abi::{limits, log};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use crate::agent::unix_ms_now;
 use crate::receipts::Receipts;
 
 /// Denials on the node's screen, and characters of what each was about.
@@ -126,7 +127,7 @@ impl Denials {
     /// Records a denial now, and returns it unless it is a repeat or one too many.
     pub fn record(&self, instance: &Instance, what: &str, rule: Rule, remedy: &str) -> Option<Denial> {
         let denial = Denial {
-            unix_ms: unix_ms(),
+            unix_ms: unix_ms_now(),
             instance: instance.clone(),
             what: what.chars().take(400).collect(),
             rule: rule.to_owned(),
@@ -171,11 +172,6 @@ impl Denials {
     fn ring(&self) -> std::sync::MutexGuard<'_, Ring> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ pub mod http;
 pub mod kept;
 pub mod link;
 pub mod live;
+mod moved;
 pub mod names;
 pub mod namespace;
 pub mod nflog;

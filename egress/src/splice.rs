@@ -14,10 +14,11 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::task::consume_budget;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::agent::{Agent, Cut};
 use crate::buffers::First;
+use crate::moved::Moved;
 use crate::pipe::Taken;
 use crate::proxy::Flow;
 use crate::sniff::{Guard, Refusal, Speaks, too_much};
@@ -68,35 +69,6 @@ impl End {
     }
 }
 
-/// When bytes last moved, in either direction.
-struct Moved {
-    start: Instant,
-    millis: AtomicU64,
-}
-
-impl Moved {
-    fn new() -> Moved {
-        Moved { start: Instant::now(), millis: AtomicU64::new(0) }
-    }
-
-    fn now(&self) {
-        let millis = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.millis.store(millis, Ordering::Relaxed);
-    }
-
-    /// Ends when nothing has moved for too long. One timer for both directions, which no byte has to touch.
-    async fn idle(&self) {
-        loop {
-            let idle = self.millis.load(Ordering::Relaxed).saturating_add(limits::PROXY_IDLE_MS_MAX);
-            let deadline = self.start + Duration::from_millis(idle);
-            if deadline <= Instant::now() {
-                return;
-            }
-            sleep_until(deadline).await;
-        }
-    }
-}
-
 /// Runs until both sides have ended. `looked_at`: the guard of what `client` sends, and what it passed before the server was there;
 /// without one nothing is looked at.
 pub async fn run(
@@ -106,7 +78,7 @@ pub async fn run(
     server: TcpStream,
     looked_at: Option<(Guard, First)>,
 ) -> Result<(), End> {
-    let moved = Moved::new();
+    let moved = Moved::begin();
     let (out, inward) = (
         Lane::new(agent, &moved, client, &server, [&agent.counters.bytes_out, &flow.bytes_out]),
         Lane::new(agent, &moved, &server, client, [&agent.counters.bytes_in, &flow.bytes_in]),

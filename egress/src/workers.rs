@@ -1,7 +1,8 @@
 //! The threads that agents' tasks run on.
 //!
 //! Must hold: all tasks of an agent run on one thread. While it moves bytes, those that arrive meanwhile wake nobody; with threads that
-//! share their work another one woke for nearly each arrival (docs/egress.md). An agent that keeps its thread busy leaves the others theirs.
+//! share their work another one woke for nearly each arrival (docs/egress.md). An agent that keeps its thread busy leaves the other
+//! threads' agents theirs.
 
 use abi::limits;
 use std::io;

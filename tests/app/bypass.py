@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 
+import told
+
 TIMEOUT = 20
 RESOLVER = "100.64.0.1"
 
@@ -254,15 +256,4 @@ def spend(host, calls, tokens):
     return {"served": statuses.count("200"), "refused": len(statuses) - statuses.count("200"), "statuses": statuses}
 
 
-def main():
-    name, arguments = sys.argv[1], sys.argv[2:]
-    started = time.time()
-    try:
-        result = globals()[name](*arguments)
-    except Exception as e:  # whatever it is, it is the finding
-        result = {"error": type(e).__name__, "errno": getattr(e, "errno", None), "text": str(e)}
-    result["ms"] = round((time.time() - started) * 1000)
-    print(json.dumps(result))
-
-
-main()
+told.main(globals())

@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 
+import told
+
 TIMEOUT = 20
 
 
@@ -133,15 +135,4 @@ def eat():
     return {"eaten": len(eaten)}
 
 
-def main():
-    name, arguments = sys.argv[1], sys.argv[2:]
-    started = time.time()
-    try:
-        result = globals()[name](*arguments)
-    except Exception as e:  # whatever it is, it is the finding
-        result = {"error": type(e).__name__, "errno": getattr(e, "errno", None), "text": str(e)}
-    result["ms"] = round((time.time() - started) * 1000)
-    print(json.dumps(result))
-
-
-main()
+told.main(globals())

@@ -175,7 +175,7 @@ pub async fn serve(
     tokio::select! {
         ended = served => ended,
         cut = cut => Err(End::Cut(cut)),
-        () = session.pulse.stopped() => Err(End::Closed),
+        () = session.pulse.moved.idle() => Err(End::Closed),
     }
 }
 
@@ -280,7 +280,7 @@ impl fmt::Display for Stopped {
 
 impl std::error::Error for Stopped {}
 
-/// A client whose first bytes were read already.
+/// A client whose first bytes were read already; they are let go when they were read again, so that an idle connection holds none.
 #[derive(Debug)]
 struct Begun<'a> {
     first: Vec<u8>,

@@ -18,8 +18,9 @@ use super::Session;
 use super::body::Outbound;
 use super::call::{Fault, body_too_long};
 use crate::agent::Agent;
-use crate::budget::{self, BudgetError, Hold, Over, Plan, Unplanned, Usage};
+use crate::budget::{self, BudgetError, Hold, Over, Plan, Usage};
 use crate::denials::Rule;
+use crate::policy::Refused;
 use crate::splice::End;
 
 /// A reservation and the reader of what was used of it. Dropped, it is given back while nothing of the call left, and stays spent after.
@@ -199,7 +200,7 @@ async fn reserve(
     };
     let mut plan = planned(agent, api, method, path, body)
         .await?
-        .map_err(|Unplanned { rule, because, remedy }| refused(because, rule, remedy))?;
+        .map_err(|Refused { rule, because, remedy }| refused(because, rule, remedy))?;
     let body = std::mem::take(&mut plan.body);
     let (meter, wanted) = (agent.meter.clone(), plan.wanted);
     match agent.in_turn(move || meter.reserve(wanted)).await {
@@ -221,7 +222,7 @@ async fn planned(
     method: String,
     path: String,
     body: Vec<u8>,
-) -> Result<Result<Plan, Unplanned>, Fault> {
+) -> Result<Result<Plan, Refused>, Fault> {
     let (bounded, settings) = (agent.meter.bounds_tokens(), agent.node.settings.now());
     let plan = move || budget::plan(api, &method, &path, body, &settings.config.prices, bounded);
     if api == Api::Plain {

@@ -6,15 +6,15 @@
 use abi::limits;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Sleep, sleep};
 
 use crate::agent::Cut;
 use crate::http::{Requests, Wrong};
+use crate::moved::Moved;
 
 /// Bytes of one read.
 const CHUNK: usize = 8 * 1024;
@@ -22,8 +22,8 @@ const CHUNK: usize = 8 * 1024;
 /// What a connection's parts tell each other.
 #[derive(Debug)]
 pub struct Pulse {
-    start: Instant,
-    moved_ms: AtomicU64,
+    /// On either of its sides.
+    pub moved: Moved,
     wrong: Mutex<Option<Wrong>>,
     cut: Mutex<Option<Cut>>,
 }
@@ -31,30 +31,7 @@ pub struct Pulse {
 impl Pulse {
     /// From now on.
     pub fn new() -> Arc<Pulse> {
-        Arc::new(Pulse {
-            start: Instant::now(),
-            moved_ms: AtomicU64::new(0),
-            wrong: Mutex::default(),
-            cut: Mutex::default(),
-        })
-    }
-
-    /// Bytes moved.
-    pub fn beat(&self) {
-        let ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.moved_ms.store(ms, Ordering::Relaxed);
-    }
-
-    /// Ends when nothing moved for too long.
-    pub async fn stopped(&self) {
-        loop {
-            let idle_ms = self.moved_ms.load(Ordering::Relaxed).saturating_add(limits::PROXY_IDLE_MS_MAX);
-            let deadline = self.start + Duration::from_millis(idle_ms);
-            if deadline <= Instant::now() {
-                return;
-            }
-            tokio::time::sleep_until(deadline).await;
-        }
+        Arc::new(Pulse { moved: Moved::begin(), wrong: Mutex::default(), cut: Mutex::default() })
     }
 
     /// The connection must end for this reason.
@@ -135,7 +112,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strict<S> {
             if chunk.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            self.pulse.beat();
+            self.pulse.moved.now();
             let Strict { requests, passed, .. } = &mut *self;
             if let Err(wrong) = requests.push(chunk.filled(), passed) {
                 self.refuse(wrong);
@@ -157,7 +134,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.inner).poll_write(context, bytes));
-        self.pulse.beat();
+        self.pulse.moved.now();
         Poll::Ready(written)
     }
 

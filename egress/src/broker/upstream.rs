@@ -150,7 +150,7 @@ impl AsyncRead for Counted {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.tcp).poll_read(context, buffer))?;
-        self.pulse.beat();
+        self.pulse.moved.now();
         let read = buffer.filled().len() - before;
         self.take(read)?;
         add([&self.agent.counters.bytes_in, &self.tally.inward], read);
@@ -165,7 +165,7 @@ impl AsyncWrite for Counted {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.tcp).poll_write(context, bytes))?;
-        self.pulse.beat();
+        self.pulse.moved.now();
         self.take(written)?;
         add([&self.agent.counters.bytes_out, &self.tally.out], written);
         Poll::Ready(Ok(written))

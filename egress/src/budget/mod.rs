@@ -11,7 +11,7 @@ mod usage;
 
 pub use book::{Book, Exhausted, Unit};
 pub use prices::Tokens;
-pub use request::{Plan, Unplanned, plan};
+pub use request::{Plan, plan};
 pub use usage::{Over, Usage};
 
 use abi::control::{AgentBudget, Spent};

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use super::json::{self, Found, Object};
 use super::prices;
-use crate::denials::Rule;
+use crate::policy::Refused;
 
 /// Tokens that a provider adds to a request (roles, separators, its own words about tools), beyond one for each byte.
 const MARGIN_TOKENS: u64 = 2_048;
@@ -52,14 +52,6 @@ pub enum Kind {
     Messages,
     /// Something that costs no tokens, or whose tokens nobody bounds.
     Unmetered,
-}
-
-/// Why a request does not pass.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unplanned {
-    pub rule: Rule,
-    pub because: String,
-    pub remedy: String,
 }
 
 /// Members that a request may have whose cost is known: all of it is in the request, or in the bound of the answer.
@@ -126,7 +118,7 @@ pub fn plan(
     body: Vec<u8>,
     prices: &BTreeMap<String, Price>,
     bounded: bool,
-) -> Result<Plan, Unplanned> {
+) -> Result<Plan, Refused> {
     let unmetered = |body| Plan {
         model: None,
         price: None,
@@ -191,7 +183,7 @@ fn metered(
     body: &[u8],
     prices: &BTreeMap<String, Price>,
     bounded: bool,
-) -> Result<Plan, Unplanned> {
+) -> Result<Plan, Refused> {
     let malformed = |why: String| unbounded(format!("the request is not what the API takes: {why}"), "");
     let request = Object::parse(body).map_err(malformed)?;
     if let Some((name, _)) = request.0.iter().find(|(name, _)| !members(kind).contains(&name.as_str())) {
@@ -204,7 +196,7 @@ fn metered(
     let model: String = request.value("model").map_err(malformed)?.unwrap_or_default();
     let Some(price) = prices.get(&model).copied() else {
         let shown: String = model.chars().take(MODEL_BYTES_MAX).collect();
-        return Err(Unplanned {
+        return Err(Refused {
             rule: "unknown-model",
             because: format!("the node has no price for the model `{shown}`"),
             remedy: format!("add [prices.\"{shown}\"] to nulld.toml, or use a model that has one"),
@@ -245,7 +237,7 @@ fn metered(
 }
 
 /// A tier that costs more than the price table says is refused.
-fn check_tier(request: &Object<'_>) -> Result<(), Unplanned> {
+fn check_tier(request: &Object<'_>) -> Result<(), Refused> {
     let tier: Option<String> = request.value("service_tier").map_err(|why| unbounded(why, ""))?;
     match tier.as_deref() {
         None | Some("auto" | "default" | "flex" | "standard_only") => Ok(()),
@@ -268,7 +260,7 @@ fn kind_within(value: &RawValue) -> Result<Option<String>, String> {
 }
 
 /// Tools that only a name describes; those that the provider runs are refused, since they may run the model again and again.
-fn count_tools(request: &Object<'_>) -> Result<u64, Unplanned> {
+fn count_tools(request: &Object<'_>) -> Result<u64, Refused> {
     let Some(tools) = request.member("tools") else { return Ok(0) };
     let (mut named, mut theirs) = (0, None);
     let seen = json::each(tools, &mut |tool| {
@@ -290,7 +282,7 @@ fn count_tools(request: &Object<'_>) -> Result<u64, Unplanned> {
 }
 
 /// What Anthropic may do to a context: only taking from it costs nothing.
-fn check_context(request: &Object<'_>) -> Result<(), Unplanned> {
+fn check_context(request: &Object<'_>) -> Result<(), Refused> {
     let Some(management) = request.member("context_management") else { return Ok(()) };
     let refused = |why: String| {
         unbounded(
@@ -331,8 +323,8 @@ fn prompts(kind: Kind, request: &Object<'_>) -> u64 {
 }
 
 /// How many answers each prompt gets.
-fn answers(request: &Object<'_>) -> Result<u64, Unplanned> {
-    let count = |name: &str| -> Result<u64, Unplanned> {
+fn answers(request: &Object<'_>) -> Result<u64, Refused> {
+    let count = |name: &str| -> Result<u64, Refused> {
         let count: Option<u64> = request.value(name).map_err(|why| unbounded(why, ""))?;
         Ok(count.unwrap_or(1).max(1))
     };
@@ -348,8 +340,8 @@ fn answer_bound(
     kind: Kind,
     request: &Object<'_>,
     price: &Price,
-) -> Result<(Option<&'static str>, u64), Unplanned> {
-    let asked = |name: &str| -> Result<Option<u64>, Unplanned> {
+) -> Result<(Option<&'static str>, u64), Refused> {
+    let asked = |name: &str| -> Result<Option<u64>, Refused> {
         request
             .value(name)
             .map_err(|why| unbounded(format!("the request is not what the API takes: {why}"), ""))
@@ -373,12 +365,7 @@ fn answer_bound(
 }
 
 /// The request with the bound of its answer in it, and, where it streams, with the wish to be told what it used.
-fn rewritten(
-    kind: Kind,
-    request: &Object<'_>,
-    field: Option<&str>,
-    bound: u64,
-) -> Result<Vec<u8>, Unplanned> {
+fn rewritten(kind: Kind, request: &Object<'_>, field: Option<&str>, bound: u64) -> Result<Vec<u8>, Refused> {
     let malformed = |why: String| unbounded(why, "");
     let mut changed: Vec<(&str, String)> =
         field.map(|field| (field, json::text_of(&bound))).into_iter().collect();
@@ -393,12 +380,12 @@ fn rewritten(
     Ok(request.with(&changed))
 }
 
-fn unbounded(because: String, remedy: &str) -> Unplanned {
+fn unbounded(because: String, remedy: &str) -> Refused {
     let remedy = match remedy {
         "" => "send a request as the API's reference has it",
         remedy => remedy,
     };
-    Unplanned { rule: "budget", because, remedy: remedy.to_owned() }
+    Refused { rule: "budget", because, remedy: remedy.to_owned() }
 }
 
 #[cfg(test)]
@@ -418,7 +405,7 @@ mod tests {
         BTreeMap::from([("m".to_owned(), price)])
     }
 
-    fn planned(api: Api, path: &str, body: &Value) -> Result<Plan, Unplanned> {
+    fn planned(api: Api, path: &str, body: &Value) -> Result<Plan, Refused> {
         plan(api, "POST", path, body.to_string().into_bytes(), &prices(), true)
     }
 
