@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use crate::exposure::Exposure;
 use crate::identity::Service;
 use crate::ids::{AgentName, Digest, HostName, Instance, Name, SecretName};
 use crate::limits;
@@ -284,9 +285,50 @@ pub enum Event {
         instance: Instance,
     },
     MemoryWritten {
+        /// Whose memory it is in.
         agent: AgentName,
         key: String,
         entry: Digest,
+        /// Who wrote it, where it was not that agent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        writer: Option<String>,
+    },
+    /// Values that are about to be deleted; the entries stay as tombstones.
+    MemoryForgotten {
+        agent: AgentName,
+        key: String,
+        entry: Digest,
+        why: String,
+    },
+    /// An agent read what its exposure did not have.
+    ExposureRaised {
+        instance: Instance,
+        to: Exposure,
+        /// The entry that raised it.
+        entry: Digest,
+    },
+    /// Entries leave the node in a bundle.
+    MemoryExported {
+        entries: u64,
+        by: String,
+    },
+    /// Entries of a bundle are about to be stored.
+    MemoryImported {
+        entries: u64,
+        /// The node that signed the bundle, by the public key of its ledger.
+        signer: String,
+        bundle: Digest,
+        by: String,
+    },
+    /// memory.db is wrong somewhere.
+    MemoryDamaged {
+        place: String,
+        why: String,
+        lost: String,
+    },
+    /// The key that signs checkpoints was made.
+    LedgerKeyMade {
+        key: String,
     },
     MemoryDenied {
         agent: AgentName,

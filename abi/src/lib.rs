@@ -28,6 +28,8 @@ pub mod control;
 #[cfg(feature = "node")]
 pub mod door;
 #[cfg(feature = "node")]
+pub mod exposure;
+#[cfg(feature = "node")]
 pub mod identity;
 #[cfg(feature = "node")]
 pub mod ledger;
@@ -35,6 +37,8 @@ pub mod ledger;
 pub mod log;
 #[cfg(feature = "node")]
 pub mod manifest;
+#[cfg(feature = "node")]
+pub mod memory;
 #[cfg(feature = "node")]
 pub mod metrics;
 #[cfg(feature = "node")]

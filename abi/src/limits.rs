@@ -279,6 +279,46 @@ pub const MEMORY_ANSWER_MS_MAX: u64 = 10_000;
 pub const MEMORY_DENIALS_PER_MINUTE_MAX: u32 = 30;
 /// Connections one agent may hold to its memory. One more: answered with an error and closed.
 pub const MEMORY_CONNECTIONS_PER_AGENT_MAX: usize = 8;
+/// Labels of one entry that its writer sets. More: refused.
+pub const MEMORY_LABELS_MAX: usize = 16;
+/// A label's name, and a link's type, in bytes: a-z 0-9 . _ -.
+pub const MEMORY_WORD_BYTES_MAX: usize = 64;
+/// A label's value, in bytes, without control characters.
+pub const MEMORY_LABEL_VALUE_BYTES_MAX: usize = 256;
+/// Links of one entry. More: refused.
+pub const MEMORY_LINKS_MAX: usize = 32;
+/// Numbers in a vector. More: refused.
+pub const MEMORY_VECTOR_DIMENSIONS_MAX: usize = 2048;
+/// Links that a traversal follows in a row.
+pub const MEMORY_TRAVERSE_DEPTH_MAX: u32 = 8;
+/// Links that a traversal looks at, with those it may not follow. Then: truncated.
+pub const MEMORY_TRAVERSE_LINKS_MAX: usize = 4096;
+/// Words of a search. More: refused.
+pub const MEMORY_SEARCH_WORDS_MAX: usize = 16;
+/// Vectors that one `memory.nearest` compares. More under the prefix: refused, with the number.
+pub const MEMORY_NEAREST_VECTORS_MAX: usize = 100_000;
+/// Watchers of one agent's connections, and of all operators. One more: refused.
+pub const MEMORY_WATCHERS_MAX: usize = 16;
+/// Entries that wait for a watcher. One more: it is told `dropped` and closed; no writer waits for it.
+pub const MEMORY_WATCH_QUEUE_MAX: usize = 256;
+/// Longest life of a value with `ttl_secs`: ten years.
+pub const MEMORY_TTL_SECS_MAX: u64 = 10 * 366 * 24 * 60 * 60;
+/// How often values whose time is over are forgotten.
+pub const MEMORY_FORGET_EVERY_MS: u64 = 10_000;
+/// Bytes of a bundle or an export in one notification.
+pub const MEMORY_CHUNK_BYTES_MAX: usize = 32 * 1024;
+/// Hashes in one answer of `memory.hashes`, and in one `memory.export`.
+pub const MEMORY_HASHES_MAX: usize = 512;
+/// One line of a bundle, in bytes. Longer: refused.
+pub const MEMORY_BUNDLE_LINE_BYTES_MAX: usize = 256 * 1024;
+/// Places of damage that one answer names.
+pub const MEMORY_DAMAGES_MAX: usize = 64;
+/// Scopes in each list of a manifest's memory grants. More: refused.
+pub const MEMORY_SCOPES_MAX: usize = 64;
+/// A ledger segment, in bytes; the batch that passes it is its last.
+pub const LEDGER_SEGMENT_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Bytes of the ledger that one `ledger.query` looks at; it goes on with `next_seq`.
+pub const LEDGER_QUERY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// One ledger event as JSON, in bytes. Longer: refused, and with it the effect.
 pub const LEDGER_EVENT_BYTES_MAX: usize = 16 * 1024;
 /// How long an event that nobody waits for may stay unsynced.

@@ -4,7 +4,9 @@
 //! growing pause; when the VM ends, so do they. Must never: give one VM's namespace or socket to another's lease.
 
 use abi::control::{AgentGrants, Attached, Grants, MemoryAttach, NetAttach, NetGrants};
+use abi::exposure::Exposure;
 use abi::ids::Instance;
+use abi::memory::{MemoryGrants, MemoryShares};
 use abi::rpc::{Incoming, Request, RpcError};
 use abi::wire::{Connection, WireError};
 use abi::{limits, log};
@@ -150,7 +152,12 @@ pub fn attach_memory(
     listener: BorrowedFd<'_>,
     stop: Option<&OwnedFd>,
 ) -> Result<Connection, LeaseError> {
-    let want = MemoryAttach { instance: instance.clone() };
+    let want = MemoryAttach {
+        instance: instance.clone(),
+        grants: MemoryGrants::default(),
+        shares: MemoryShares::default(),
+        exposure: Exposure::NONE,
+    };
     let (connection, _): (_, serde_json::Value) =
         attach("ctxgraph", ctxgraph, "memory.attach", &want, &[listener], stop)?;
     Ok(connection)

@@ -3,7 +3,7 @@
 //! Must hold: an agent reaches its own memory only, whatever its parameters say.
 //! Must never: tell an agent whether another agent's entry exists.
 
-use abi::control::{MemoryList, MemoryQuery, MemoryRead, MemoryWrite};
+use abi::control::{MemoryHistory, MemoryList, MemoryQuery, MemoryRead, MemoryWrite};
 use abi::ids::{AgentName, Digest};
 use abi::rpc::{Code, Request, RpcError};
 use serde::Serialize;
@@ -82,7 +82,7 @@ pub fn answer(memory: &Memory, speaker: &Speaker, request: &Request) -> Result<V
             value_of(memory.query(&agent, &params)?)
         }
         ("memory.history", _) => {
-            let mut params: MemoryQuery = request.params()?;
+            let mut params: MemoryHistory = request.params()?;
             let agent = whose(speaker, params.agent.take(), &request.method)?;
             value_of(memory.history(&agent, &params)?)
         }

@@ -3,9 +3,12 @@
 //! Must hold: the hash covers everything a reader is shown. Must never: change for an entry that exists.
 
 use abi::control::Entry;
+use abi::exposure::Exposure;
 use abi::ids::{AgentName, Digest};
+use abi::memory::{LABEL_EXPOSURE, Link};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
 
 use crate::canonical::{self, CanonicalError};
 
@@ -25,6 +28,9 @@ pub struct Header {
     pub parent: Option<Digest>,
     pub seq: u64,
     pub unix_ms: u64,
+    pub labels: BTreeMap<String, String>,
+    /// Sorted by type, then target; none twice.
+    pub links: Vec<Link>,
     /// SHA-256 of the value's canonical text.
     pub value: Digest,
 }
@@ -35,8 +41,8 @@ impl Header {
         canonical::text(&json!({
             "agent": self.agent,
             "key": self.key,
-            "labels": {},
-            "links": [],
+            "labels": self.labels,
+            "links": self.links,
             "parent": self.parent,
             "seq": self.seq,
             "unix_ms": self.unix_ms,
@@ -55,6 +61,7 @@ impl Header {
 
     /// The entry as it goes out.
     pub fn entry(self, hash: Digest, value: Value) -> Entry {
+        let exposure = self.labels.get(LABEL_EXPOSURE).and_then(|text| text.parse().ok()).unwrap_or_default();
         Entry {
             hash,
             agent: self.agent,
@@ -63,6 +70,12 @@ impl Header {
             parent: self.parent,
             seq: self.seq,
             unix_ms: self.unix_ms,
+            labels: self.labels,
+            links: self.links,
+            exposure,
+            forgotten: None,
+            conflicts: Vec::new(),
+            reader_exposure: Exposure::NONE,
         }
     }
 }
@@ -82,6 +95,8 @@ mod tests {
             parent: None,
             seq: 0,
             unix_ms: 1_700_000_000_000,
+            labels: BTreeMap::new(),
+            links: Vec::new(),
             value: sha256(text.as_bytes()),
         };
         for line in [
@@ -102,8 +117,11 @@ mod tests {
             parent: None,
             seq: 0,
             unix_ms: 5,
+            labels: BTreeMap::new(),
+            links: Vec::new(),
             value: sha256(b"1"),
         };
+        let link = |kind: &str| Link { kind: kind.into(), to: sha256(b"3") };
         let mut hashes = std::collections::BTreeSet::from([header.hash().unwrap()]);
         for changed in [
             Header { agent: "b".parse().unwrap(), ..header.clone() },
@@ -112,6 +130,9 @@ mod tests {
             Header { seq: 1, ..header.clone() },
             Header { unix_ms: 6, ..header.clone() },
             Header { value: sha256(b"2"), ..header.clone() },
+            Header { labels: [("a".into(), "b".into())].into(), ..header.clone() },
+            Header { links: vec![link("about")], ..header.clone() },
+            Header { links: vec![link("from")], ..header.clone() },
         ] {
             assert!(hashes.insert(changed.hash().unwrap()), "{changed:?}");
         }

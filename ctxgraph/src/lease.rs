@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 use crate::calls::{self, Denied, Refusal, Speaker};
 use crate::canonical::Strict;
 use crate::ledger::Ledger;
-use crate::ledger::frame::Source;
 use crate::memory::Memory;
+use ::ledger::frame::Source;
 
 /// What all leases share.
 #[derive(Debug)]

@@ -7,7 +7,6 @@
 //! frame, and everybody since hears an error).
 
 mod chain;
-pub mod frame;
 pub mod scan;
 pub mod storage;
 
@@ -20,9 +19,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::canonical;
+use ::ledger::frame::{self, Frame, Source};
 pub use chain::unix_ms;
 use chain::{Chain, Health, Shared, push_newest};
-use frame::{Frame, Source};
 use scan::{Point, Tail, Window, Witness};
 use storage::Storage;
 

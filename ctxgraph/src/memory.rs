@@ -3,7 +3,7 @@
 //! Must hold: a write's receipt is durable in the ledger before the write is committed, and both before it is acknowledged.
 //! Must never: commit a write without a receipt.
 
-use abi::control::{Entries, Entry, MemoryQuery, MemoryUse};
+use abi::control::{Entries, Entry, MemoryHistory, MemoryQuery, MemoryUse};
 use abi::identity::Service;
 use abi::ids::{AgentName, Digest};
 use abi::ledger::Event;
@@ -17,9 +17,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::canonical::{self, CanonicalError};
 use crate::entry::Header;
-use crate::ledger::frame::Source;
 use crate::ledger::{AppendError, Ledger, unix_ms};
 use crate::store::{Quotas, Store, StoreError};
+use ::ledger::frame::Source;
 
 /// Why memory refused or failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -153,7 +153,7 @@ impl Memory {
     }
 
     /// A page of all entries of one key, newest first. The cursor is the last seq.
-    pub fn history(&self, agent: &AgentName, query: &MemoryQuery) -> Result<Entries, MemoryError> {
+    pub fn history(&self, agent: &AgentName, query: &MemoryHistory) -> Result<Entries, MemoryError> {
         let before = match &query.cursor {
             None => None,
             Some(cursor) => Some(cursor.parse().map_err(|_| {
@@ -162,7 +162,7 @@ impl Memory {
             })?),
         };
         let mut page = Page::new(query.limit);
-        self.reader().history(agent, &query.prefix, before, |entry| page.take(entry))?;
+        self.reader().history(agent, &query.key, before, |entry| page.take(entry))?;
         Ok(page.finish(|last| last.seq.to_string()))
     }
 
@@ -254,6 +254,7 @@ fn write_batch(
                     agent: job.agent.clone(),
                     key: job.key.clone(),
                     entry: hash,
+                    writer: None,
                 });
                 outcomes.push(Ok((hash, header)));
             }
@@ -308,7 +309,7 @@ impl Page {
 
     fn finish(self, cursor: impl FnOnce(&Entry) -> String) -> Entries {
         let cursor = self.entries.last().filter(|_| self.more).map(cursor);
-        Entries { entries: self.entries, cursor }
+        Entries { entries: self.entries, cursor, ..Entries::default() }
     }
 }
 

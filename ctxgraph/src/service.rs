@@ -19,12 +19,11 @@ use std::time::Duration;
 
 use crate::calls::{self, Speaker};
 use crate::lease::Leases;
-use crate::ledger::frame::{SegmentHeader, Source};
 use crate::ledger::storage::SegmentFile;
 use crate::ledger::{AppendError, Ledger, ReadError};
 use crate::memory::{self, Memory};
 use crate::store::Quotas;
-use abi::ids::Digest;
+use ::ledger::frame::{SegmentHeader, Source};
 
 /// ctxgraph's methods.
 #[derive(Debug)]
@@ -92,7 +91,7 @@ fn new_header() -> Vec<u8> {
     if rustix::rand::getrandom(&mut ledger_id, rustix::rand::GetRandomFlags::empty()).is_err() {
         log::warning("ledger_id_not_random", &[]);
     }
-    SegmentHeader { first_seq: 0, ledger_id, previous: Digest([0; 32]) }.encode()
+    SegmentHeader::genesis(ledger_id).encode()
 }
 
 impl Handler for Ctxgraph {

@@ -8,6 +8,7 @@ use abi::ids::{AgentName, Digest};
 use abi::ledger::Receipt;
 use abi::limits;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -268,6 +269,8 @@ impl Batch<'_> {
             parent,
             seq,
             unix_ms,
+            labels: BTreeMap::new(),
+            links: Vec::new(),
             value: sha256(value.as_bytes()),
         };
         let hash = header.hash()?;
@@ -333,8 +336,7 @@ impl Drop for Batch<'_> {
     }
 }
 
-const SELECT: &str =
-    "SELECT e.id, e.hash, e.agent, e.seq, e.key, e.parent, e.unix_ms, e.value_hash, e.value FROM entry e";
+const SELECT: &str = "SELECT e.id, e.hash, e.agent, e.seq, e.key, e.parent, e.unix_ms, e.labels, e.links, e.value_hash, e.value FROM entry e";
 
 /// A row of `entry`, not yet checked against its hash.
 struct Stored {
@@ -345,6 +347,8 @@ struct Stored {
     key: String,
     parent: Option<Digest>,
     unix_ms: u64,
+    labels: String,
+    links: String,
     value_hash: Digest,
     value: Option<String>,
 }
@@ -359,8 +363,10 @@ impl Stored {
             key: row.get(4)?,
             parent: row.get::<_, Option<[u8; 32]>>(5)?.map(Digest),
             unix_ms: row.get(6)?,
-            value_hash: Digest(row.get(7)?),
-            value: row.get(8)?,
+            labels: row.get(7)?,
+            links: row.get(8)?,
+            value_hash: Digest(row.get(9)?),
+            value: row.get(10)?,
         })
     }
 
@@ -376,6 +382,8 @@ impl Stored {
             parent: self.parent,
             seq: self.seq,
             unix_ms: self.unix_ms,
+            labels: serde_json::from_str(&self.labels).map_err(|_| damaged("its labels"))?,
+            links: serde_json::from_str(&self.links).map_err(|_| damaged("its links"))?,
             value: self.value_hash,
         };
         if header.hash()? != self.hash {

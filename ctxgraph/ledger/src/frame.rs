@@ -9,8 +9,10 @@ use abi::ledger::Event;
 use abi::limits;
 use sha2::{Digest as _, Sha256};
 
-/// Bytes of the segment header.
+/// Bytes of the segment header before the roots of its tree.
 pub const SEGMENT_HEADER_BYTES: usize = 96;
+/// The largest segment header.
+pub const SEGMENT_HEADER_BYTES_MAX: usize = SEGMENT_HEADER_BYTES + 64 * 32;
 /// Bytes of a frame before its body.
 pub const HEAD_BYTES: usize = 68;
 /// Bytes of a frame after its body.
@@ -28,7 +30,7 @@ const KIND_EVENT: u8 = 1;
 pub enum FrameError {
     #[error("the file ends within a segment header")]
     HeaderCut,
-    #[error("not a ledger segment of version 1")]
+    #[error("not a ledger segment of version 1 or 2")]
     Header,
     #[error("the file ends within a frame")]
     Cut,
@@ -46,6 +48,8 @@ pub enum FrameError {
     Batch(u64),
     #[error("the frame has an unknown source, kind or reserved bytes")]
     Unknown,
+    #[error("the segment does not go on from the one before it: another {0}")]
+    Segment(&'static str),
 }
 
 /// Who wrote an event.
@@ -112,37 +116,68 @@ impl Source {
 /// A segment's first bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SegmentHeader {
+    /// 1 (only a ledger's first segment) or 2.
+    pub version: u32,
     pub first_seq: u64,
     pub ledger_id: [u8; 32],
+    /// Digest of the last frame of the segment before; zero in the first.
     pub previous: Digest,
+    /// Roots of the complete subtrees over all frames before, the largest first ([`crate::merkle::Frontier::roots`]).
+    pub frontier: Vec<Digest>,
 }
 
 impl SegmentHeader {
-    /// The 96 bytes.
+    /// Of a new ledger's first segment.
+    pub fn genesis(ledger_id: [u8; 32]) -> SegmentHeader {
+        SegmentHeader { version: 2, first_seq: 0, ledger_id, previous: Digest([0; 32]), frontier: Vec::new() }
+    }
+
+    /// Its bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(SEGMENT_HEADER_BYTES);
+        let length = SEGMENT_HEADER_BYTES + self.frontier.len() * DIGEST_BYTES;
+        let mut bytes = Vec::with_capacity(length);
         bytes.extend(SEGMENT_MAGIC);
-        bytes.extend(1_u32.to_le_bytes());
-        bytes.extend((SEGMENT_HEADER_BYTES as u32).to_le_bytes());
+        bytes.extend(self.version.to_le_bytes());
+        bytes.extend((length as u32).to_le_bytes());
         bytes.extend(self.first_seq.to_le_bytes());
         bytes.extend([0; 8]);
         bytes.extend(self.ledger_id);
         bytes.extend(self.previous.0);
+        for root in &self.frontier {
+            bytes.extend(root.0);
+        }
         bytes
     }
 
-    /// Parses and checks the 96 bytes.
-    pub fn decode(bytes: &[u8]) -> Result<SegmentHeader, FrameError> {
+    /// The whole length of the header that begins with these bytes; needs the first 24.
+    pub fn length(bytes: &[u8]) -> Result<usize, FrameError> {
         let mut fields = Fields(bytes);
-        let whole = bytes.len() >= SEGMENT_HEADER_BYTES;
         let (magic, version, length) = (fields.take::<8>(), fields.u32(), fields.u32());
+        let first_seq = fields.u64().ok_or(FrameError::HeaderCut)?;
+        let roots = if version == Some(1) { 0 } else { first_seq.count_ones() as usize };
+        let due = SEGMENT_HEADER_BYTES + roots * DIGEST_BYTES;
+        match (magic, version, length) {
+            (Some(SEGMENT_MAGIC), Some(1 | 2), Some(length)) if length as usize == due => Ok(due),
+            _ => Err(FrameError::Header),
+        }
+    }
+
+    /// Parses and checks the header that `bytes` begins with.
+    pub fn decode(bytes: &[u8]) -> Result<SegmentHeader, FrameError> {
+        let length = SegmentHeader::length(bytes)?;
+        let mut fields = Fields(bytes.get(..length).ok_or(FrameError::HeaderCut)?);
+        let (_, version, _) = (fields.take::<8>(), fields.u32(), fields.u32()); // checked above
         let (first_seq, zero) = (fields.u64(), fields.u64());
         let (id, previous) = (fields.take::<32>(), fields.take::<32>());
-        match (magic, version, length, first_seq, zero, id, previous) {
-            (Some(SEGMENT_MAGIC), Some(1), Some(96), Some(first_seq), Some(0), Some(id), Some(previous)) => {
-                Ok(SegmentHeader { first_seq, ledger_id: id, previous: Digest(previous) })
+        let mut frontier = Vec::new();
+        while let Some(root) = fields.take::<32>() {
+            frontier.push(Digest(root));
+        }
+        match (version, first_seq, zero, id, previous) {
+            (Some(1), Some(1..), ..) => Err(FrameError::Header),
+            (Some(version), Some(first_seq), Some(0), Some(ledger_id), Some(previous)) => {
+                Ok(SegmentHeader { version, first_seq, ledger_id, previous: Digest(previous), frontier })
             }
-            _ if !whole => Err(FrameError::HeaderCut),
             _ => Err(FrameError::Header),
         }
     }
@@ -303,25 +338,39 @@ mod tests {
 
     #[test]
     fn a_segment_header_reads_back_and_no_byte_of_it_is_free() {
-        let header = SegmentHeader { first_seq: 3, ledger_id: [1; 32], previous: Digest([2; 32]) };
-        let bytes = header.encode();
-        assert_eq!(bytes.len(), SEGMENT_HEADER_BYTES);
-        assert_eq!(SegmentHeader::decode(&bytes), Ok(header.clone()));
-        for index in 0..bytes.len() {
-            let mut changed = bytes.clone();
-            changed[index] ^= 1;
-            // Either it is no header, or the first frame no longer follows it.
-            match SegmentHeader::decode(&changed) {
-                Ok(other) => assert_ne!(other.digest(), header.digest()),
-                Err(error) => assert_eq!(error, FrameError::Header),
+        let roots = vec![Digest([3; 32]), Digest([4; 32])];
+        let later = SegmentHeader {
+            first_seq: 3,
+            previous: Digest([2; 32]),
+            frontier: roots,
+            ..SegmentHeader::genesis([1; 32])
+        };
+        for header in [
+            SegmentHeader::genesis([1; 32]),
+            SegmentHeader { version: 1, ..SegmentHeader::genesis([1; 32]) },
+            later,
+        ] {
+            let bytes = header.encode();
+            assert_eq!(SegmentHeader::length(&bytes), Ok(bytes.len()));
+            assert_eq!(SegmentHeader::decode(&bytes), Ok(header.clone()));
+            for index in 0..bytes.len() {
+                let mut changed = bytes.clone();
+                changed[index] ^= 1;
+                // Either it is no header, or the first frame no longer follows it.
+                match SegmentHeader::decode(&changed) {
+                    Ok(other) => assert_ne!(other.digest(), header.digest()),
+                    Err(error) => {
+                        assert!(matches!(error, FrameError::Header | FrameError::HeaderCut), "{error}")
+                    }
+                }
             }
+            assert_eq!(SegmentHeader::decode(&bytes[..bytes.len() - 1]), Err(FrameError::HeaderCut));
         }
-        assert_eq!(SegmentHeader::decode(&bytes[..95]), Err(FrameError::HeaderCut));
     }
 
     #[test]
     fn no_bytes_make_the_decoder_panic() {
-        crate::testing::property(300, prop::collection::vec(any::<u8>(), 0..300), |tail| {
+        proptest!(|(tail in prop::collection::vec(any::<u8>(), 0..300))| {
             let mut bytes = MAGIC.to_vec();
             bytes.extend(&tail);
             assert!(decode(&bytes).is_err());

@@ -11,9 +11,9 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::AppendError;
-use super::frame::{Draft, Source};
 use super::scan::Point;
 use super::storage::Storage;
+use ::ledger::frame::{Draft, Source};
 
 /// How often a failed disk is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(1);

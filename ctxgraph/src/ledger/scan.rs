@@ -8,8 +8,8 @@ use abi::ids::Digest;
 use abi::limits;
 use std::io;
 
-use super::frame::{self, Frame, FrameError, MAGIC, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::storage::Storage;
+use ::ledger::frame::{self, Frame, FrameError, MAGIC, SEGMENT_HEADER_BYTES, SegmentHeader};
 
 /// A place between two frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

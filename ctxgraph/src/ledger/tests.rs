@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::testing::Random;
-use abi::ids::Digest;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A disk in memory that forgets what was not synced, in 512-byte blocks.
@@ -91,7 +90,7 @@ impl Storage for Handle {
 }
 
 fn header() -> Vec<u8> {
-    frame::SegmentHeader { first_seq: 0, ledger_id: [7; 32], previous: Digest([0; 32]) }.encode()
+    frame::SegmentHeader::genesis([7; 32]).encode()
 }
 
 fn event(n: u64) -> Event {

@@ -1,9 +1,10 @@
 //! Memory against a model, quotas, damage and a ledger that refuses.
 
 use super::*;
-use crate::ledger::frame::SegmentHeader;
 use crate::ledger::storage::SegmentFile;
 use crate::testing::Random;
+use ::ledger::frame::SegmentHeader;
+use abi::control::MemoryHistory;
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -24,8 +25,7 @@ impl Place {
         self.memory = None;
         let state = self.directory.path();
         let store = open_store(state, self.quotas).unwrap();
-        let header =
-            || SegmentHeader { first_seq: 0, ledger_id: [3; 32], previous: Digest([0; 32]) }.encode();
+        let header = || SegmentHeader::genesis([3; 32]).encode();
         let segment = SegmentFile::open_or_create(&state.join("ledger"), header).unwrap();
         let ledger = Arc::new(Ledger::open(Box::new(segment), store.witness().unwrap()).unwrap());
         ledger.health().unwrap();
@@ -45,8 +45,12 @@ fn agent(name: &str) -> AgentName {
     name.parse().unwrap()
 }
 
+fn chain(key: &str, limit: Option<u32>, cursor: Option<String>) -> MemoryHistory {
+    MemoryHistory { agent: None, key: key.into(), limit, cursor }
+}
+
 fn ask(prefix: &str, limit: Option<u32>, cursor: Option<String>) -> MemoryQuery {
-    MemoryQuery { agent: None, prefix: prefix.into(), limit, cursor }
+    MemoryQuery { prefix: prefix.into(), limit, cursor, ..MemoryQuery::default() }
 }
 
 /// All pages of a query or history.
@@ -73,7 +77,7 @@ fn the_third_write_of_a_b_a_is_an_entry_of_its_own() {
     assert_eq!(entries[0].parent, None);
     assert_eq!(entries[1].parent, Some(entries[0].hash));
     assert_eq!(entries[2].parent, Some(entries[1].hash));
-    let history = memory.history(&a, &ask("k", None, None)).unwrap();
+    let history = memory.history(&a, &chain("k", None, None)).unwrap();
     assert_eq!(history.entries, entries.iter().rev().cloned().collect::<Vec<_>>());
     // The other chain under another key begins anew, in the same sequence.
     let other = memory.write(&a, "l", &json!(1)).unwrap();
@@ -85,7 +89,8 @@ fn every_write_has_its_receipt_in_the_ledger() {
     let place = Place::new(Quotas::default());
     let entry = place.memory().write(&agent("a"), "k", &json!("secret text")).unwrap();
     let (events, _) = place.ledger().tail(10, 1 << 20).unwrap();
-    let expected = Event::MemoryWritten { agent: agent("a"), key: "k".into(), entry: entry.hash };
+    let expected =
+        Event::MemoryWritten { agent: agent("a"), key: "k".into(), entry: entry.hash, writer: None };
     assert_eq!(events.last().unwrap().event, expected);
     assert!(!serde_json::to_string(&events).unwrap().contains("secret text"));
 }
@@ -132,7 +137,8 @@ fn memory_agrees_with_a_model_over_random_traces_and_restarts() {
             }
             7 => {
                 let limit = Some(1 + random.below(5) as u32);
-                let found = pages(|cursor| place.memory().history(&who, &ask(&key, limit, cursor)).unwrap());
+                let found =
+                    pages(|cursor| place.memory().history(&who, &chain(&key, limit, cursor)).unwrap());
                 let mut expected = model.get(&(who, key)).cloned().unwrap_or_default();
                 expected.reverse();
                 assert_eq!(found, expected);
@@ -185,7 +191,7 @@ fn keys_and_values_hold_their_limits() {
     assert_eq!(error, Err(MemoryError::ValueLength(limits::MEMORY_VALUE_BYTES_MAX + 1)));
     assert!(memory.write(&a, "k", &json!(9_007_199_254_740_993_u64)).is_err());
     assert_eq!(memory.write(&a, "k", &json!(1.0)).unwrap().value, json!(1));
-    assert!(memory.history(&a, &ask("k", None, Some("x".into()))).is_err());
+    assert!(memory.history(&a, &chain("k", None, Some("x".into()))).is_err());
 }
 
 #[test]
@@ -207,7 +213,7 @@ fn twenty_four_writers_lose_nothing() {
     }
     for writer in 0..24 {
         let own = agent(&format!("agent-{}", writer % 12));
-        let history = place.memory().history(&own, &ask(&format!("k{writer}"), None, None)).unwrap();
+        let history = place.memory().history(&own, &chain(&format!("k{writer}"), None, None)).unwrap();
         let values: Vec<_> = history.entries.iter().map(|e| e.value.clone()).collect();
         assert_eq!(values, (0..10).rev().map(|n| json!(n)).collect::<Vec<_>>());
     }

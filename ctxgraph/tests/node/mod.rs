@@ -86,7 +86,12 @@ impl Node {
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).unwrap();
         let mut lease = self.connect(Caller::Local { uid: 0 });
-        let params = serde_json::to_value(MemoryAttach { instance: instance.parse().unwrap() });
+        let params = serde_json::to_value(MemoryAttach {
+            instance: instance.parse().unwrap(),
+            grants: Default::default(),
+            shares: Default::default(),
+            exposure: Default::default(),
+        });
         let request = Request::call(1, "memory.attach", params.unwrap());
         lease.write_line_with_fds(&request, &[listener.as_fd()]).unwrap();
         answer(&mut lease).unwrap();

@@ -1,8 +1,11 @@
 //! `memory`: what agents remember.
 
-use abi::control::{Entries, Entry, MemoryList, MemoryQuery, MemoryRead, MemoryWrite, Nothing};
+use abi::control::{
+    Entries, Entry, MemoryHistory, MemoryList, MemoryQuery, MemoryRead, MemoryWrite, Nothing,
+};
 use abi::ids::AgentName;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::io::Read;
 
 use super::id;
@@ -55,7 +58,16 @@ pub fn write(context: &Context, given: &Arguments) -> Result<u8, Failure> {
             Failure::usage(format!("VALUE is not JSON: {error}"), "quote it as JSON, or add --text")
         })?
     };
-    let params = MemoryWrite { agent: Some(owner(given)?), key: given.required(1).to_owned(), value };
+    let params = MemoryWrite {
+        agent: Some(owner(given)?),
+        key: given.required(0).to_owned(),
+        value,
+        parent: None,
+        labels: BTreeMap::new(),
+        links: Vec::new(),
+        ttl_secs: None,
+        vector: None,
+    };
     show_entry(context.call("memory.write", &params)?)
 }
 
@@ -100,21 +112,28 @@ fn show_entry(result: Option<Value>) -> Result<u8, Failure> {
 }
 
 pub fn query(context: &Context, given: &Arguments) -> Result<u8, Failure> {
-    page(context, given, "memory.query", given.at(0).unwrap_or_default())
+    let params = MemoryQuery {
+        agent: Some(owner(given)?),
+        prefix: given.at(0).unwrap_or_default().to_owned(),
+        limit: given.number("limit")?,
+        cursor: given.value("cursor").map(str::to_owned),
+        ..MemoryQuery::default()
+    };
+    page(context, "memory.query", &params)
 }
 
 pub fn history(context: &Context, given: &Arguments) -> Result<u8, Failure> {
-    page(context, given, "memory.history", given.required(0))
-}
-
-fn page(context: &Context, given: &Arguments, method: &str, prefix: &str) -> Result<u8, Failure> {
-    let params = MemoryQuery {
+    let params = MemoryHistory {
         agent: Some(owner(given)?),
-        prefix: prefix.to_owned(),
+        key: given.required(0).to_owned(),
         limit: given.number("limit")?,
         cursor: given.value("cursor").map(str::to_owned),
     };
-    let Some(result) = context.call(method, &params)? else {
+    page(context, "memory.history", &params)
+}
+
+fn page(context: &Context, method: &str, params: &impl serde::Serialize) -> Result<u8, Failure> {
+    let Some(result) = context.call(method, params)? else {
         return Ok(0);
     };
     let page: Entries = typed(&result)?;

@@ -1,0 +1,112 @@
+//! The check of the chain, frame by frame: whoever reads frames, from a disk or from an export, asks here whether they belong.
+//!
+//! Must hold: a frame is taken only in its place, after the frame or the segment header before it.
+
+use abi::ids::Digest;
+
+use crate::frame::{Frame, FrameError, SegmentHeader};
+use crate::merkle::Frontier;
+
+/// What must hold of the next frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    ledger_id: [u8; 32],
+    /// Seq of the next frame, and so the number of frames before.
+    seq: u64,
+    /// Digest of the last frame; zero before the first.
+    last: Digest,
+    /// What the next frame has as the digest before it.
+    before: Digest,
+    batch: u64,
+    tree: Frontier,
+}
+
+impl Chain {
+    /// From a segment's beginning, taking its header's word for all before it. For a ledger's first segment there is nothing before.
+    pub fn begin(header: &SegmentHeader) -> Result<Chain, FrameError> {
+        let tree = Frontier::at(header.first_seq, header.frontier.clone()).ok_or(FrameError::Header)?;
+        if header.first_seq == 0 && header.previous != Digest([0; 32]) {
+            return Err(FrameError::Header);
+        }
+        Ok(Chain {
+            ledger_id: header.ledger_id,
+            seq: header.first_seq,
+            last: header.previous,
+            before: header.digest(),
+            batch: header.first_seq,
+            tree,
+        })
+    }
+
+    /// Goes on in the next segment.
+    pub fn go_on(&mut self, header: &SegmentHeader) -> Result<(), FrameError> {
+        let due = self.next_header();
+        let wrong = match () {
+            () if header.ledger_id != due.ledger_id => "ledger id",
+            () if header.first_seq != due.first_seq => "first seq",
+            () if header.previous != due.previous => "last frame",
+            () if header.frontier != due.frontier => "tree",
+            () if header.version != due.version => "version",
+            () => {
+                self.before = header.digest();
+                return Ok(());
+            }
+        };
+        Err(FrameError::Segment(wrong))
+    }
+
+    /// The header of a segment that begins here.
+    pub fn next_header(&self) -> SegmentHeader {
+        SegmentHeader {
+            version: 2,
+            first_seq: self.seq,
+            ledger_id: self.ledger_id,
+            previous: self.last,
+            frontier: self.tree.roots().to_vec(),
+        }
+    }
+
+    /// Takes the next frame.
+    pub fn push(&mut self, frame: &Frame) -> Result<(), FrameError> {
+        if frame.seq != self.seq {
+            return Err(FrameError::Seq { found: frame.seq, expected: self.seq });
+        }
+        if frame.previous != self.before {
+            return Err(FrameError::Previous);
+        }
+        // A batch begins with the frame that names itself; the rest of it repeats that number.
+        if frame.batch != frame.seq && (frame.batch != self.batch || frame.seq == 0) {
+            return Err(FrameError::Batch(frame.batch));
+        }
+        self.seq += 1;
+        self.batch = frame.batch;
+        self.last = frame.digest;
+        self.before = frame.digest;
+        self.tree.push(&frame.digest);
+        Ok(())
+    }
+
+    /// Seq of the next frame.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// Digest of the last frame, none before the first.
+    pub fn head(&self) -> Option<Digest> {
+        (self.seq > 0).then_some(self.last)
+    }
+
+    /// What the next frame has as the digest before it.
+    pub fn before(&self) -> Digest {
+        self.before
+    }
+
+    /// The tree over all frames before.
+    pub fn tree(&self) -> &Frontier {
+        &self.tree
+    }
+
+    pub fn ledger_id(&self) -> &[u8; 32] {
+        &self.ledger_id
+    }
+}
