@@ -27,7 +27,7 @@ def main():
     for method, params in (
         ("memory.read", {"agent": "researcher", "key": "notes/first"}),
         ("memory.query", {"agent": "researcher", "prefix": ""}),
-        ("memory.history", {"agent": "researcher", "prefix": "notes/first"}),
+        ("memory.history", {"agent": "researcher", "key": "notes/first"}),
         ("memory.write", {"agent": "researcher", "key": "notes/first", "value": "forged"}),
         ("memory.list", {}),
     ):

@@ -101,7 +101,7 @@ def remember(page):
         return f"{entry['value']}", entry
 
     def history():
-        entries = memory.call("memory.history", prefix="notes/first")["entries"]
+        entries = memory.call("memory.history", key="notes/first")["entries"]
         hashes = [entry["hash"] for entry in entries]
         assert first["hash"] in hashes and len(set(hashes[:3])) == 3, hashes
         return f"{len(entries)} entries, A and A again are two", entries

@@ -26,7 +26,7 @@ fn three_writes_are_three_entries() -> Result<()> {
             r#"memory.write {"key":"aba","value":"A"}"#,
             r#"memory.write {"key":"aba","value":"B"}"#,
             r#"memory.write {"key":"aba","value":"A"}"#,
-            r#"memory.history {"prefix":"aba"}"#,
+            r#"memory.history {"key":"aba"}"#,
             r#"memory.read {"key":"aba"}"#,
         ],
     )?;
@@ -52,7 +52,7 @@ fn another_agent_cannot_read_list_or_write() -> Result<()> {
             &by_hash,
             r#"memory.read {"agent":"tester","key":"private"}"#,
             r#"memory.query {"agent":"tester","prefix":""}"#,
-            r#"memory.history {"agent":"tester","prefix":"private"}"#,
+            r#"memory.history {"agent":"tester","key":"private"}"#,
             r#"memory.write {"agent":"tester","key":"private","value":1}"#,
             r#"memory.list {}"#,
             r#"ledger.tail {}"#,
