@@ -30,6 +30,8 @@ pub mod door;
 #[cfg(feature = "node")]
 pub mod exposure;
 #[cfg(feature = "node")]
+pub mod facts;
+#[cfg(feature = "node")]
 pub mod identity;
 #[cfg(feature = "node")]
 pub mod ledger;

@@ -313,8 +313,16 @@ pub const MEMORY_HASHES_MAX: usize = 512;
 pub const MEMORY_BUNDLE_LINE_BYTES_MAX: usize = 256 * 1024;
 /// Places of damage that one answer names.
 pub const MEMORY_DAMAGES_MAX: usize = 64;
-/// Scopes in each list of a manifest's memory grants. More: refused.
+/// Scopes in the four lists of a manifest's memory grants together. More: refused.
 pub const MEMORY_SCOPES_MAX: usize = 64;
+/// Nodes whose bundles nulld.toml trusts.
+pub const MEMORY_TRUST_MAX: usize = 64;
+/// Retention by age, in days: a hundred years.
+pub const MEMORY_KEEP_DAYS_MAX: u32 = 36_525;
+/// The same four lists as JSON. More: refused.
+pub const MEMORY_SCOPES_BYTES_MAX: usize = 14 * 1024;
+/// What other manifests let one agent have, as JSON: `read` and `write` each. The rest is not shared, and cage's log says so.
+pub const MEMORY_SHARES_BYTES_MAX: usize = 20 * 1024;
 /// A ledger segment, in bytes; the batch that passes it is its last.
 pub const LEDGER_SEGMENT_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Bytes of the ledger that one `ledger.query` looks at; it goes on with `next_seq`.
@@ -386,6 +394,10 @@ const _: () = assert!(
         + 2048
         < LINE_BYTES_MAX,
     "what cage asks of egress for an agent fits a line"
+);
+const _: () = assert!(
+    MEMORY_SCOPES_BYTES_MAX + 2 * MEMORY_SHARES_BYTES_MAX + 2048 < LINE_BYTES_MAX,
+    "what cage asks of ctxgraph for an agent fits a line"
 );
 const _: () = assert!(ATTACH_MS_MAX > 2 * PEER_CALL_MS_MAX, "a receipt may take two calls of the ledger");
 const _: () =

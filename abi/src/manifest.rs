@@ -11,9 +11,11 @@ use toml::Spanned;
 use crate::config_error::{ConfigError, Source};
 use crate::ids::{AgentName, Digest, Name, SecretName, Source as SourceRange};
 use crate::limits;
+use crate::memory::MemoryGrants;
 use crate::network::{Budget, NetworkGrant};
 
 mod grants;
+mod memory;
 mod network;
 mod program;
 mod unenforced;
@@ -61,6 +63,9 @@ pub struct Manifest {
     /// By name.
     pub volumes: BTreeMap<Name, VolumeGrant>,
     pub publish: Vec<Published>,
+    /// Of other agents' memory, and others of this one's.
+    #[serde(default)]
+    pub memory: MemoryGrants,
 }
 
 /// What becomes of the disk behind the agent's root when a life ends.
@@ -188,6 +193,8 @@ struct RawCapabilities {
     health_check: Option<grants::RawHealthCheck>,
     #[serde(default)]
     volumes: BTreeMap<String, Spanned<grants::RawVolume>>,
+    #[serde(default)]
+    memory: memory::RawMemory,
 }
 
 #[derive(Deserialize, Default)]
@@ -228,7 +235,9 @@ impl Checker<'_> {
         let read = self.paths(caps.filesystem.read, "capabilities.filesystem.read", false)?;
         let write = self.paths(caps.filesystem.write, "capabilities.filesystem.write", true)?;
         let volumes = self.volumes(caps.volumes)?;
+        let name = self.name(&agent.name)?;
         Ok(Manifest {
+            memory: self.memory(caps.memory, &name)?,
             stdin: agent.stdin,
             tty: agent.tty,
             workspace: agent.workspace,
@@ -244,7 +253,7 @@ impl Checker<'_> {
             )?,
             volumes,
             publish: self.publish(caps.network.publish)?,
-            name: self.name(&agent.name)?,
+            name,
             version: self.version(&agent.version)?,
             rootfs: self.rootfs(&agent.rootfs)?,
             command: self.command(agent.command)?,

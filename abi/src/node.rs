@@ -3,6 +3,7 @@
 //! The image brings a nulld.toml with all services; the configuration volume's file is laid over it, table by table, key by
 //! key. nulld checks the result and writes it, as JSON, to [`NODE_CONFIG_PATH`] for the services.
 
+mod memory;
 mod service;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ use crate::limits;
 use crate::network::Price;
 use service::PartialService;
 
+pub use memory::{Conflicts, Memory};
 pub use service::{
     CallSet, OPEN_FILES_DEFAULT, Port, PortName, Proc, RESTART_MS_DEFAULT, Restart, ServiceConfig,
     TASKS_DEFAULT,
@@ -42,6 +44,7 @@ pub struct NodeConfig {
     pub clock: Clock,
     pub logs: Logs,
     pub metrics: Metrics,
+    pub memory: Memory,
     /// `[prices."MODEL"]`: what calls to metered APIs cost. A model that is not here is refused to agents with a bound of tokens or money.
     pub prices: BTreeMap<String, Price>,
     pub services: BTreeMap<String, ServiceConfig>,
@@ -174,6 +177,7 @@ struct Partial {
     clock: Clock,
     logs: Logs,
     metrics: Metrics,
+    memory: Memory,
     prices: BTreeMap<String, Price>,
     services: BTreeMap<String, PartialService>,
 }
@@ -244,6 +248,7 @@ fn check_helpers(config: &NodeConfig, wrong: &dyn Fn(String, &str, &str) -> Chec
         return wrong("logs.forward".into(), rule, "write for example forward = \"udp://192.0.2.5:514\"");
     }
     check_broker(config, wrong)?;
+    memory::check(config, wrong)?;
     check_metrics(config, wrong)
 }
 

@@ -4,9 +4,7 @@
 //! growing pause; when the VM ends, so do they. Must never: give one VM's namespace or socket to another's lease.
 
 use abi::control::{AgentGrants, Attached, Grants, MemoryAttach, NetAttach, NetGrants};
-use abi::exposure::Exposure;
 use abi::ids::Instance;
-use abi::memory::{MemoryGrants, MemoryShares};
 use abi::rpc::{Incoming, Request, RpcError};
 use abi::wire::{Connection, WireError};
 use abi::{limits, log};
@@ -20,6 +18,8 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use crate::shares::Wish;
 
 const PAUSE_MS_FIRST: u64 = 200;
 const PAUSE_MS_MAX: u64 = 5_000;
@@ -148,18 +148,12 @@ pub fn attach_network(
 /// Asks ctxgraph to serve a VM's memory on a listening socket; gives up when `stop` becomes readable.
 pub fn attach_memory(
     ctxgraph: &str,
-    instance: &Instance,
+    want: &MemoryAttach,
     listener: BorrowedFd<'_>,
     stop: Option<&OwnedFd>,
 ) -> Result<Connection, LeaseError> {
-    let want = MemoryAttach {
-        instance: instance.clone(),
-        grants: MemoryGrants::default(),
-        shares: MemoryShares::default(),
-        exposure: Exposure::NONE,
-    };
     let (connection, _): (_, serde_json::Value) =
-        attach("ctxgraph", ctxgraph, "memory.attach", &want, &[listener], stop)?;
+        attach("ctxgraph", ctxgraph, "memory.attach", want, &[listener], stop)?;
     Ok(connection)
 }
 
@@ -175,7 +169,7 @@ pub fn network_use(egress: &str) -> Option<BTreeMap<Instance, AgentGrants>> {
 /// What a keeper needs to make a VM's leases again.
 #[derive(Debug)]
 pub struct Leases {
-    pub instance: Instance,
+    pub wish: Wish,
     pub egress: String,
     pub ctxgraph: String,
     /// Absent: the VM has no network.
@@ -198,7 +192,7 @@ impl Keeper {
         let watched = stop.clone();
         let thread = std::thread::Builder::new()
             .name("leases".into())
-            .stack_size(128 * 1024)
+            .stack_size(512 * 1024) // it parses manifests
             .spawn(move || keep(leases, &watched))?;
         Ok(Keeper { stop, thread: Some(thread) })
     }
@@ -264,7 +258,8 @@ impl Lease {
 }
 
 fn keep(leases: Leases, stop: &OwnedFd) {
-    let Leases { instance, egress, ctxgraph, network, memory, listener } = leases;
+    let Leases { wish, egress, ctxgraph, network, memory, listener } = leases;
+    let instance = &wish.instance;
     let mut memory = Lease::Held(memory);
     let (want, mut network) = match network {
         Some((want, network)) => (Some((want, network.netns)), Some(Lease::Held(network.connection))),
@@ -299,10 +294,11 @@ fn keep(leases: Leases, stop: &OwnedFd) {
                 *lease = Lease::lost();
             }
         }
-        memory
-            .renew("memory", &instance, || attach_memory(&ctxgraph, &instance, listener.as_fd(), Some(stop)));
+        memory.renew("memory", instance, || {
+            attach_memory(&ctxgraph, &wish.now(), listener.as_fd(), Some(stop))
+        });
         if let (Some(lease), Some((want, netns))) = (&mut network, &want) {
-            lease.renew("network", &instance, || {
+            lease.renew("network", instance, || {
                 attach_network(&egress, want, Some(netns), Some(stop)).map(|network| network.connection)
             });
         }
@@ -315,6 +311,13 @@ mod tests {
     use abi::rpc::Response;
     use serde_json::json;
     use std::sync::mpsc::channel;
+
+    /// A wish of `a.1`, whose configuration is below a directory.
+    fn wish(config: &std::path::Path) -> Wish {
+        let text = "[agent]\nname = \"a\"\nversion = \"1\"\nrootfs = \"r\"\ncommand = [\"/x\"]\n";
+        let manifest = abi::manifest::parse("AGENT.toml", text).unwrap();
+        Wish { instance: "a.1".parse().unwrap(), manifest, config: config.to_path_buf() }
+    }
 
     #[test]
     fn a_lost_lease_is_made_again_with_the_same_socket_and_ends_with_its_keeper() {
@@ -330,24 +333,25 @@ mod tests {
                 assert!(line.contains("memory.attach") && line.contains("a.1"), "{line}");
                 assert_eq!(connection.take_fds().len(), 1);
                 connection.write_line(&Response::of(Some(1), Ok(json!({})))).unwrap();
-                sender.send(connection).unwrap();
+                sender.send((connection, line)).unwrap();
             }
         });
         let ctxgraph = path.to_string_lossy().into_owned();
-        let instance: Instance = "a.1".parse().unwrap();
-        let memory = attach_memory(&ctxgraph, &instance, listener.as_fd(), None).unwrap();
-        let first = accepted.recv().unwrap();
-        let keeper = Keeper::start(Leases {
-            instance,
-            egress: String::new(),
-            ctxgraph,
-            network: None,
-            memory,
-            listener,
-        })
-        .unwrap();
+        let wish = wish(dir.path());
+        let memory = attach_memory(&ctxgraph, &wish.now(), listener.as_fd(), None).unwrap();
+        let (first, asked) = accepted.recv().unwrap();
+        assert!(!asked.contains("b:notes/"), "{asked}");
+        let keeper =
+            Keeper::start(Leases { wish, egress: String::new(), ctxgraph, network: None, memory, listener })
+                .unwrap();
+        // Another agent shares something meanwhile: the next lease knows.
+        let shares = "[agent]\nname = \"b\"\nversion = \"1\"\nrootfs = \"r\"\ncommand = [\"/x\"]\n\
+                      [capabilities]\nmemory.share_read = [\"a:notes/\"]\n";
+        std::fs::create_dir(dir.path().join("agents")).unwrap();
+        std::fs::write(dir.path().join("agents/b.toml"), shares).unwrap();
         drop(first);
-        let mut second = accepted.recv_timeout(Duration::from_secs(10)).unwrap();
+        let (mut second, asked) = accepted.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert!(asked.contains("\"b:notes/\""), "{asked}");
         drop(keeper);
         // A reset where the keeper had not read the answer yet: an end like any other.
         assert!(matches!(second.read_line(), Ok(None) | Err(_)));
@@ -362,7 +366,7 @@ mod tests {
         let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
         drop(far);
         let leases = Leases {
-            instance: "a.1".parse().unwrap(),
+            wish: wish(dir.path()),
             egress: String::new(),
             ctxgraph: path.to_string_lossy().into_owned(),
             network: None,
@@ -380,7 +384,8 @@ mod tests {
     #[test]
     fn an_absent_service_is_an_error_that_names_it() {
         let error =
-            attach_memory("/nonexistent", &"a.1".parse().unwrap(), io::stdin().as_fd(), None).unwrap_err();
+            attach_memory("/nonexistent", &wish("/nonexistent".as_ref()).now(), io::stdin().as_fd(), None)
+                .unwrap_err();
         assert!(error.to_string().contains("ctxgraph cannot be reached"));
     }
 

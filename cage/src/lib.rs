@@ -31,6 +31,7 @@ pub mod order;
 pub mod output;
 pub mod places;
 pub mod recovery;
+pub mod shares;
 pub mod state;
 pub mod steer;
 pub mod store;

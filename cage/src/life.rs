@@ -32,6 +32,7 @@ use crate::jail::cgroup::{Bounds, IoBound, VmCgroup};
 use crate::jail::{JailNetwork, JailSpec};
 use crate::lease::{self, Keeper, Leases};
 use crate::manifests::Loaded;
+use crate::shares::Wish;
 use crate::state::Happening;
 use crate::store::Hold;
 use crate::turns::Turn;
@@ -280,12 +281,10 @@ impl Life<'_> {
                 Some((want, network))
             }
         };
-        let memory = lease::attach_memory(
-            &places.ctxgraph,
-            self.instance(),
-            std::os::fd::AsFd::as_fd(&listener),
-            None,
-        );
+        let (manifest, config) = (self.order.loaded.manifest.clone(), places.config.clone());
+        let wish = Wish { instance: self.instance().clone(), manifest, config };
+        let memory = std::os::fd::AsFd::as_fd(&listener);
+        let memory = lease::attach_memory(&places.ctxgraph, &wish.now(), memory, None);
         let memory = memory.map_err(broken)?;
         let (jail_network, netns, attached) = match &network {
             None => (None, None, None),
@@ -298,8 +297,7 @@ impl Life<'_> {
             }
         };
         let (egress, ctxgraph) = (places.egress.clone(), places.ctxgraph.clone());
-        let leases =
-            Leases { instance: self.instance().clone(), egress, ctxgraph, network, memory, listener };
+        let leases = Leases { wish, egress, ctxgraph, network, memory, listener };
         self.held.keeper = Some(Keeper::start(leases).map_err(broken)?);
         self.reached("memory")?;
         Ok((jail_network, netns, attached))

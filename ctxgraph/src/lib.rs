@@ -11,6 +11,7 @@
     )
 )]
 
+pub mod access;
 pub mod calls;
 pub mod canonical;
 pub mod entry;

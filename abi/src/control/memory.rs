@@ -326,6 +326,9 @@ pub struct MemoryAttach {
     /// What its manifest exposes it to from the beginning.
     #[serde(default)]
     pub exposure: Exposure,
+    /// It finds files of its earlier lives (a kept workspace, a volume), and so what they were exposed to.
+    #[serde(default)]
+    pub inherits: bool,
 }
 
 /// Parameters of `memory.export`: a bundle (docs/formats/ctxgraph.md) as notifications `output` with [`MemoryChunk`]. Result: [`Exported`].
