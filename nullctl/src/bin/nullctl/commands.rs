@@ -9,6 +9,7 @@ mod exec;
 mod files;
 mod image;
 mod local;
+mod memory;
 mod net;
 mod services;
 mod spend;
@@ -37,6 +38,7 @@ const GROUPS: &[&[Command]] = &[
     image::COMMANDS,
     net::COMMANDS,
     spend::COMMANDS,
+    memory::COMMANDS,
     services::COMMANDS,
     local::COMMANDS,
 ];

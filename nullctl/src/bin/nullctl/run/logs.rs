@@ -49,9 +49,14 @@ fn show(
     Ok(0)
 }
 
-/// `--since` in Unix milliseconds; an age counts from now by this machine's clock.
+/// `--since` in Unix milliseconds.
 pub fn since(given: &Arguments) -> Result<Option<u64>, Failure> {
-    let Some(text) = given.value("since") else {
+    time(given, "since")
+}
+
+/// An option's time in Unix milliseconds; an age counts from now by this machine's clock.
+pub fn time(given: &Arguments, option: &str) -> Result<Option<u64>, Failure> {
+    let Some(text) = given.value(option) else {
         return Ok(None);
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -59,8 +64,10 @@ pub fn since(given: &Arguments) -> Result<Option<u64>, Failure> {
     let found = age_ms(text).map(|age| now_ms.saturating_sub(age)).or_else(|| unix_ms_of(text));
     found.map(Some).ok_or_else(|| {
         Failure::usage(
-            format!("--since {text}: neither an age nor a time"),
-            "write for example --since 10m (s, m, h or d), or --since 2026-11-22T10:00:00Z (UTC)",
+            format!("--{option} {text}: neither an age nor a time"),
+            format!(
+                "write for example --{option} 10m (s, m, h or d), or --{option} 2026-11-22T10:00:00Z (UTC)"
+            ),
         )
     })
 }

@@ -1,0 +1,203 @@
+//! `memory`: what agents remember.
+
+use super::{AGENT, PAGE};
+use crate::cli::{Command, Opt, switch, valued};
+use crate::run::memory;
+
+const LIMIT: Opt = valued("limit", "N", "at most N entries");
+const LABEL: Opt = valued("label", "NAME=VALUE", "with this label; may be given again");
+const TYPE: Opt = valued("type", "TYPE", "along links of this type; may be given again");
+const DIRECTION: Opt = valued("direction", "out|in|both", "which way links are followed (out)");
+
+/// In the order of the help.
+pub const COMMANDS: &[Command] = &[
+    Command {
+        path: "memory list",
+        arguments: &[],
+        rest: "",
+        about: "agents with memory, entries and bytes of each",
+        details: "",
+        options: &[],
+        examples: &[("nullctl memory list", "")],
+        run: memory::list,
+    },
+    Command {
+        path: "memory write",
+        arguments: &["KEY", "VALUE"],
+        rest: "",
+        about: "write an entry into an agent's memory",
+        details: "VALUE is JSON; with --text it is taken as a string. VALUE - reads standard input.",
+        options: &[
+            AGENT,
+            switch("text", None, "VALUE is plain text"),
+            valued("parent", "HASH|none", "only if this is the key's newest entry, or it has none"),
+            LABEL,
+            valued("link", "TYPE=HASH", "a link to another entry; may be given again"),
+            valued("ttl", "SECONDS", "forget the value after so long"),
+            valued("vector", "FILE", "for memory nearest: a JSON array of numbers"),
+        ],
+        examples: &[
+            ("nullctl memory write --agent researcher topics/1 {\"q\":\"tcg\"}", ""),
+            ("nullctl memory write --agent researcher hint hello --text --parent none", ""),
+        ],
+        run: memory::write::write,
+    },
+    Command {
+        path: "memory batch",
+        arguments: &["FILE"],
+        rest: "",
+        about: "several writes, all or none",
+        details: "FILE (- is standard input) has one JSON object a line, as the method memory.write takes it:\n\
+                  {\"key\":\"notes/1\",\"value\":1}. What names no agent goes to that of --agent.",
+        options: &[AGENT],
+        examples: &[("nullctl memory batch --agent researcher notes.jsonl", "")],
+        run: memory::write::batch,
+    },
+    Command {
+        path: "memory read",
+        arguments: &["[KEY]"],
+        rest: "",
+        about: "one entry: the newest of a key, or by hash",
+        details: "",
+        options: &[AGENT, valued("hash", "sha256:...", "the entry with this hash")],
+        examples: &[
+            ("nullctl memory read --agent researcher notes/first", ""),
+            (
+                "nullctl memory read --hash sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+                "",
+            ),
+        ],
+        run: memory::read,
+    },
+    Command {
+        path: "memory query",
+        arguments: &["[PREFIX]"],
+        rest: "",
+        about: "newest entry of each key with a prefix",
+        details: "",
+        options: &[
+            PAGE[0],
+            PAGE[1],
+            PAGE[2],
+            valued("since", "TIME", "written then or later: an age (10m, 2h) or 2026-11-22T10:00:00Z"),
+            valued("until", "TIME", "written before then"),
+            LABEL,
+            valued("linked-to", "HASH", "with a link to this entry"),
+        ],
+        examples: &[("nullctl memory query --agent researcher notes/ --label topic=tcg --since 2h", "")],
+        run: memory::query,
+    },
+    Command {
+        path: "memory history",
+        arguments: &["KEY"],
+        rest: "",
+        about: "all entries of a key, newest first",
+        details: "",
+        options: &PAGE,
+        examples: &[("nullctl memory history --agent researcher notes/first", "")],
+        run: memory::history,
+    },
+    Command {
+        path: "memory conflicts",
+        arguments: &["[PREFIX]"],
+        rest: "",
+        about: "newest entries of keys that have several",
+        details: "They come from other nodes. The next write goes on from the newest, or from the one that --parent names.",
+        options: &PAGE,
+        examples: &[("nullctl memory conflicts --agent researcher", "")],
+        run: memory::conflicts,
+    },
+    Command {
+        path: "memory neighbours",
+        arguments: &["HASH"],
+        rest: "",
+        about: "entries that an entry is linked with",
+        details: "",
+        options: &[DIRECTION, TYPE, LIMIT],
+        examples: &[(
+            "nullctl memory neighbours sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 --direction both",
+            "",
+        )],
+        run: memory::neighbours,
+    },
+    Command {
+        path: "memory traverse",
+        arguments: &["HASH"],
+        rest: "",
+        about: "entries within some links of an entry, nearest first",
+        details: "",
+        options: &[valued("depth", "N", "at most N links away (1)"), DIRECTION, TYPE, LIMIT],
+        examples: &[(
+            "nullctl memory traverse sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 --depth 3",
+            "",
+        )],
+        run: memory::traverse,
+    },
+    Command {
+        path: "memory search",
+        arguments: &["TEXT", "[PREFIX]"],
+        rest: "",
+        about: "newest entries that have words, best first",
+        details: "All words must be there; word* stands for all that begin so, \"two words\" for a phrase.",
+        options: &[AGENT, LIMIT],
+        examples: &[("nullctl memory search --agent researcher \"emulat* tcg\" notes/", "")],
+        run: memory::search,
+    },
+    Command {
+        path: "memory nearest",
+        arguments: &["FILE", "[PREFIX]"],
+        rest: "",
+        about: "newest entries near a vector, nearest first",
+        details: "FILE (- is standard input) has a JSON array of numbers.",
+        options: &[AGENT, LIMIT],
+        examples: &[("nullctl memory nearest --agent researcher question.json notes/", "")],
+        run: memory::nearest,
+    },
+    Command {
+        path: "memory watch",
+        arguments: &["[PREFIX]"],
+        rest: "",
+        about: "entries under a prefix as they are written",
+        details: "Until it is interrupted, or the node drops it because it reads too slowly.",
+        options: &[AGENT],
+        examples: &[("nullctl memory watch --agent researcher notes/", "")],
+        run: memory::watch,
+    },
+    Command {
+        path: "memory forget",
+        arguments: &["[KEY]"],
+        rest: "",
+        about: "delete the values of a key, or of one entry",
+        details: "What stays proves the chain: header and hash, without the value.",
+        options: &[AGENT, valued("hash", "sha256:...", "the value of this entry only")],
+        examples: &[("nullctl memory forget --agent researcher drafts/1", "")],
+        run: memory::forget,
+    },
+    Command {
+        path: "memory fact set",
+        arguments: &["KIND", "NAME", "TEXT"],
+        rest: "",
+        about: "write a fact: preference, profile, goal, constraint or context",
+        details: "An entry under facts/KIND/NAME with the label fact=KIND (docs/facts.md).",
+        options: &[
+            AGENT,
+            valued("confidence", "PERCENT", "0 to 100 (100)"),
+            valued("source", "TEXT", "where it is from"),
+        ],
+        examples: &[(
+            "nullctl memory fact set --agent researcher preference answers \"short ones\" --confidence 80",
+            "",
+        )],
+        run: memory::fact::set,
+    },
+    Command {
+        path: "memory fact list",
+        arguments: &["[KIND]"],
+        rest: "",
+        about: "an agent's facts",
+        details: "",
+        options: &PAGE,
+        examples: &[("nullctl memory fact list --agent researcher goal", "")],
+        run: memory::fact::list,
+    },
+];
