@@ -308,7 +308,7 @@ pub const MEMORY_FORGET_EVERY_MS: u64 = 10_000;
 /// Bytes of a bundle or an export in one notification.
 pub const MEMORY_CHUNK_BYTES_MAX: usize = 32 * 1024;
 /// Hashes in one answer of `memory.hashes`, and in one `memory.export`.
-pub const MEMORY_HASHES_MAX: usize = 512;
+pub const MEMORY_HASHES_MAX: usize = 384;
 /// One line of a bundle, in bytes. Longer: refused.
 pub const MEMORY_BUNDLE_LINE_BYTES_MAX: usize = 256 * 1024;
 /// Places of damage that one answer names.

@@ -392,6 +392,9 @@ pub struct Imported {
 #[serde(deny_unknown_fields)]
 pub struct Hashes {
     pub hashes: Vec<Digest>,
+    /// Those of them whose values are forgotten.
+    #[serde(default)]
+    pub forgotten: Vec<Digest>,
     #[serde(default)]
     pub cursor: Option<String>,
 }

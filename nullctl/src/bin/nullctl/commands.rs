@@ -3,6 +3,7 @@
 use crate::cli::{Command, Opt, switch, valued};
 
 mod agent;
+mod bundle;
 mod disks;
 mod evidence;
 mod exec;
@@ -40,6 +41,9 @@ const GROUPS: &[&[Command]] = &[
     spend::COMMANDS,
     memory::COMMANDS,
     services::COMMANDS,
+    bundle::COMMANDS,
+    #[cfg(feature = "sync")]
+    bundle::SYNC,
     local::COMMANDS,
 ];
 

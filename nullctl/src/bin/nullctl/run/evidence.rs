@@ -118,14 +118,14 @@ fn local(to: &str, error: &io::Error) -> Failure {
 }
 
 /// A file that is being written under another name, and gone unless it was kept.
-struct Part {
-    file: File,
+pub(super) struct Part {
+    pub(super) file: File,
     path: PathBuf,
     to: PathBuf,
 }
 
 impl Part {
-    fn create(to: &Path) -> io::Result<Part> {
+    pub(super) fn create(to: &Path) -> io::Result<Part> {
         if to.symlink_metadata().is_ok() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -136,7 +136,7 @@ impl Part {
     }
 
     /// Gives it its name, durably; how long it is.
-    fn keep(self) -> io::Result<u64> {
+    pub(super) fn keep(self) -> io::Result<u64> {
         self.file.sync_all()?;
         rustix::fs::renameat_with(CWD, &self.path, CWD, &self.to, RenameFlags::NOREPLACE)?;
         let dir = self.to.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));

@@ -1,6 +1,7 @@
 //! What each command does: parameters, the call, and the result in words.
 
 pub mod agent;
+pub mod bundle;
 pub mod disks;
 pub mod doctor;
 pub mod evidence;
@@ -13,6 +14,8 @@ pub mod logs;
 pub mod memory;
 pub mod net;
 pub mod spend;
+#[cfg(feature = "sync")]
+pub mod sync;
 pub mod system;
 pub mod watch;
 
