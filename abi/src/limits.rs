@@ -295,6 +295,14 @@ pub const MEMORY_TRAVERSE_DEPTH_MAX: u32 = 8;
 pub const MEMORY_TRAVERSE_LINKS_MAX: usize = 4096;
 /// Words of a search. More: refused.
 pub const MEMORY_SEARCH_WORDS_MAX: usize = 16;
+/// Characters of a word that count in a search; what follows in the same word is not looked at.
+pub const MEMORY_SEARCH_WORD_CHARS_MAX: usize = 64;
+/// Characters before the `*` of a search. Fewer: refused.
+pub const MEMORY_SEARCH_PREFIX_CHARS_MIN: usize = 2;
+/// Entries with the words that one search looks at, the newest first. More: `truncated`.
+pub const MEMORY_SEARCH_ROWS_MAX: usize = 16_384;
+/// Bytes of values that one search reads. Then: `truncated`.
+pub const MEMORY_SEARCH_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Vectors that one `memory.nearest` compares. More under the prefix: refused, with the number.
 pub const MEMORY_NEAREST_VECTORS_MAX: usize = 100_000;
 /// Watchers of one agent's connections, and of all operators. One more: refused.

@@ -22,3 +22,5 @@ pub mod service;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod watch;
+pub mod words;

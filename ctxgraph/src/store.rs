@@ -3,6 +3,9 @@
 //! Must hold: entries are only ever added; what is read is checked against its hash before it is shown.
 //! Must never: show one agent's entry for another agent's question.
 
+pub mod search;
+pub mod vector;
+
 use abi::control::{Entry, MemoryUse};
 use abi::ids::{AgentName, Digest};
 use abi::ledger::Receipt;
@@ -67,6 +70,10 @@ pub enum StoreError {
     Damaged(i64, &'static str),
     #[error(transparent)]
     Canonical(#[from] CanonicalError),
+    #[error(transparent)]
+    Query(#[from] search::QueryError),
+    #[error(transparent)]
+    Vector(#[from] vector::VectorError),
     #[error("agent `{agent}` has {have} {what}, the quota is {quota}")]
     Quota { agent: AgentName, what: &'static str, have: u64, quota: u64 },
 }

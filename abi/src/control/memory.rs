@@ -195,6 +195,9 @@ pub struct MemoryNearest {
 #[serde(deny_unknown_fields)]
 pub struct Hits {
     pub hits: Vec<Hit>,
+    /// More entries had the words than one search looks at, or the hits did not fit a line.
+    #[serde(default)]
+    pub truncated: bool,
     pub reader_exposure: Exposure,
 }
 
@@ -202,7 +205,8 @@ pub struct Hits {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hit {
-    /// Smaller is better: BM25 as SQLite's FTS5 gives it (negative), or the cosine distance, 0 to 2.
+    /// Smaller is better: BM25 with all words weighing alike, below 0; or the cosine distance, 0 to 2. Of the entry and the question
+    /// alone: what else is in a memory does not move it.
     pub distance: f64,
     pub entry: Entry,
 }
