@@ -4,11 +4,13 @@
 //! Must never: tell an agent whether another agent's entry exists.
 
 use abi::control::{MemoryHistory, MemoryList, MemoryQuery, MemoryRead, MemoryWrite};
+use abi::exposure::Exposure;
 use abi::ids::{AgentName, Digest};
 use abi::rpc::{Code, Request, RpcError};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::draft::{Author, DraftError};
 use crate::memory::{Memory, MemoryError};
 
 /// Who speaks. For an agent it is known from the socket.
@@ -55,17 +57,23 @@ pub const MEMORY_METHODS_ONLY: &str = "memory-methods-only";
 pub fn answer(memory: &Memory, speaker: &Speaker, request: &Request) -> Result<Value, Refusal> {
     match (request.method.as_str(), speaker) {
         ("memory.write", _) => {
-            let params: MemoryWrite = request.params()?;
-            let agent = whose(speaker, params.agent, &request.method)?;
-            value_of(memory.write(&agent, &params.key, &params.value)?)
+            let mut params: MemoryWrite = request.params()?;
+            let owner = whose(speaker, params.agent.take(), &request.method)?;
+            let author = match speaker {
+                Speaker::Agent(own) => Author::Agent(own.clone()),
+                Speaker::Operator => Author::Operator("operator".into()),
+            };
+            params.agent = Some(owner.clone());
+            let may_read = |agent: &AgentName, _: &str| *agent == owner;
+            value_of(memory.write(&author, Exposure::NONE, params, &may_read)?)
         }
         ("memory.read", _) => {
             let params: MemoryRead = request.params()?;
             let agent = whose(speaker, params.agent, &request.method)?;
             match (&params.hash, &params.key) {
-                (Some(hash), None) => match memory.by_hash(&agent, hash)? {
-                    Some(entry) => value_of(entry),
-                    None => Err(no_entry(memory, speaker, &agent, hash)),
+                (Some(hash), None) => match memory.by_hash(hash)? {
+                    Some(entry) if entry.agent == agent => value_of(entry),
+                    _ => Err(no_entry(memory, speaker, &agent, hash)),
                 },
                 (None, Some(key)) => match memory.newest(&agent, key)? {
                     Some(entry) => value_of(entry),
@@ -121,7 +129,8 @@ fn whose(speaker: &Speaker, named: Option<AgentName>, method: &str) -> Result<Ag
 
 /// An agent gets the same answer whether the entry is another's or nobody's; the ledger knows the difference.
 fn no_entry(memory: &Memory, speaker: &Speaker, agent: &AgentName, hash: &Digest) -> Refusal {
-    let reached = matches!(speaker, Speaker::Agent(_)) && memory.exists(hash);
+    let reached =
+        matches!(speaker, Speaker::Agent(_)) && memory.by_hash(hash).is_ok_and(|found| found.is_some());
     Refusal {
         error: RpcError::new(Code::NOT_FOUND, format!("the memory of `{agent}` has no entry {hash}"))
             .explained(
@@ -153,27 +162,36 @@ fn not_for_agents(method: &str) -> Refusal {
 /// A memory error as an answer that says which rule and what to do.
 pub fn explain(error: &MemoryError) -> RpcError {
     let (code, rule, remedy) = match error {
-        MemoryError::KeyLength(_) | MemoryError::KeyControl => (
+        MemoryError::Draft(draft) => return explain_draft(draft),
+        MemoryError::BatchCount(_) | MemoryError::BatchBytes => {
+            (Code::INVALID_PARAMS, "a batch and its answer are one line each", "send several batches")
+        }
+        MemoryError::Link(_) => (
             Code::INVALID_PARAMS,
-            "a key is 1 to 256 bytes of UTF-8 without control characters",
-            "use another key",
+            "a link leads to an entry that its writer may read",
+            "memory.query lists entries with their hashes",
         ),
-        MemoryError::ValueLength(_) => (
-            Code::INVALID_PARAMS,
-            "a value is at most 32 KiB of canonical JSON",
-            "split it over several keys",
+        MemoryError::Conflict { .. } => (
+            Code::CONFLICT,
+            "a write with `parent` happens only where that is the newest entry",
+            "read the key again, and write on what is there",
         ),
-        MemoryError::Value(_) => (
+        MemoryError::Heads(_) => (
+            Code::CONFLICT,
+            "this node refuses to write to a key with several heads ([memory] conflicts in nulld.toml)",
+            "look at memory.conflicts, then write with the newest as `parent`: the others are superseded",
+        ),
+        MemoryError::Target => (
             Code::INVALID_PARAMS,
-            "a value is kept exactly, as RFC 8785 writes it",
-            "write large integers as strings; nest less",
+            "one entry is forgotten by its hash, or all of a key",
+            "leave one of them out",
         ),
         MemoryError::Quota(_) => (
             Code::LIMIT,
-            "entries are never removed, and each agent may own so many",
-            "write less; an operator can give the agent another name",
+            "entries are never removed, and each agent may own so many; values can be forgotten",
+            "forget values (for bytes); an operator can give the agent another name (for entries)",
         ),
-        MemoryError::Busy => (Code::LIMIT, "writes wait in a bounded queue", "try again"),
+        MemoryError::Busy(_) => (Code::LIMIT, "writes wait in a bounded queue", "try again"),
         MemoryError::Cursor(_) => {
             (Code::INVALID_PARAMS, "a cursor comes from the answer before", "start without a cursor")
         }
@@ -189,6 +207,32 @@ pub fn explain(error: &MemoryError) -> RpcError {
         ),
     };
     RpcError::new(code, error.to_string()).explained(rule, remedy)
+}
+
+fn explain_draft(error: &DraftError) -> RpcError {
+    let (rule, remedy) = match error {
+        DraftError::Owner => ("an operator names the agent whose memory is meant", "add `agent`"),
+        DraftError::KeyLength(_) | DraftError::KeyControl => {
+            ("a key is 1 to 256 bytes of UTF-8 without control characters", "use another key")
+        }
+        DraftError::ValueLength(_) => {
+            ("a value is at most 32 KiB of canonical JSON", "split it over several keys")
+        }
+        DraftError::Value(_) => {
+            ("a value is kept exactly, as RFC 8785 writes it", "write large integers as strings; nest less")
+        }
+        DraftError::TooMany(..) => ("an entry has so many at most", "link from several entries; label less"),
+        DraftError::Word(..) => ("labels and link types are short words", "use another word"),
+        DraftError::Reserved(..) => ("the node's labels and links come from the node", "use another word"),
+        DraftError::LabelValue(_) => ("a label's value is a short text", "put long texts into the value"),
+        DraftError::Ttl(_) => {
+            ("a time to live is one second to ten years", "leave `ttl_secs` out to keep it")
+        }
+        DraftError::Vector(_) => {
+            ("a vector has a direction, which is what is compared", "send finite numbers")
+        }
+    };
+    RpcError::new(Code::INVALID_PARAMS, error.to_string()).explained(rule, remedy)
 }
 
 /// A result as JSON.

@@ -69,7 +69,7 @@ fn write_object(out: &mut String, members: &Map<String, Value>, depth: usize) ->
 }
 
 /// RFC 8785 3.2.2.2.
-fn write_string(out: &mut String, text: &str) {
+pub fn write_string(out: &mut String, text: &str) {
     out.push('"');
     for c in text.chars() {
         match c {
@@ -87,6 +87,16 @@ fn write_string(out: &mut String, text: &str) {
         }
     }
     out.push('"');
+}
+
+/// An integer, where JSON keeps it.
+pub fn write_integer(out: &mut String, integer: u64) -> Result<(), CanonicalError> {
+    if integer <= 1 << 53 {
+        let _ = write!(out, "{integer}"); // writing to a String cannot fail
+    } else {
+        out.push_str(&number_text(&integer.into())?);
+    }
+    Ok(())
 }
 
 fn number_text(number: &Number) -> Result<String, CanonicalError> {

@@ -14,6 +14,7 @@
 pub mod access;
 pub mod calls;
 pub mod canonical;
+pub mod draft;
 pub mod entry;
 pub mod lease;
 pub mod ledger;

@@ -1,44 +1,57 @@
 //! Agents' memory: one writer thread with a bounded queue, readers beside it.
 //!
-//! Must hold: a write's receipt is durable in the ledger before the write is committed, and both before it is acknowledged.
+//! Must hold: a write's receipt is durable in the ledger before the write is committed, and both before it is acknowledged; likewise
+//! before a value is forgotten.
 //! Must never: commit a write without a receipt.
 
-use abi::control::{Entries, Entry, MemoryHistory, MemoryQuery, MemoryUse};
-use abi::identity::Service;
-use abi::ids::{AgentName, Digest};
-use abi::ledger::Event;
+mod queue;
+mod writer;
+
+use abi::control::{
+    Entries, Entry, Forgot, MemoryConflicts, MemoryForget, MemoryHistory, MemoryQuery, MemoryTraverse,
+    MemoryUse, MemoryWrite, Traversal,
+};
+use abi::exposure::Exposure;
+use abi::ids::{AgentName, Digest, Instance};
 use abi::limits;
-use serde_json::Value;
-use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::canonical::{self, CanonicalError};
-use crate::entry::Header;
+use crate::draft::{Author, Draft, DraftError};
 use crate::ledger::{AppendError, Ledger, unix_ms};
-use crate::store::{Quotas, Store, StoreError};
-use ::ledger::frame::Source;
+use crate::store::forget::Retention;
+use crate::store::graph::MayRead;
+use crate::store::{Conflicts, Quotas, Store, StoreError};
+use crate::watch::Watchers;
+use queue::{Job, Queue, Write};
+use writer::{Forget, Writer};
 
 /// Why memory refused or failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MemoryError {
-    #[error("the key has {0} bytes, 1 to {max} are kept", max = limits::MEMORY_KEY_BYTES_MAX)]
-    KeyLength(usize),
-    #[error("the key has a control character")]
-    KeyControl,
-    #[error("the value has {0} bytes as canonical JSON, at most {max} are kept", max = limits::MEMORY_VALUE_BYTES_MAX)]
-    ValueLength(usize),
     #[error(transparent)]
-    Value(#[from] CanonicalError),
+    Draft(#[from] DraftError),
+    #[error("a batch has {0} writes, 1 to {max} are taken", max = limits::MEMORY_WRITE_BATCH_MAX)]
+    BatchCount(usize),
+    #[error("the answer to the batch would not fit a line")]
+    BatchBytes,
+    #[error("the link to {0} leads to no entry that you may read")]
+    Link(Digest),
+    #[error("{message}")]
+    Conflict { message: String, newest: Option<Digest> },
+    #[error("{0}")]
+    Heads(String),
     #[error("{0}")]
     Quota(String),
-    #[error("{max} writes are waiting already", max = limits::MEMORY_WRITES_WAITING_MAX)]
-    Busy,
+    #[error("{0}")]
+    Busy(String),
+    #[error("give `hash`, or `agent` and `key`")]
+    Target,
     #[error("the cursor `{0}` is not one that an answer gave")]
     Cursor(String),
-    #[error("no receipt, so no write: {0}")]
+    #[error("no receipt, so nothing changed: {0}")]
     Receipt(AppendError),
     #[error("{0}")]
     Store(String),
@@ -48,10 +61,39 @@ pub enum MemoryError {
 
 impl From<StoreError> for MemoryError {
     fn from(error: StoreError) -> MemoryError {
+        let message = error.to_string();
         match error {
-            StoreError::Quota { .. } => MemoryError::Quota(error.to_string()),
-            StoreError::Canonical(error) => MemoryError::Value(error),
-            other => MemoryError::Store(other.to_string()),
+            StoreError::Quota { .. } => MemoryError::Quota(message),
+            StoreError::Conflict { newest, .. } => MemoryError::Conflict { message, newest },
+            StoreError::Heads { .. } => MemoryError::Heads(message),
+            StoreError::Cursor(cursor) => MemoryError::Cursor(cursor),
+            _ => MemoryError::Store(message),
+        }
+    }
+}
+
+/// How this node's memory is kept.
+#[derive(Debug)]
+pub struct Settings {
+    /// The label `nullbox.node`: the first 16 hex digits of the ledger's id.
+    pub node: String,
+    pub conflicts: Conflicts,
+    pub retention: Retention,
+    /// The node's clock, in milliseconds since 1970.
+    pub clock: fn() -> u64,
+    /// Told of each entry after its commit.
+    pub watchers: Arc<Watchers>,
+}
+
+impl Settings {
+    /// Defaults for a node.
+    pub fn of(node: String) -> Settings {
+        Settings {
+            node,
+            conflicts: Conflicts::default(),
+            retention: Retention::default(),
+            clock: unix_ms,
+            watchers: Arc::default(),
         }
     }
 }
@@ -60,28 +102,11 @@ impl From<StoreError> for MemoryError {
 #[derive(Debug)]
 pub struct Memory {
     queue: Arc<Queue>,
-    readers: [Mutex<Store>; 2],
+    readers: Vec<Mutex<Store>>,
 }
 
-#[derive(Debug, Default)]
-struct Queue {
-    jobs: Mutex<Jobs>,
-    more: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Jobs {
-    waiting: VecDeque<Job>,
-    closed: bool,
-}
-
-#[derive(Debug)]
-struct Job {
-    agent: AgentName,
-    key: String,
-    text: String,
-    answer: SyncSender<Result<(Digest, Header), MemoryError>>,
-}
+/// Connections for readers: each holds up to 1 MiB of pages.
+const READERS: usize = 4;
 
 /// Where memory.db is under a state directory.
 pub fn database(state: &Path) -> PathBuf {
@@ -90,80 +115,136 @@ pub fn database(state: &Path) -> PathBuf {
 
 impl Memory {
     /// Takes over an open store; `path` is its file.
-    pub fn start(store: Store, path: &Path, ledger: Arc<Ledger>) -> Result<Memory, MemoryError> {
-        let reader = || Store::open_reader(path).map(Mutex::new);
-        let readers = [reader()?, reader()?];
+    pub fn start(
+        store: Store,
+        path: &Path,
+        ledger: Arc<Ledger>,
+        settings: Settings,
+    ) -> Result<Memory, MemoryError> {
+        let readers =
+            (0..READERS).map(|_| Store::open_reader(path).map(Mutex::new)).collect::<Result<_, _>>()?;
         let queue = Arc::new(Queue::default());
         let on_thread = queue.clone();
+        let writer = Writer::new(store, ledger, settings);
         let spawned = std::thread::Builder::new()
             .name("writer".into())
             .stack_size(512 * 1024)
-            .spawn(move || write_for_ever(store, &on_thread, &ledger));
+            .spawn(move || writer.run(&on_thread));
         match spawned {
             Ok(_) => Ok(Memory { queue, readers }),
             Err(error) => Err(MemoryError::Store(error.to_string())),
         }
     }
 
-    /// Adds an entry and returns it once it and its receipt are durable.
-    pub fn write(&self, agent: &AgentName, key: &str, value: &Value) -> Result<Entry, MemoryError> {
-        check_key(key)?;
-        let text = canonical::text(value)?;
-        if text.len() > limits::MEMORY_VALUE_BYTES_MAX {
-            return Err(MemoryError::ValueLength(text.len()));
+    /// Adds an entry and returns it once it and its receipt are durable. The caller has decided that the author may write there;
+    /// `may_read` says which entries it may link to, and `exposure` is its own.
+    pub fn write(
+        &self,
+        author: &Author,
+        exposure: Exposure,
+        write: MemoryWrite,
+        may_read: MayRead<'_>,
+    ) -> Result<Entry, MemoryError> {
+        let draft = Draft::new(author, exposure, write)?;
+        let entries = self.submit(author, vec![draft], may_read)?;
+        entries.into_iter().next().ok_or(MemoryError::Closed)
+    }
+
+    /// As [`Memory::write`], several: all of them or none.
+    pub fn batch(
+        &self,
+        author: &Author,
+        exposure: Exposure,
+        writes: Vec<MemoryWrite>,
+        may_read: MayRead<'_>,
+    ) -> Result<Entries, MemoryError> {
+        if writes.is_empty() || writes.len() > limits::MEMORY_WRITE_BATCH_MAX {
+            return Err(MemoryError::BatchCount(writes.len()));
         }
-        // What a reader will see: `1.0` is `1` from now on.
-        let value = serde_json::from_str(&text).map_err(|error| MemoryError::Store(error.to_string()))?;
+        let drafts: Vec<Draft> =
+            writes.into_iter().map(|write| Draft::new(author, exposure, write)).collect::<Result<_, _>>()?;
+        if drafts.iter().map(Draft::answer_bytes_max).sum::<usize>() > limits::LINE_BYTES_MAX - 2048 {
+            return Err(MemoryError::BatchBytes);
+        }
+        let entries = self.submit(author, drafts, may_read)?;
+        Ok(Entries { entries, ..Entries::default() })
+    }
+
+    fn submit(
+        &self,
+        author: &Author,
+        drafts: Vec<Draft>,
+        may_read: MayRead<'_>,
+    ) -> Result<Vec<Entry>, MemoryError> {
+        let links = drafts.iter().flat_map(|draft| &draft.links);
+        // An entry that is there now is there for ever, so this need not be asked again in the transaction.
+        for link in links {
+            if !self.reader().may_see(&link.to, may_read)? {
+                return Err(MemoryError::Link(link.to));
+            }
+        }
         let (answer, answered) = sync_channel(1);
-        {
-            let mut jobs = self.queue.lock();
-            if jobs.closed {
-                return Err(MemoryError::Closed);
-            }
-            if jobs.waiting.len() >= limits::MEMORY_WRITES_WAITING_MAX {
-                return Err(MemoryError::Busy);
-            }
-            jobs.waiting.push_back(Job { agent: agent.clone(), key: key.to_owned(), text, answer });
-        }
-        self.queue.more.notify_one();
-        let (hash, header) = answered.recv().map_err(|_| MemoryError::Closed)??;
-        Ok(header.entry(hash, value))
+        self.queue.push(author.clone(), Job::Write(Write { drafts, author: author.clone(), answer }))?;
+        answered.recv().map_err(|_| MemoryError::Closed)?
     }
 
-    /// An agent's own entry by its hash.
-    pub fn by_hash(&self, agent: &AgentName, hash: &Digest) -> Result<Option<Entry>, MemoryError> {
-        Ok(self.reader().by_hash(agent, hash)?)
+    /// Does something on the writer's thread, between its transactions, in the author's turn.
+    pub fn exclusively<T: Send + 'static>(
+        &self,
+        author: &Author,
+        work: impl FnOnce(&mut Store, &Ledger) -> T + Send + 'static,
+    ) -> Result<T, MemoryError> {
+        let (answer, answered) = sync_channel(1);
+        let task = move |store: &mut Store, ledger: &Ledger| {
+            let _ = answer.send(work(store, ledger)); // the caller may be gone; what was done stands
+        };
+        self.queue.push(author.clone(), Job::Task(Box::new(task)))?;
+        answered.recv().map_err(|_| MemoryError::Closed)
     }
 
-    /// Whether somebody else's entry has this hash: only for the record of a refusal.
-    pub fn exists(&self, hash: &Digest) -> bool {
-        self.reader().exists(hash).unwrap_or(false)
+    /// Forgets the value of one entry, or of all entries of a key. The caller has decided that the author may.
+    pub fn forget(&self, author: &Author, ask: &MemoryForget) -> Result<Forgot, MemoryError> {
+        let what = match (&ask.hash, &ask.agent, &ask.key) {
+            (Some(hash), _, None) => Forget::Entry(*hash),
+            (None, Some(agent), Some(key)) => Forget::Key(agent.clone(), key.clone()),
+            _ => return Err(MemoryError::Target),
+        };
+        let why = format!("forgotten by {author}");
+        self.exclusively(author, move |store, ledger| writer::forget(store, ledger, &what, &why))?
     }
 
-    /// The newest entry of a key.
+    /// An entry by its hash, whoever's it is: the caller decides who may see it, by its agent and key.
+    pub fn by_hash(&self, hash: &Digest) -> Result<Option<Entry>, MemoryError> {
+        Ok(self.reader().by_hash(hash)?)
+    }
+
+    /// The newest entry of a key, with its conflicts.
     pub fn newest(&self, agent: &AgentName, key: &str) -> Result<Option<Entry>, MemoryError> {
         Ok(self.reader().newest(agent, key)?)
     }
 
-    /// A page of the newest entries of keys with a prefix, by key. The cursor is the last key.
+    /// A page of the newest entries of keys with a prefix that meet the query, by key.
     pub fn query(&self, agent: &AgentName, query: &MemoryQuery) -> Result<Entries, MemoryError> {
-        let mut page = Page::new(query.limit);
-        self.reader().query(agent, &query.prefix, query.cursor.as_deref(), |entry| page.take(entry))?;
-        Ok(page.finish(|last| last.key.clone()))
+        Ok(self.reader().query(agent, query)?)
     }
 
-    /// A page of all entries of one key, newest first. The cursor is the last seq.
+    /// A page of all entries of one key, newest first.
     pub fn history(&self, agent: &AgentName, query: &MemoryHistory) -> Result<Entries, MemoryError> {
-        let before = match &query.cursor {
-            None => None,
-            Some(cursor) => Some(cursor.parse().map_err(|_| {
-                let shown: String = cursor.chars().take(64).collect();
-                MemoryError::Cursor(shown)
-            })?),
-        };
-        let mut page = Page::new(query.limit);
-        self.reader().history(agent, &query.key, before, |entry| page.take(entry))?;
-        Ok(page.finish(|last| last.seq.to_string()))
+        Ok(self.reader().history(agent, query)?)
+    }
+
+    /// A page of the heads of keys that have several.
+    pub fn conflicts(&self, agent: &AgentName, query: &MemoryConflicts) -> Result<Entries, MemoryError> {
+        Ok(self.reader().conflicts(agent, query)?)
+    }
+
+    /// What is reached from an entry; none where that is not there for the reader.
+    pub fn traverse(
+        &self,
+        ask: &MemoryTraverse,
+        may_read: MayRead<'_>,
+    ) -> Result<Option<Traversal>, MemoryError> {
+        Ok(self.reader().traverse(ask, may_read)?)
     }
 
     /// Agents with memory.
@@ -171,145 +252,44 @@ impl Memory {
         Ok(self.reader().agents()?)
     }
 
+    /// What an agent's life was exposed to so far.
+    pub fn exposure(&self, instance: &Instance) -> Result<Exposure, MemoryError> {
+        Ok(self.reader().exposure(instance)?)
+    }
+
+    /// Keeps what an agent's life is exposed to now.
+    pub fn keep_exposure(&self, instance: &Instance, exposure: Exposure) -> Result<(), MemoryError> {
+        let author = Author::Agent(instance.agent.clone());
+        let instance = instance.clone();
+        let kept = self.exclusively(&author, move |store, _| store.keep_exposure(&instance, exposure))?;
+        Ok(kept?)
+    }
+
+    /// Reads with one of the connections that only read.
+    pub fn read<T>(&self, work: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T, MemoryError> {
+        Ok(work(&self.reader())?)
+    }
+
     /// Takes no more writes; those waiting are finished.
     pub fn close(&self) {
-        self.queue.lock().closed = true;
-        self.queue.more.notify_one();
+        self.queue.close();
     }
 
     fn reader(&self) -> MutexGuard<'_, Store> {
-        let [first, second] = &self.readers;
-        let free = first.try_lock().or_else(|_| second.try_lock());
-        free.unwrap_or_else(|_| first.lock().unwrap_or_else(PoisonError::into_inner))
+        loop {
+            if let Some(free) = self.readers.iter().find_map(|reader| reader.try_lock().ok()) {
+                return free;
+            }
+            // Any of them will do; a panic elsewhere leaves a connection that only reads as it was.
+            let Some(first) = self.readers.first() else { continue };
+            return first.lock().unwrap_or_else(PoisonError::into_inner);
+        }
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Jobs> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The next batch, oldest first; none when closed and empty.
-    fn next_batch(&self) -> Option<Vec<Job>> {
-        let mut jobs = self.lock();
-        loop {
-            if !jobs.waiting.is_empty() {
-                let count = jobs.waiting.len().min(limits::MEMORY_WRITE_BATCH_MAX);
-                return Some(jobs.waiting.drain(..count).collect());
-            }
-            if jobs.closed {
-                return None;
-            }
-            jobs = self.more.wait(jobs).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-}
-
-fn check_key(key: &str) -> Result<(), MemoryError> {
-    if key.is_empty() || key.len() > limits::MEMORY_KEY_BYTES_MAX {
-        return Err(MemoryError::KeyLength(key.len()));
-    }
-    if key.chars().any(char::is_control) {
-        return Err(MemoryError::KeyControl);
-    }
-    Ok(())
-}
-
-fn write_for_ever(mut store: Store, queue: &Queue, ledger: &Ledger) {
-    while let Some(jobs) = queue.next_batch() {
-        let outcomes = write_batch(&mut store, &jobs, ledger);
-        for (job, outcome) in jobs.into_iter().zip(outcomes) {
-            let _ = job.answer.send(outcome); // the caller may be gone; the write stands
-        }
-    }
-}
-
-/// One transaction: entries, then their receipts, then the commit. Either all that were not refused stand, or none.
-fn write_batch(
-    store: &mut Store,
-    jobs: &[Job],
-    ledger: &Ledger,
-) -> Vec<Result<(Digest, Header), MemoryError>> {
-    let all = |error: MemoryError| jobs.iter().map(|_| Err(error.clone())).collect();
-    if let Err(error) = ledger.health() {
-        return all(MemoryError::Receipt(error));
-    }
-    let batch = match store.begin() {
-        Ok(batch) => batch,
-        Err(error) => return all(error.into()),
-    };
-    let now = unix_ms();
-    let mut outcomes = Vec::with_capacity(jobs.len());
-    let mut events = Vec::new();
-    for job in jobs {
-        match batch.write(&job.agent, &job.key, &job.text, now) {
-            Ok((hash, header)) => {
-                events.push(Event::MemoryWritten {
-                    agent: job.agent.clone(),
-                    key: job.key.clone(),
-                    entry: hash,
-                    writer: None,
-                });
-                outcomes.push(Ok((hash, header)));
-            }
-            // A refusal comes before the first change; anything else may have changed half of an entry.
-            Err(error @ StoreError::Quota { .. }) => outcomes.push(Err(error.into())),
-            Err(error) => return all(error.into()),
-        }
-    }
-    if events.is_empty() {
-        return outcomes;
-    }
-    let receipts = match ledger.append(Source::Service(Service::Ctxgraph), &events, true) {
-        Ok(receipts) => receipts,
-        Err(error) => return all(MemoryError::Receipt(error)),
-    };
-    match batch.commit(receipts.last()) {
-        Ok(()) => outcomes,
-        Err(error) => all(error.into()),
-    }
-}
-
-/// A page under construction: bounded in entries, and in bytes so that the answer fits a line.
-struct Page {
-    entries: Vec<Entry>,
-    bytes: usize,
-    limit: usize,
-    more: bool,
-}
-
-/// Bytes of entries in one answer; the rest of the line is for the answer around them.
-const PAGE_BYTES_MAX: usize = limits::LINE_BYTES_MAX - 2048;
-
-impl Page {
-    fn new(limit: Option<u32>) -> Page {
-        let limit = limit.map_or(limits::MEMORY_PAGE_MAX, |limit| limit as usize);
-        Page { entries: Vec::new(), bytes: 0, limit: limit.clamp(1, limits::MEMORY_PAGE_MAX), more: false }
-    }
-
-    /// Takes an entry; false once the page is full.
-    fn take(&mut self, entry: Entry) -> bool {
-        let size = serde_json::to_vec(&entry).map_or(PAGE_BYTES_MAX, |json| json.len() + 1);
-        if self.entries.len() == self.limit
-            || (!self.entries.is_empty() && self.bytes + size > PAGE_BYTES_MAX)
-        {
-            self.more = true;
-            return false;
-        }
-        self.bytes += size;
-        self.entries.push(entry);
-        true
-    }
-
-    fn finish(self, cursor: impl FnOnce(&Entry) -> String) -> Entries {
-        let cursor = self.entries.last().filter(|_| self.more).map(cursor);
-        Entries { entries: self.entries, cursor, ..Entries::default() }
     }
 }
 

@@ -4,6 +4,7 @@
 //! where the ledger is damaged memory is read all the same.
 
 use abi::door::{Call, Handler, Outcome};
+use abi::ids::Digest;
 use abi::log;
 use abi::rpc::{Code, RpcError};
 use serde_json::Value;
@@ -15,11 +16,11 @@ mod ledger_calls;
 
 use crate::calls::{self, Speaker};
 use crate::lease::Leases;
-use crate::ledger::storage::SegmentFile;
+use crate::ledger::storage::{SegmentFile, Storage};
 use crate::ledger::{Ledger, ReadError};
-use crate::memory::{self, Memory};
+use crate::memory::{self, Memory, Settings};
 use crate::store::Quotas;
-use ::ledger::frame::SegmentHeader;
+use ::ledger::frame::{SEGMENT_HEADER_BYTES, SegmentHeader};
 
 /// ctxgraph's methods.
 #[derive(Debug)]
@@ -60,9 +61,12 @@ pub fn open(state: &Path) -> Result<(Ctxgraph, std::fs::File), StartError> {
     };
     let segment =
         SegmentFile::open_or_create(&state.join("ledger"), new_header).map_err(StartError::Segment)?;
+    let node = node_of(&segment);
     let ledger = Arc::new(Ledger::open(Box::new(segment), witness)?);
     let memory = store.and_then(|store| {
-        Memory::start(store, &memory::database(state), ledger.clone()).map_err(|error| error.to_string())
+        let settings = Settings::of(node);
+        Memory::start(store, &memory::database(state), ledger.clone(), settings)
+            .map_err(|error| error.to_string())
     });
     if let Err(error) = &memory {
         log::error(
@@ -79,6 +83,14 @@ pub fn open(state: &Path) -> Result<(Ctxgraph, std::fs::File), StartError> {
     log::info("ctxgraph_opened", &[("events", &durable.seq), ("ledger_bytes", &durable.offset)]);
     let service = Ctxgraph { ledger, memory, followers: AtomicUsize::new(0) };
     Ok((service, lock))
+}
+
+/// The label `nullbox.node`. A header that cannot be read means a damaged ledger, and so no writes that could bear it.
+fn node_of(segment: &SegmentFile) -> String {
+    let mut bytes = [0; SEGMENT_HEADER_BYTES];
+    let read = segment.read_at(&mut bytes, 0);
+    let id = read.ok().and_then(|_| SegmentHeader::decode(&bytes).ok()).map(|header| header.ledger_id);
+    Digest(id.unwrap_or_default()).hex().chars().take(16).collect()
 }
 
 fn new_header() -> Vec<u8> {

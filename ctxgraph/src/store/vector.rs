@@ -115,10 +115,21 @@ pub(crate) fn retire(db: &Connection, id: i64) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Deletes an entry's vector.
-pub(crate) fn forget(db: &Connection, id: i64) -> Result<(), StoreError> {
-    db.prepare_cached("DELETE FROM vector WHERE entry = ?1")?.execute([id])?;
+/// The entry is the newest again: what came after it was superseded.
+pub(crate) fn revive(db: &Connection, id: i64) -> Result<(), StoreError> {
+    db.prepare_cached("UPDATE vector SET newest = 1 WHERE entry = ?1")?.execute([id])?;
     Ok(())
+}
+
+/// Deletes an entry's vector; returns how many bytes it had.
+pub(crate) fn forget(db: &Connection, id: i64) -> Result<u64, StoreError> {
+    let mut statement = db.prepare_cached("DELETE FROM vector WHERE entry = ?1 RETURNING length(data)")?;
+    let mut rows = statement.query([id])?;
+    let mut bytes = 0;
+    while let Some(row) = rows.next()? {
+        bytes += row.get::<_, u64>(0)?;
+    }
+    Ok(bytes)
 }
 
 /// Rows of entries and their distances, nearest first, among the newest entries of keys with a prefix.

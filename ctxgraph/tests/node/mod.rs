@@ -91,6 +91,7 @@ impl Node {
             grants: Default::default(),
             shares: Default::default(),
             exposure: Default::default(),
+            inherits: false,
         });
         let request = Request::call(1, "memory.attach", params.unwrap());
         lease.write_line_with_fds(&request, &[listener.as_fd()]).unwrap();

@@ -1,0 +1,227 @@
+//! The writer's thread: batches of writes, tasks, and what is to be forgotten.
+//!
+//! Must hold: receipts first; a batch of somebody's stands whole or not at all.
+
+use abi::control::{Entry, Forgot};
+use abi::identity::Service;
+use abi::ids::{AgentName, Digest};
+use abi::ledger::Event;
+use abi::{limits, log};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::queue::{Next, Queue, TaskJob, Write};
+use super::{MemoryError, Settings};
+use crate::draft::{Author, Draft};
+use crate::ledger::Ledger;
+use crate::store::forget::{Doomed, Retention};
+use crate::store::{Batch, Rules, Store, StoreError};
+use crate::watch::Committed;
+use ::ledger::frame::Source;
+
+const SOURCE: Source = Source::Service(Service::Ctxgraph);
+/// Transactions of forgetting before writes have their turn again.
+const ROUNDS_MAX: usize = 8;
+
+/// What the writer's thread owns.
+pub struct Writer {
+    store: Store,
+    ledger: Arc<Ledger>,
+    rules: Rules,
+    settings: Settings,
+    /// The row that retention looked at last.
+    looked: i64,
+}
+
+impl Writer {
+    pub fn new(store: Store, ledger: Arc<Ledger>, settings: Settings) -> Writer {
+        let rules = Rules { node: settings.node.clone(), conflicts: settings.conflicts };
+        Writer { store, ledger, rules, settings, looked: 0 }
+    }
+
+    /// Works until the queue is closed and empty.
+    pub fn run(mut self, queue: &Queue) {
+        let every = Duration::from_millis(limits::MEMORY_FORGET_EVERY_MS);
+        let mut tick = Instant::now() + every;
+        loop {
+            match queue.next(tick) {
+                Next::Writes(writes) => self.write_all(writes),
+                Next::Task(TaskJob(task)) => task(&mut self.store, &self.ledger),
+                Next::Tick => {
+                    let more = self.tick().unwrap_or_else(|error| {
+                        log::error("memory_not_forgotten", &[("error", &error), ("effect", &"tried again")]);
+                        false
+                    });
+                    tick = Instant::now() + if more { Duration::from_millis(100) } else { every };
+                }
+                Next::Closed => return,
+            }
+        }
+    }
+
+    fn write_all(&mut self, writes: Vec<Write>) {
+        let outcomes = self.write_batch(&writes);
+        let entries = outcomes.iter().flatten().flatten();
+        let dropped = self.settings.watchers.publish(entries.map(|entry| Committed {
+            agent: &entry.agent,
+            key: &entry.key,
+            hash: entry.hash,
+        }));
+        if dropped > 0 {
+            log::info("memory_watchers_dropped", &[("count", &dropped), ("why", &"they read too slowly")]);
+        }
+        for (write, outcome) in writes.into_iter().zip(outcomes) {
+            let _ = write.answer.send(outcome); // the caller may be gone; the write stands
+        }
+    }
+
+    /// One transaction: entries, then their receipts, then the commit. Either all that were not refused stand, or none.
+    fn write_batch(&mut self, writes: &[Write]) -> Vec<Result<Vec<Entry>, MemoryError>> {
+        let all = |error: MemoryError| writes.iter().map(|_| Err(error.clone())).collect();
+        if let Err(error) = self.ledger.health() {
+            return all(MemoryError::Receipt(error));
+        }
+        let batch = match self.store.begin() {
+            Ok(batch) => batch,
+            Err(error) => return all(error.into()),
+        };
+        let now = (self.settings.clock)();
+        let mut outcomes = Vec::with_capacity(writes.len());
+        let mut events = Vec::new();
+        for write in writes {
+            match write_one(&batch, write, &self.rules, now) {
+                Ok(entries) => {
+                    events.extend(entries.iter().map(|entry| written(entry, &write.author)));
+                    outcomes.push(Ok(entries));
+                }
+                Err(error) if error.is_refusal() => outcomes.push(Err(error.into())),
+                Err(error) => return all(error.into()),
+            }
+        }
+        if events.is_empty() {
+            return outcomes;
+        }
+        let receipts = match self.ledger.append(SOURCE, &events, true) {
+            Ok(receipts) => receipts,
+            Err(error) => return all(MemoryError::Receipt(error)),
+        };
+        match batch.commit(receipts.last()) {
+            Ok(()) => outcomes,
+            Err(error) => all(error.into()),
+        }
+    }
+
+    /// Forgets what is due, and clears the log of what was forgotten; true if there is more.
+    fn tick(&mut self) -> Result<bool, MemoryError> {
+        let now = (self.settings.clock)();
+        let mut more = forget_due(&mut self.store, &self.ledger, now)?;
+        if self.settings.retention != Retention::default() {
+            for round in 1.. {
+                let (doomed, looked) =
+                    self.store.doomed_by_policy(self.settings.retention, now, self.looked)?;
+                forget_some(&mut self.store, &self.ledger, &doomed)?;
+                self.looked = looked;
+                if doomed.len() < limits::MEMORY_WRITE_BATCH_MAX {
+                    break;
+                }
+                if round == ROUNDS_MAX {
+                    more = true;
+                    break;
+                }
+            }
+        }
+        self.store.clear_log()?;
+        Ok(more)
+    }
+}
+
+fn write_one(batch: &Batch<'_>, write: &Write, rules: &Rules, now: u64) -> Result<Vec<Entry>, StoreError> {
+    match write.drafts.as_slice() {
+        [draft] => Ok(vec![entry(batch, draft, rules, now)?]),
+        drafts => batch.together(|| drafts.iter().map(|draft| entry(batch, draft, rules, now)).collect()),
+    }
+}
+
+fn entry(batch: &Batch<'_>, draft: &Draft, rules: &Rules, now: u64) -> Result<Entry, StoreError> {
+    let (hash, header) = batch.write(draft, rules, now)?;
+    // What a reader will see: `1.0` is `1` from now on.
+    let value =
+        serde_json::from_str(&draft.text).map_err(|_| StoreError::Damaged(0, "its value is not JSON"))?;
+    Ok(header.entry(hash, value))
+}
+
+fn written(entry: &Entry, author: &Author) -> Event {
+    let own = *author == Author::Agent(entry.agent.clone());
+    Event::MemoryWritten {
+        agent: entry.agent.clone(),
+        key: entry.key.clone(),
+        entry: entry.hash,
+        writer: (!own).then(|| author.to_string()),
+    }
+}
+
+/// What a caller wants forgotten.
+#[derive(Debug, Clone)]
+pub enum Forget {
+    Entry(Digest),
+    Key(AgentName, String),
+}
+
+/// Forgets for a caller.
+pub fn forget(store: &mut Store, ledger: &Ledger, what: &Forget, why: &str) -> Result<Forgot, MemoryError> {
+    let mut all = Forgot { values: 0, bytes: 0 };
+    let mut after = 0;
+    loop {
+        let doomed = match what {
+            Forget::Entry(hash) => store.doomed_entry(hash, why)?,
+            Forget::Key(agent, key) => store.doomed_key(agent, key, after, why)?,
+        };
+        let Some(last) = doomed.last() else { break };
+        after = last.id;
+        let forgot = forget_some(store, ledger, &doomed)?;
+        all.values += forgot.values;
+        all.bytes += forgot.bytes;
+    }
+    store.clear_log()?;
+    Ok(all)
+}
+
+/// Forgets values whose time is over; true if there are more.
+fn forget_due(store: &mut Store, ledger: &Ledger, now: u64) -> Result<bool, MemoryError> {
+    for _ in 0..ROUNDS_MAX {
+        let doomed = store.doomed_expired(now)?;
+        forget_some(store, ledger, &doomed)?;
+        if doomed.len() < limits::MEMORY_WRITE_BATCH_MAX {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// One transaction: receipts, then the values go.
+fn forget_some(store: &mut Store, ledger: &Ledger, doomed: &[Doomed]) -> Result<Forgot, MemoryError> {
+    let mut forgot = Forgot { values: 0, bytes: 0 };
+    if doomed.is_empty() {
+        return Ok(forgot);
+    }
+    let batch = store.begin()?;
+    for one in doomed {
+        if let Some(bytes) = batch.erase(one.id, &one.why)? {
+            forgot.values += 1;
+            forgot.bytes += bytes;
+        }
+    }
+    let events: Vec<Event> = doomed
+        .iter()
+        .map(|one| Event::MemoryForgotten {
+            agent: one.agent.clone(),
+            key: one.key.clone(),
+            entry: one.hash,
+            why: one.why.clone(),
+        })
+        .collect();
+    let receipts = ledger.append(SOURCE, &events, true).map_err(MemoryError::Receipt)?;
+    batch.commit(receipts.last())?;
+    store.forgot();
+    Ok(forgot)
+}

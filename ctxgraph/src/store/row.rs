@@ -1,0 +1,115 @@
+//! A row of `entry`, and the check of it against its hash: the way every entry leaves memory.db.
+
+use abi::control::Entry;
+use abi::ids::Digest;
+use abi::memory::LABEL_EXPOSURE;
+use rusqlite::{Connection, OptionalExtension, Row};
+use serde_json::Value;
+
+use super::StoreError;
+use crate::entry::{Parts, sha256};
+
+/// A query of what [`Borrowed::of`] reads: the rest begins after `FROM entry e`.
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT e.id, e.hash, e.agent, e.seq, e.key, e.parent, e.unix_ms, e.labels, e.links, e.value_hash, e.value, ",
+            "e.forgotten FROM entry e ",
+            $rest
+        )
+    };
+}
+pub(crate) use select;
+
+/// A row, not yet checked, without copies of its texts.
+#[derive(Debug)]
+pub struct Borrowed<'a> {
+    pub id: i64,
+    hash: Digest,
+    parts: Parts<'a>,
+    value: Option<&'a str>,
+    forgotten: Option<&'a str>,
+}
+
+impl<'a> Borrowed<'a> {
+    /// Of a row of [`select`].
+    pub fn of(row: &'a Row<'_>) -> Result<Borrowed<'a>, rusqlite::Error> {
+        let text = |index: usize| -> Result<&'a str, rusqlite::Error> { Ok(row.get_ref(index)?.as_str()?) };
+        let optional = |index: usize| -> Result<Option<&'a str>, rusqlite::Error> {
+            Ok(row.get_ref(index)?.as_str_or_null()?)
+        };
+        Ok(Borrowed {
+            id: row.get(0)?,
+            hash: Digest(row.get(1)?),
+            parts: Parts {
+                agent: text(2)?,
+                seq: row.get(3)?,
+                key: text(4)?,
+                parent: row.get::<_, Option<[u8; 32]>>(5)?.map(Digest),
+                unix_ms: row.get(6)?,
+                labels: text(7)?,
+                links: text(8)?,
+                value: Digest(row.get(9)?),
+            },
+            value: optional(10)?,
+            forgotten: optional(11)?,
+        })
+    }
+
+    pub fn key(&self) -> &str {
+        self.parts.key
+    }
+
+    pub fn unix_ms(&self) -> u64 {
+        self.parts.unix_ms
+    }
+
+    /// The entry, if the row still has its hash and its value its digest.
+    pub fn checked(&self) -> Result<Entry, StoreError> {
+        let damaged = |what| StoreError::Damaged(self.id, what);
+        if self.parts.hash()? != self.hash {
+            return Err(damaged("it does not have its hash"));
+        }
+        let value = match (self.value, self.forgotten) {
+            (Some(text), None) => {
+                if sha256(text.as_bytes()) != self.parts.value {
+                    return Err(damaged("its value does not have its digest"));
+                }
+                serde_json::from_str(text).map_err(|_| damaged("its value is not JSON"))?
+            }
+            (None, Some(_)) => Value::Null,
+            (None, None) => return Err(damaged("it has no value")),
+            (Some(_), Some(_)) => return Err(damaged("it has a value that was forgotten")),
+        };
+        let labels: std::collections::BTreeMap<String, String> =
+            serde_json::from_str(self.parts.labels).map_err(|_| damaged("its labels"))?;
+        let exposure = labels.get(LABEL_EXPOSURE).and_then(|text| text.parse().ok()).unwrap_or_default();
+        Ok(Entry {
+            hash: self.hash,
+            agent: self.parts.agent.parse().map_err(|_| damaged("its agent's name"))?,
+            key: self.parts.key.to_owned(),
+            value,
+            parent: self.parts.parent,
+            seq: self.parts.seq,
+            unix_ms: self.parts.unix_ms,
+            labels,
+            links: serde_json::from_str(self.parts.links).map_err(|_| damaged("its links"))?,
+            exposure,
+            forgotten: self.forgotten.map(str::to_owned),
+            conflicts: Vec::new(),
+            reader_exposure: Default::default(),
+        })
+    }
+}
+
+/// The entry with this row id, checked.
+pub fn by_id(db: &Connection, id: i64) -> Result<Option<Entry>, StoreError> {
+    one(db, select!("WHERE e.id = ?1"), [id])
+}
+
+/// The first row's entry of a [`select`], checked.
+pub fn one(db: &Connection, sql: &str, params: impl rusqlite::Params) -> Result<Option<Entry>, StoreError> {
+    let mut statement = db.prepare_cached(sql)?;
+    let found = statement.query_row(params, |row| Ok(Borrowed::of(row)?.checked())).optional()?;
+    found.transpose()
+}
