@@ -14,6 +14,7 @@ use abi::control::{
 use abi::exposure::Exposure;
 use abi::ids::{AgentName, Digest, Instance};
 use abi::limits;
+use abi::node::Conflicts;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
@@ -23,7 +24,7 @@ use crate::draft::{Author, Draft, DraftError};
 use crate::ledger::{AppendError, Ledger, unix_ms};
 use crate::store::forget::Retention;
 use crate::store::graph::MayRead;
-use crate::store::{Conflicts, Quotas, Store, StoreError};
+use crate::store::{Quotas, Store, StoreError};
 use crate::watch::Watchers;
 use queue::{Job, Queue, Write};
 use writer::{Forget, Writer};

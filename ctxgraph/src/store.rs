@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use crate::canonical::CanonicalError;
 use crate::ledger::scan::Witness;
-pub use batch::{Batch, Conflicts, Held, Rules};
+pub use batch::{Batch, Held, Rules};
 
 /// How long one connection waits for another.
 const BUSY: Duration = Duration::from_secs(10);

@@ -3,7 +3,6 @@
 use super::*;
 use crate::canonical::CanonicalError;
 use crate::ledger::storage::SegmentFile;
-use crate::testing::Random;
 use ::ledger::frame::SegmentHeader;
 use abi::control::MemoryHistory;
 use abi::ledger::Event;
@@ -11,15 +10,18 @@ use serde_json::Value;
 use serde_json::json;
 use std::collections::BTreeMap;
 
+mod model;
+
 struct Place {
     directory: tempfile::TempDir,
     memory: Option<(Memory, Arc<Ledger>)>,
     quotas: Quotas,
+    clock: fn() -> u64,
 }
 
 impl Place {
     fn new(quotas: Quotas) -> Place {
-        let mut place = Place { directory: tempfile::tempdir().unwrap(), memory: None, quotas };
+        let mut place = Place { directory: tempfile::tempdir().unwrap(), memory: None, quotas, clock: unix_ms };
         place.restart();
         place
     }
@@ -32,8 +34,9 @@ impl Place {
         let segment = SegmentFile::open_or_create(&state.join("ledger"), header).unwrap();
         let ledger = Arc::new(Ledger::open(Box::new(segment), store.witness().unwrap()).unwrap());
         ledger.health().unwrap();
+        let settings = Settings { clock: self.clock, ..Settings::of("03".repeat(8)) };
         self.memory = Some((
-            Memory::start(store, &database(state), ledger.clone(), Settings::of("03".repeat(8))).unwrap(),
+            Memory::start(store, &database(state), ledger.clone(), settings).unwrap(),
             ledger,
         ));
     }
@@ -129,61 +132,6 @@ fn no_receipt_no_write() {
     let error = write(place.memory(), &a, "k", &json!(2)).unwrap_err();
     assert!(matches!(error, MemoryError::Receipt(_)), "{error}");
     assert_eq!(place.memory().newest(&a, "k").unwrap().unwrap().value, json!(1));
-}
-
-#[test]
-fn memory_agrees_with_a_model_over_random_traces_and_restarts() {
-    let mut random = Random::new();
-    let mut place = Place::new(Quotas::default());
-    let agents = ["a", "b", "A-1"].map(agent);
-    let keys = ["k", "k/1", "k/2", "k/10", "é", "z\u{10ffff}", "zz", "K"];
-    let mut model: BTreeMap<(AgentName, String), Vec<Entry>> = BTreeMap::new();
-    for step in 0..400 {
-        let who = agents[random.below(3) as usize].clone();
-        let key = keys[random.below(8) as usize].to_owned();
-        match random.below(10) {
-            0..5 => {
-                let size = random.below(4) * random.below(9000);
-                let value = json!({ "step": step, "pad": "p".repeat(size as usize) });
-                let entry = write(place.memory(), &who, &key, &value).unwrap();
-                let chain = model.entry((who, key)).or_default();
-                assert_eq!(entry.parent, chain.last().map(|e| e.hash));
-                chain.push(entry);
-            }
-            5 => place.restart(),
-            6 => {
-                let newest = place.memory().newest(&who, &key).unwrap();
-                assert_eq!(newest.as_ref(), model.get(&(who.clone(), key)).and_then(|c| c.last()));
-                if let Some(entry) = newest {
-                    assert_eq!(place.memory().by_hash(&entry.hash).unwrap().as_ref(), Some(&entry));
-                }
-            }
-            7 => {
-                let limit = Some(1 + random.below(5) as u32);
-                let found =
-                    pages(|cursor| place.memory().history(&who, &chain(&key, limit, cursor)).unwrap());
-                let mut expected = model.get(&(who, key)).cloned().unwrap_or_default();
-                expected.reverse();
-                assert_eq!(found, expected);
-            }
-            _ => {
-                let prefix = ["", "k", "k/", "k/1", "z", "é", "nothing"][random.below(7) as usize];
-                let limit = Some(1 + random.below(5) as u32);
-                let found = pages(|cursor| place.memory().query(&who, &ask(prefix, limit, cursor)).unwrap());
-                let expected: Vec<Entry> = model
-                    .iter()
-                    .filter(|((owner, key), _)| *owner == who && key.starts_with(prefix))
-                    .map(|(_, chain)| chain.last().unwrap().clone())
-                    .collect();
-                assert_eq!(found, expected);
-            }
-        }
-    }
-    for used in place.memory().list().unwrap() {
-        let own: Vec<_> = model.iter().filter(|((owner, _), _)| *owner == used.agent).collect();
-        assert_eq!(used.keys, own.len() as u64);
-        assert_eq!(used.entries, own.iter().map(|(_, c)| c.len() as u64).sum::<u64>());
-    }
 }
 
 #[test]

@@ -111,25 +111,10 @@ impl Writer {
         }
     }
 
-    /// Forgets what is due, and clears the log of what was forgotten; true if there is more.
     fn tick(&mut self) -> Result<bool, MemoryError> {
         let now = (self.settings.clock)();
-        let mut more = forget_due(&mut self.store, &self.ledger, now)?;
-        if self.settings.retention != Retention::default() {
-            for round in 1.. {
-                let (doomed, looked) =
-                    self.store.doomed_by_policy(self.settings.retention, now, self.looked)?;
-                forget_some(&mut self.store, &self.ledger, &doomed)?;
-                self.looked = looked;
-                if doomed.len() < limits::MEMORY_WRITE_BATCH_MAX {
-                    break;
-                }
-                if round == ROUNDS_MAX {
-                    more = true;
-                    break;
-                }
-            }
-        }
+        let retention = self.settings.retention;
+        let more = forget_due(&mut self.store, &self.ledger, retention, now, &mut self.looked)?;
         self.store.clear_log()?;
         Ok(more)
     }
@@ -186,13 +171,32 @@ pub fn forget(store: &mut Store, ledger: &Ledger, what: &Forget, why: &str) -> R
     Ok(all)
 }
 
-/// Forgets values whose time is over; true if there are more.
-fn forget_due(store: &mut Store, ledger: &Ledger, now: u64) -> Result<bool, MemoryError> {
+/// Forgets values whose time is over, and those that policy does not keep among the entries after `looked`; true if there is more.
+pub fn forget_due(
+    store: &mut Store,
+    ledger: &Ledger,
+    retention: Retention,
+    now: u64,
+    looked: &mut i64,
+) -> Result<bool, MemoryError> {
+    let mut more = true;
     for _ in 0..ROUNDS_MAX {
         let doomed = store.doomed_expired(now)?;
         forget_some(store, ledger, &doomed)?;
         if doomed.len() < limits::MEMORY_WRITE_BATCH_MAX {
-            return Ok(false);
+            more = false;
+            break;
+        }
+    }
+    if retention == Retention::default() {
+        return Ok(more);
+    }
+    for _ in 0..ROUNDS_MAX {
+        let (doomed, last) = store.doomed_by_policy(retention, now, *looked)?;
+        forget_some(store, ledger, &doomed)?;
+        *looked = last;
+        if doomed.len() < limits::MEMORY_WRITE_BATCH_MAX {
+            return Ok(more);
         }
     }
     Ok(true)

@@ -5,6 +5,7 @@
 
 use abi::ids::{AgentName, Digest};
 use abi::ledger::Receipt;
+use abi::node::Conflicts;
 use abi::memory::{Expected, LABEL_EXPIRES, LABEL_NODE, LINK_SUPERSEDES, Link, NODE_PREFIX};
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -12,16 +13,6 @@ use super::vector::{self, Vector};
 use super::{Store, StoreError, search};
 use crate::draft::Draft;
 use crate::entry::{Header, sha256};
-
-/// What a write does to a key with several heads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Conflicts {
-    /// Goes on from the newest and supersedes the others.
-    #[default]
-    Newest,
-    /// Is refused, unless it names the newest as its parent: its writer has looked.
-    Refuse,
-}
 
 /// What holds for every write on this node.
 #[derive(Debug, Clone)]

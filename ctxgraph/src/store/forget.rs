@@ -8,12 +8,12 @@ use rusqlite::{Row, params};
 
 use super::{Store, StoreError};
 
-/// How long values are kept that are no head of their key any more; none: as long as the quota allows.
+/// How long values are kept that are no head of their key any more; 0: as long as the quota allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Retention {
     /// So many of each key, the newest with them.
-    pub keep_versions: Option<u32>,
-    pub keep_days: Option<u32>,
+    pub keep_versions: u32,
+    pub keep_days: u32,
 }
 
 /// An entry whose value is about to go.
@@ -94,18 +94,14 @@ impl Store {
         )?;
         let mut rows = statement.query(params![after, limits::MEMORY_RETENTION_LOOKED_MAX as u64])?;
         let (mut doomed, mut last, mut looked) = (Vec::new(), 0, 0);
-        let oldest = policy
-            .keep_days
-            .map(|days| now_unix_ms.saturating_sub(u64::from(days).saturating_mul(24 * 60 * 60 * 1000)));
+        let (days, versions) = (policy.keep_days, policy.keep_versions);
+        let oldest = now_unix_ms.saturating_sub(u64::from(days).saturating_mul(24 * 60 * 60 * 1000));
         while let Some(row) = rows.next()? {
             looked += 1;
             last = row.get(0)?;
-            if oldest.is_some_and(|oldest| row.get(5).is_ok_and(|written: u64| written < oldest)) {
-                let days = policy.keep_days.unwrap_or(0);
+            if days > 0 && row.get::<_, u64>(5)? < oldest {
                 doomed.push(Doomed::of(row, &format!("the node keeps replaced values for {days} days"))?);
-            } else if let Some(versions) = policy.keep_versions
-                && self.is_followed_by(row, versions)?
-            {
+            } else if versions > 0 && self.is_followed_by(row, versions)? {
                 doomed.push(Doomed::of(row, &format!("the node keeps {versions} values of a key"))?);
             }
             if doomed.len() == limits::MEMORY_WRITE_BATCH_MAX {

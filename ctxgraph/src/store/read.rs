@@ -20,13 +20,13 @@ impl Store {
         row::one(&self.db, SQL, [hash.0])
     }
 
-    /// The newest entry of a key, with the other heads.
+    /// The newest entry of a key, with the other heads: 64 of them, so that the answer fits a line; `conflicts` has all.
     pub fn newest(&self, agent: &AgentName, key: &str) -> Result<Option<Entry>, StoreError> {
         const SQL: &str =
             select!("JOIN head h ON h.entry = e.id WHERE h.agent = ?1 AND h.key = ?2 AND h.newest = 1");
         let Some(mut entry) = row::one(&self.db, SQL, params![agent.as_str(), key])? else { return Ok(None) };
         let mut others = self.db.prepare_cached(
-            "SELECT e.hash FROM head h JOIN entry e ON e.id = h.entry WHERE h.agent = ?1 AND h.key = ?2 AND h.newest = 0 ORDER BY e.hash",
+            "SELECT e.hash FROM head h JOIN entry e ON e.id = h.entry WHERE h.agent = ?1 AND h.key = ?2 AND h.newest = 0 ORDER BY e.hash LIMIT 64",
         )?;
         let hashes = others.query_map(params![agent.as_str(), key], |row| row.get(0).map(Digest))?;
         entry.conflicts = hashes.collect::<Result<_, _>>()?;
