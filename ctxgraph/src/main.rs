@@ -4,7 +4,7 @@
 
 use abi::door::{self, Inherited};
 use abi::identity::Service;
-use abi::log;
+use abi::{limits, log};
 use ctxgraph::service::{self, Ctxgraph};
 use nix::sys::signal::{SigSet, Signal};
 use std::path::PathBuf;
@@ -25,10 +25,10 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
     let inherited = Inherited::take()?;
-    let state = state_directory(std::env::args().skip(1))?;
+    let (state, segment_bytes) = arguments(std::env::args().skip(1))?;
     let stop = SigSet::from_iter([Signal::SIGTERM]);
     stop.thread_block()?; // before the first thread, so that all inherit it
-    let (ctxgraph, _lock) = service::open(&state)?;
+    let (ctxgraph, _lock) = service::open(&state, segment_bytes)?;
     let ctxgraph = Arc::new(ctxgraph);
     stop_on_signal(stop, ctxgraph.clone())?;
     let served = door::serve(Service::Ctxgraph, inherited, ctxgraph.clone());
@@ -46,10 +46,17 @@ fn stop_on_signal(stop: SigSet, ctxgraph: Arc<Ctxgraph>) -> std::io::Result<()> 
     Ok(())
 }
 
-fn state_directory(mut arguments: impl Iterator<Item = String>) -> Result<PathBuf, String> {
-    match (arguments.next().as_deref(), arguments.next(), arguments.next()) {
-        (None, _, _) => Ok(STATE.into()),
-        (Some("--state"), Some(directory), None) => Ok(directory.into()),
-        _ => Err("usage: ctxgraph [--state DIR]".into()),
+/// The state directory, and the bytes of a ledger segment: the tests make small ones.
+fn arguments(mut given: impl Iterator<Item = String>) -> Result<(PathBuf, u64), String> {
+    let usage = || String::from("usage: ctxgraph [--state DIR] [--segment-bytes N]");
+    let (mut state, mut segment_bytes) = (PathBuf::from(STATE), limits::LEDGER_SEGMENT_BYTES_MAX);
+    while let Some(name) = given.next() {
+        let value = given.next().ok_or_else(usage)?;
+        match name.as_str() {
+            "--state" => state = value.into(),
+            "--segment-bytes" => segment_bytes = value.parse().map_err(|_| usage())?,
+            _ => return Err(usage()),
+        }
     }
+    Ok((state, segment_bytes))
 }

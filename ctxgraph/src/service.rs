@@ -16,11 +16,11 @@ mod ledger_calls;
 
 use crate::calls::{self, Speaker};
 use crate::lease::Leases;
-use crate::ledger::storage::{SegmentFile, Storage};
-use crate::ledger::{Ledger, ReadError};
+use crate::ledger::scan::Anchors;
+use crate::ledger::storage::RealDirectory;
+use crate::ledger::{Ledger, ReadError, Setup};
 use crate::memory::{self, Memory, Settings};
 use crate::store::Quotas;
-use ::ledger::frame::{SEGMENT_HEADER_BYTES, SegmentHeader};
 
 /// ctxgraph's methods.
 #[derive(Debug)]
@@ -39,12 +39,12 @@ pub enum StartError {
     Locked(String),
     #[error(transparent)]
     Ledger(#[from] ReadError),
-    #[error("ledger segment: {0}")]
-    Segment(std::io::Error),
+    #[error("ledger directory: {0}")]
+    Directory(std::io::Error),
 }
 
-/// Opens the state. The lock is held as long as the file returned is open.
-pub fn open(state: &Path) -> Result<(Ctxgraph, std::fs::File), StartError> {
+/// Opens the state. The lock is held as long as the file returned is open. A ledger segment of `segment_bytes` is full.
+pub fn open(state: &Path, segment_bytes: u64) -> Result<(Ctxgraph, std::fs::File), StartError> {
     let shown = || state.display().to_string();
     memory::make_state(state).map_err(|error| StartError::State(shown(), error))?;
     let lock =
@@ -59,10 +59,13 @@ pub fn open(state: &Path) -> Result<(Ctxgraph, std::fs::File), StartError> {
         }),
         Err(_) => None,
     };
-    let segment =
-        SegmentFile::open_or_create(&state.join("ledger"), new_header).map_err(StartError::Segment)?;
-    let node = node_of(&segment);
-    let ledger = Arc::new(Ledger::open(Box::new(segment), witness)?);
+    let directory = RealDirectory::open_or_create(&state.join("ledger")).map_err(StartError::Directory)?;
+    let anchors = Anchors { witness, checkpoint: None };
+    let ledger =
+        Arc::new(Ledger::open(Box::new(directory), Setup { anchors, segment_bytes, ..Setup::default() })?);
+    // A damaged ledger has no snapshot, and takes no writes that could bear the label.
+    let id = ledger.snapshot().map(|snapshot| snapshot.ledger_id).unwrap_or_default();
+    let node: String = Digest(id).hex().chars().take(16).collect();
     let memory = store.and_then(|store| {
         let settings = Settings::of(node);
         Memory::start(store, &memory::database(state), ledger.clone(), settings)
@@ -79,27 +82,9 @@ pub fn open(state: &Path) -> Result<(Ctxgraph, std::fs::File), StartError> {
         let leases = Arc::new(Leases::new(memory.clone(), ledger.clone()));
         (memory, leases)
     });
-    let durable = ledger.durable();
-    log::info("ctxgraph_opened", &[("events", &durable.seq), ("ledger_bytes", &durable.offset)]);
+    log::info("ctxgraph_opened", &[("events", &ledger.durable().seq), ("ledger_bytes", &ledger.bytes())]);
     let service = Ctxgraph { ledger, memory, followers: AtomicUsize::new(0) };
     Ok((service, lock))
-}
-
-/// The label `nullbox.node`. A header that cannot be read means a damaged ledger, and so no writes that could bear it.
-fn node_of(segment: &SegmentFile) -> String {
-    let mut bytes = [0; SEGMENT_HEADER_BYTES];
-    let read = segment.read_at(&mut bytes, 0);
-    let id = read.ok().and_then(|_| SegmentHeader::decode(&bytes).ok()).map(|header| header.ledger_id);
-    Digest(id.unwrap_or_default()).hex().chars().take(16).collect()
-}
-
-fn new_header() -> Vec<u8> {
-    let mut ledger_id = [0; 32];
-    // The id only tells ledgers apart; a short answer of the kernel leaves zeros in it.
-    if rustix::rand::getrandom(&mut ledger_id, rustix::rand::GetRandomFlags::empty()).is_err() {
-        log::warning("ledger_id_not_random", &[]);
-    }
-    SegmentHeader::genesis(ledger_id).encode()
 }
 
 impl Handler for Ctxgraph {
@@ -110,8 +95,7 @@ impl Handler for Ctxgraph {
         if let Err(why) = &self.memory {
             return Some(format!("no memory of agents: {why}"));
         }
-        let durable = self.ledger.durable();
-        Some(format!("{} events, {} KiB", durable.seq, durable.offset / 1024))
+        Some(format!("{} events, {} KiB", self.ledger.durable().seq, self.ledger.bytes() / 1024))
     }
 
     fn call(&self, call: Call<'_>) -> Result<Outcome, RpcError> {

@@ -38,6 +38,11 @@ impl Random {
         Random(seed() | 1)
     }
 
+    /// From a number that this run made.
+    pub fn from(number: u64) -> Random {
+        Random(number | 1)
+    }
+
     /// A number below `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 >> 12;

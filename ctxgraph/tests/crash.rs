@@ -18,7 +18,7 @@ struct Acknowledged {
 }
 
 fn run_and_kill(directory: &std::path::Path, round: u64, life_ms: u64, acknowledged: &Mutex<Acknowledged>) {
-    let node = Node::start(directory);
+    let node = Node::start_with(directory, &SEGMENTS).expect("ready");
     let leases: Vec<_> = (0..3).map(|n| node.attach(&format!("agent-{n}.{round}"), directory)).collect();
     std::thread::scope(|scope| {
         for (n, (_, path)) in leases.iter().enumerate() {
@@ -69,7 +69,7 @@ fn run_and_kill(directory: &std::path::Path, round: u64, life_ms: u64, acknowled
 
 /// Everything acknowledged so far stands, and memory and ledger agree.
 fn check(directory: &std::path::Path, acknowledged: &Acknowledged) {
-    let node = Node::start(directory);
+    let node = Node::start_with(directory, &SEGMENTS).expect("ready");
     let mut operator = node.operator();
     let verified = call(&mut operator, "ledger.verify", json!({})).unwrap();
     assert_eq!(verified["broken"], Value::Null);
@@ -100,31 +100,39 @@ fn check(directory: &std::path::Path, acknowledged: &Acknowledged) {
     }
 }
 
-/// Digests by seq, and the entries with a receipt, read from the file by the library.
+/// Digests by seq, and the entries with a receipt, read from the files by the library.
 fn ledger(directory: &std::path::Path) -> (BTreeMap<u64, String>, std::collections::BTreeSet<String>) {
     use ctxgraph::ledger::scan::scan;
-    use ctxgraph::ledger::storage::{SegmentFile, Storage};
-    let file =
-        SegmentFile::open_or_create(&directory.join("state/ledger"), || panic!("it is there")).unwrap();
+    use ctxgraph::ledger::storage::{Directory, RealDirectory, segment_name, segments};
+    let files = RealDirectory::open_or_create(&directory.join("state/ledger")).unwrap();
     let (mut digests, mut written) = (BTreeMap::new(), std::collections::BTreeSet::new());
-    let scanned = scan(&file, file.length().unwrap(), |frame, _| {
-        digests.insert(frame.seq, frame.digest.to_string());
-        let event: Value = serde_json::from_slice(&frame.body).unwrap();
-        if event["event"] == "memory_written" {
-            written.insert(event["entry"].as_str().unwrap().to_owned());
-        }
-    })
-    .unwrap();
-    assert_eq!(scanned.broken, None);
+    let mut chain = None;
+    for first_seq in segments(&files).unwrap() {
+        let file = files.open(&segment_name(first_seq)).unwrap();
+        let scanned = scan(file.as_ref(), file.length().unwrap(), first_seq, chain, |frame, _, _| {
+            digests.insert(frame.seq, frame.digest.to_string());
+            let event: Value = serde_json::from_slice(&frame.body).unwrap();
+            if event["event"] == "memory_written" {
+                written.insert(event["entry"].as_str().unwrap().to_owned());
+            }
+        })
+        .unwrap();
+        assert_eq!(scanned.broken, None);
+        chain = scanned.chain;
+    }
     (digests, written)
 }
+
+/// Small segments: most lives of the service begin some.
+const SEGMENTS: [&str; 2] = ["--segment-bytes", "4000"];
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_service_is_killed() {
     let mut random = node::random();
     let directory = tempfile::tempdir().unwrap();
     let acknowledged = Mutex::new(Acknowledged::default());
-    for round in 0..40 {
+    let rounds = if std::env::var_os("NULLBOX_SOAK").is_some() { 1000 } else { 40 };
+    for round in 0..rounds {
         run_and_kill(directory.path(), round, 1 + random(60), &acknowledged);
         if round % 10 == 9 {
             check(directory.path(), &acknowledged.lock().unwrap());
@@ -132,8 +140,10 @@ fn nothing_acknowledged_is_lost_when_the_service_is_killed() {
     }
     let acknowledged = acknowledged.lock().unwrap();
     assert!(acknowledged.entries.len() > 20 && acknowledged.receipts.len() > 20, "the writers did write");
+    let segments = std::fs::read_dir(directory.path().join("state/ledger")).unwrap().count();
+    assert!(segments > 5, "{segments} segments");
     println!(
-        "{} entries and {} receipts survived 40 kills",
+        "{} entries and {} receipts survived {rounds} kills, in {segments} segments",
         acknowledged.entries.len(),
         acknowledged.receipts.len()
     );

@@ -46,14 +46,20 @@ pub struct Verified {
     pub broken: Option<Broken>,
 }
 
-/// Where the ledger is wrong.
+/// Where the ledger is wrong first, and what cannot be read because of it and of what is wrong further on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Broken {
     pub seq: u64,
-    /// Offset of the first wrong byte's frame in the file.
+    /// First seq of the segment it is in: the name of its file.
+    #[serde(default)]
+    pub segment: u64,
+    /// Offset of the first wrong byte's frame in that file.
     pub offset: u64,
     pub why: String,
+    /// The events that are lost, in words; empty: none, or not known.
+    #[serde(default)]
+    pub lost: String,
 }
 
 /// Parameters of `ledger.query`: events that meet all of these, oldest first. Result: [`LedgerFound`].

@@ -4,7 +4,7 @@
 
 use abi::ids::Digest;
 
-use crate::frame::{Frame, FrameError, SegmentHeader};
+use crate::frame::{Draft, Frame, FrameError, SegmentHeader, Source};
 use crate::merkle::Frontier;
 
 /// What must hold of the next frame.
@@ -49,6 +49,7 @@ impl Chain {
             () if header.version != due.version => "version",
             () => {
                 self.before = header.digest();
+                self.batch = self.seq; // a segment ends with its batch
                 return Ok(());
             }
         };
@@ -78,12 +79,32 @@ impl Chain {
         if frame.batch != frame.seq && (frame.batch != self.batch || frame.seq == 0) {
             return Err(FrameError::Batch(frame.batch));
         }
-        self.seq += 1;
-        self.batch = frame.batch;
-        self.last = frame.digest;
-        self.before = frame.digest;
-        self.tree.push(&frame.digest);
+        self.take(frame.batch, frame.digest);
         Ok(())
+    }
+
+    /// Makes the next frame, adds its bytes to `out` and takes it. `batch` is the seq of the first frame of its batch; the body
+    /// has 1 to [`abi::limits::LEDGER_EVENT_BYTES_MAX`] bytes.
+    pub fn append(
+        &mut self,
+        batch: u64,
+        unix_ms: u64,
+        source: Source,
+        body: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Digest {
+        let draft = Draft { seq: self.seq, batch, unix_ms, source, previous: self.before, body };
+        let digest = draft.encode(out);
+        self.take(batch, digest);
+        digest
+    }
+
+    fn take(&mut self, batch: u64, digest: Digest) {
+        self.seq += 1;
+        self.batch = batch;
+        self.last = digest;
+        self.before = digest;
+        self.tree.push(&digest);
     }
 
     /// Seq of the next frame.

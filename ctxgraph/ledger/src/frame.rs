@@ -64,28 +64,78 @@ impl Source {
     /// The writer of an event that came from a caller. nulld and cage both run as root, so for root the kind of the event
     /// decides between them: it is what root said of itself, not what the ledger knows.
     pub fn of(caller: &Caller, event: &Event) -> Source {
-        match (caller, event) {
-            (Caller::Service { service }, _) => Source::Service(*service),
-            (
-                _,
-                Event::NodeBooted { .. }
-                | Event::NodeStopping { .. }
-                | Event::ServiceStarted { .. }
-                | Event::ServiceExited { .. }
-                | Event::CallRefused { .. }
-                | Event::CallMade { .. },
-            ) => Source::Service(Service::Nulld),
-            (
-                _,
-                Event::RootfsImported { .. }
-                | Event::AgentStarting { .. }
-                | Event::AgentReady { .. }
-                | Event::AgentStopping { .. }
-                | Event::AgentExited { .. }
-                | Event::ExecStarted { .. },
-            ) => Source::Service(Service::Cage),
-            _ => Source::Root,
+        match caller {
+            Caller::Service { service } => Source::Service(*service),
+            _ => Source::of_root(event),
         }
+    }
+
+    /// No wildcard: whoever adds an event says here whose it is.
+    fn of_root(event: &Event) -> Source {
+        match event {
+            Event::NodeBooted { .. }
+            | Event::NodeStopping { .. }
+            | Event::NulldCrashed { .. }
+            | Event::ClockChanged { .. }
+            | Event::ServiceStarted { .. }
+            | Event::ServiceExited { .. }
+            | Event::CallRefused { .. }
+            | Event::CallMade { .. } => Source::Service(Service::Nulld),
+            Event::RootfsImported { .. }
+            | Event::ImageRemoved { .. }
+            | Event::AgentStarting { .. }
+            | Event::AgentReady { .. }
+            | Event::AgentStopping { .. }
+            | Event::AgentExited { .. }
+            | Event::AgentCreated { .. }
+            | Event::AgentPaused { .. }
+            | Event::AgentResumed { .. }
+            | Event::AgentQuarantined { .. }
+            | Event::AgentKilled { .. }
+            | Event::AgentRestarting { .. }
+            | Event::AgentUnhealthy { .. }
+            | Event::AgentRemoved { .. }
+            | Event::AgentAttached { .. }
+            | Event::EvidenceRead { .. }
+            | Event::EvidenceRemoved { .. }
+            | Event::ExecStarted { .. }
+            | Event::FilesRead { .. }
+            | Event::FilesWritten { .. }
+            | Event::SnapshotTaken { .. }
+            | Event::SnapshotRemoved { .. }
+            | Event::VolumeCreated { .. }
+            | Event::VolumeRemoved { .. }
+            | Event::PortConnected { .. } => Source::Service(Service::Cage),
+            // Services with a uid of their own write these; root that does is nobody we know.
+            Event::NetAttached { .. }
+            | Event::NetDetached { .. }
+            | Event::NetConnected { .. }
+            | Event::NetEnded { .. }
+            | Event::NetDenied { .. }
+            | Event::NetPolicyChanged { .. }
+            | Event::NetPolicyForgotten { .. }
+            | Event::FirewallRestored { .. }
+            | Event::SecretSet { .. }
+            | Event::SecretRemoved { .. }
+            | Event::BrokerCalled { .. }
+            | Event::BrokerSettled { .. }
+            | Event::BudgetReset { .. }
+            | Event::MemoryAttached { .. }
+            | Event::MemoryWritten { .. }
+            | Event::MemoryForgotten { .. }
+            | Event::MemoryExported { .. }
+            | Event::MemoryImported { .. }
+            | Event::MemoryDamaged { .. }
+            | Event::MemoryDenied { .. }
+            | Event::ExposureRaised { .. }
+            | Event::LedgerCut { .. }
+            | Event::LedgerKeyMade { .. } => Source::Root,
+        }
+    }
+
+    /// The names of all sources.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        Service::ALL.into_iter().map(Source::Service).chain([Source::Root]).map(Source::name)
     }
 
     /// The name in [`abi::control::Recorded`].

@@ -1,12 +1,13 @@
-//! Where a segment's bytes live. A trait, because the tests need a disk that fills up, fails, and forgets what was not
-//! synced.
+//! Where the ledger's bytes live. Traits, because the tests need a disk that fills up, fails, and forgets what was not
+//! synced: bytes of files and names of files alike.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// One segment's bytes.
+/// One file's bytes.
 pub trait Storage: Send + Sync + 'static {
     /// Bytes there are.
     fn length(&self) -> io::Result<u64>;
@@ -20,27 +21,70 @@ pub trait Storage: Send + Sync + 'static {
     fn cut(&self, length: u64) -> io::Result<()>;
 }
 
-/// A segment in the file system.
-#[derive(Debug)]
-pub struct SegmentFile(File);
+/// The ledger's directory.
+pub trait Directory: Send + Sync + 'static {
+    /// Names of the files in it, in any order.
+    fn names(&self) -> io::Result<Vec<String>>;
+    /// Opens a file that is there.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn Storage>>;
+    /// Makes an empty file, or empties the one that is there.
+    fn make(&self, name: &str) -> io::Result<Arc<dyn Storage>>;
+    /// Gives a file another name, in place of the file that had it.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Returns when all names are durable.
+    fn sync(&self) -> io::Result<()>;
+}
 
-impl SegmentFile {
-    /// Opens the first segment of the ledger in `directory`; makes it, durably and whole or not at all, if there is none.
-    pub fn open_or_create(directory: &Path, header: impl FnOnce() -> Vec<u8>) -> io::Result<SegmentFile> {
-        std::fs::create_dir_all(directory)?;
-        let path = segment_path(directory, 0);
+/// The name of the segment that begins at `first_seq`.
+pub fn segment_name(first_seq: u64) -> String {
+    format!("{first_seq:020}.log")
+}
+
+/// First seqs of the segments in a directory, in order. Other names are none of the ledger's.
+pub fn segments(directory: &dyn Directory) -> io::Result<Vec<u64>> {
+    let names = directory.names()?;
+    let mut found: Vec<u64> = names
+        .iter()
+        .filter_map(|name| name.strip_suffix(".log")?.parse().ok().filter(|seq| segment_name(*seq) == *name))
+        .collect();
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Makes a segment with these first bytes, durably, and whole or not at all. To make it again after a failure is the same.
+pub fn make_segment(
+    directory: &dyn Directory,
+    first_seq: u64,
+    header: &[u8],
+) -> io::Result<Arc<dyn Storage>> {
+    let name = segment_name(first_seq);
+    let fresh = format!("{name}.new");
+    let file = directory.make(&fresh)?;
+    file.write_at(header, 0)?;
+    file.sync()?;
+    directory.rename(&fresh, &name)?;
+    directory.sync()?;
+    Ok(file)
+}
+
+/// A file in the file system.
+#[derive(Debug)]
+struct RealFile(File);
+
+/// A directory in the file system.
+#[derive(Debug)]
+pub struct RealDirectory(PathBuf);
+
+impl RealDirectory {
+    /// Opens a directory; makes it, durably, if there is none.
+    pub fn open_or_create(path: &Path) -> io::Result<RealDirectory> {
         if !path.try_exists()? {
-            let fresh = path.with_extension("new");
-            let mut file = options().create(true).truncate(true).open(&fresh)?;
-            file.write_all(&header())?;
-            file.sync_all()?;
-            std::fs::rename(&fresh, &path)?;
-            File::open(directory)?.sync_all()?;
-            if let Some(parent) = directory.parent() {
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+            if let Some(parent) = path.parent() {
                 File::open(parent)?.sync_all()?;
             }
         }
-        options().open(&path).map(SegmentFile)
+        Ok(RealDirectory(path.into()))
     }
 }
 
@@ -50,12 +94,29 @@ fn options() -> OpenOptions {
     options
 }
 
-/// The file of the segment that begins at `first_seq`.
-pub fn segment_path(directory: &Path, first_seq: u64) -> PathBuf {
-    directory.join(format!("{first_seq:020}.log"))
+impl Directory for RealDirectory {
+    fn names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.0)? {
+            names.extend(entry?.file_name().into_string());
+        }
+        Ok(names)
+    }
+    fn open(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
+        Ok(Arc::new(RealFile(options().open(self.0.join(name))?)))
+    }
+    fn make(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
+        Ok(Arc::new(RealFile(options().create(true).truncate(true).open(self.0.join(name))?)))
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.0.join(from), self.0.join(to))
+    }
+    fn sync(&self) -> io::Result<()> {
+        File::open(&self.0)?.sync_all()
+    }
 }
 
-impl Storage for SegmentFile {
+impl Storage for RealFile {
     fn length(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }

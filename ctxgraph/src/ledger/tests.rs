@@ -2,116 +2,88 @@
 
 use super::*;
 use crate::testing::Random;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-/// A disk in memory that forgets what was not synced, in 512-byte blocks.
-#[derive(Default)]
-struct Disk {
-    seen: Mutex<Vec<u8>>,
-    durable: Mutex<Vec<u8>>,
-    fails: AtomicBool,
-    syncs: AtomicU64,
-    sync_ms: u64,
-}
-
-#[derive(Clone)]
-struct Handle(Arc<Disk>);
-
-impl Handle {
-    fn new(bytes: Vec<u8>, sync_ms: u64) -> Handle {
-        Handle(Arc::new(Disk {
-            seen: Mutex::new(bytes.clone()),
-            durable: Mutex::new(bytes),
-            sync_ms,
-            ..Disk::default()
-        }))
-    }
-    fn empty() -> Handle {
-        Handle::new(header(), 0)
-    }
-    fn bytes(&self) -> Vec<u8> {
-        self.0.seen.lock().unwrap().clone()
-    }
-    /// What a power cut leaves: the synced bytes, and of the others any blocks.
-    fn after_power_cut(&self, random: &mut Random) -> Vec<u8> {
-        // Seen is locked first, as in sync: the two belong together.
-        let seen = self.0.seen.lock().unwrap();
-        let durable = self.0.durable.lock().unwrap();
-        let length =
-            durable.len() + random.below(1 + seen.len().saturating_sub(durable.len()) as u64) as usize;
-        let mut left = durable.clone();
-        left.resize(length, 0);
-        for block in durable.len() / 512..length.div_ceil(512) {
-            if random.below(2) == 0 {
-                let range = (block * 512).max(durable.len())..((block + 1) * 512).min(length);
-                left[range.clone()].copy_from_slice(&seen[range]);
-            }
-        }
-        left
-    }
-}
-
-impl Storage for Handle {
-    fn length(&self) -> io::Result<u64> {
-        Ok(self.0.seen.lock().unwrap().len() as u64)
-    }
-    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
-        let seen = self.0.seen.lock().unwrap();
-        let rest = &seen[(offset as usize).min(seen.len())..];
-        let count = rest.len().min(out.len());
-        out[..count].copy_from_slice(&rest[..count]);
-        Ok(count)
-    }
-    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let mut seen = self.0.seen.lock().unwrap();
-        let fails = self.0.fails.load(Ordering::SeqCst);
-        let kept = if fails { bytes.len() / 2 } else { bytes.len() };
-        let end = offset as usize + kept;
-        if seen.len() < end {
-            seen.resize(end, 0);
-        }
-        seen[offset as usize..end].copy_from_slice(&bytes[..kept]);
-        if fails { Err(io::Error::from_raw_os_error(28)) } else { Ok(()) }
-    }
-    fn sync(&self) -> io::Result<()> {
-        if self.0.fails.load(Ordering::SeqCst) {
-            return Err(io::Error::from_raw_os_error(5));
-        }
-        std::thread::sleep(Duration::from_millis(self.0.sync_ms));
-        let seen = self.0.seen.lock().unwrap();
-        *self.0.durable.lock().unwrap() = seen.clone();
-        self.0.syncs.fetch_add(1, Ordering::SeqCst);
-        Ok(())
-    }
-    fn cut(&self, length: u64) -> io::Result<()> {
-        self.0.seen.lock().unwrap().truncate(length as usize);
-        self.sync()
-    }
-}
-
-fn header() -> Vec<u8> {
-    frame::SegmentHeader::genesis([7; 32]).encode()
-}
+mod disk;
+use disk::Handle;
 
 fn event(n: u64) -> Event {
     Event::CallMade { by: format!("admin number {n}"), method: "x".repeat(1 + (n as usize * 37) % 300) }
 }
 
-fn open(handle: &Handle) -> Ledger {
-    Ledger::open(Box::new(handle.clone()), None).unwrap()
+/// Small segments, so that few events fill many; a failed disk is tried again at once.
+fn setup(segment_bytes: u64) -> Setup {
+    Setup { segment_bytes, retry_every: Duration::from_millis(5), ..Setup::default() }
 }
+
+fn open(handle: &Handle) -> Ledger {
+    Ledger::open(Box::new(handle.clone()), setup(limits::LEDGER_SEGMENT_BYTES_MAX)).unwrap()
+}
+
+fn open_small(handle: &Handle) -> Ledger {
+    Ledger::open(Box::new(handle.clone()), setup(SMALL)).unwrap()
+}
+
+/// Bytes of a small segment: three events or so.
+const SMALL: u64 = 900;
 
 /// A ledger of `count` events, each in a batch of its own, as bytes.
 fn written(count: u64) -> (Vec<u8>, Vec<Receipt>) {
-    written_from(0, count)
+    let (handle, receipts) = written_to(Handle::empty(), 0, count, limits::LEDGER_SEGMENT_BYTES_MAX);
+    (handle.file(0), receipts)
 }
 
-fn written_from(first: u64, count: u64) -> (Vec<u8>, Vec<Receipt>) {
-    let handle = Handle::empty();
-    let ledger = open(&handle);
+fn written_to(handle: Handle, first: u64, count: u64, segment_bytes: u64) -> (Handle, Vec<Receipt>) {
+    let ledger = Ledger::open(Box::new(handle.clone()), setup(segment_bytes)).unwrap();
     let receipts =
         (first..first + count).map(|n| ledger.append(Source::Root, &[event(n)], true).unwrap()[0]).collect();
-    (handle.bytes(), receipts)
+    drop(ledger);
+    (handle, receipts)
+}
+
+/// A ledger of several segments.
+fn several(count: u64) -> (Handle, Vec<Receipt>) {
+    written_to(Handle::empty(), 0, count, SMALL)
+}
+
+/// What is wrong with the bytes, before anything is opened or cut.
+fn first_wrong(handle: &Handle) -> Option<Broken> {
+    check::survey(handle, Anchors::default()).unwrap()
+}
+
+/// Seq and digest of all events that can be read.
+fn digests(ledger: &Ledger) -> std::collections::BTreeMap<u64, Digest> {
+    let mut digests = std::collections::BTreeMap::new();
+    ledger
+        .read_from(ledger.point_of(0), |recorded| {
+            assert!(digests.insert(recorded.seq, recorded.digest).is_none(), "told twice");
+            true
+        })
+        .unwrap();
+    digests
+}
+
+/// Offsets of the frames in a segment.
+fn starts(bytes: &[u8]) -> Vec<usize> {
+    let mut starts = vec![frame::SegmentHeader::length(bytes).unwrap()];
+    loop {
+        let at = *starts.last().unwrap();
+        match frame::frame_length(&bytes[at..]) {
+            Ok(length) => starts.push(at + length),
+            Err(_) => {
+                starts.pop();
+                return starts;
+            }
+        }
+    }
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < Duration::from_secs(10), "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 #[test]
@@ -147,7 +119,7 @@ fn a_note_is_durable_within_the_promised_delay() {
 
 #[test]
 fn many_writers_share_one_sync() {
-    let handle = Handle::new(header(), 5);
+    let handle = Handle::slow(5);
     let ledger = open(&handle);
     std::thread::scope(|scope| {
         for writer in 0..24 {
@@ -166,76 +138,145 @@ fn many_writers_share_one_sync() {
     assert!(syncs < 120, "{syncs} syncs for 480 appends");
 }
 
-#[test]
-fn a_power_cut_loses_nothing_acknowledged_and_damages_nothing() {
-    let mut random = Random::new();
-    for round in 0..60 {
-        let handle = Handle::new(header(), random.below(3));
-        let ledger = open(&handle);
-        let acknowledged = Mutex::new(Vec::new());
-        let cut = AtomicBool::new(false);
-        let left = std::thread::scope(|scope| {
-            for writer in 0..4 {
-                let (ledger, acknowledged, cut) = (&ledger, &acknowledged, &cut);
-                scope.spawn(move || {
-                    for n in 0..200 {
-                        if cut.load(Ordering::SeqCst) {
-                            break;
-                        }
-                        let durable = n % 4 == 0;
-                        let receipts =
-                            ledger.append(Source::Root, &[event(writer * 1000 + n)], durable).unwrap();
-                        if durable && !cut.load(Ordering::SeqCst) {
-                            acknowledged.lock().unwrap().push(receipts[0]);
-                        }
-                    }
-                });
-            }
-            std::thread::sleep(Duration::from_micros(random.below(6000)));
-            // Acknowledged first, the disk after: what is acknowledged later need not be on it.
-            let sure = acknowledged.lock().unwrap().clone();
-            let left = handle.after_power_cut(&mut random);
-            cut.store(true, Ordering::SeqCst);
-            (left, sure)
-        });
-        drop(ledger);
-        let (left, sure) = left;
-        let ledger = open(&Handle::new(left, 0));
-        assert_eq!(ledger.health(), Ok(()), "round {round}");
-        assert_eq!(ledger.verify().unwrap().broken, None);
-        let mut digests = std::collections::BTreeMap::new();
-        ledger
-            .read_from(frame::SEGMENT_HEADER_BYTES as u64, |recorded| {
-                digests.insert(recorded.seq, recorded.digest);
-                true
-            })
-            .unwrap();
-        for receipt in sure {
-            assert_eq!(digests.get(&receipt.seq), Some(&receipt.digest), "round {round}");
+/// Writes events to small segments, some batches of several, some not waited for, while operations of the disk fail one time in
+/// `fails` (0: never). Returns the disk as it was before each operation, with what had been acknowledged.
+fn images(random: &mut Random, events: u64, fails: u64) -> Vec<disk::Image> {
+    let handle = Handle::watched(random.below(u64::MAX), fails);
+    let ledger = open_small(&handle);
+    let mut n = 0;
+    while n < events {
+        let batch: Vec<Event> = (0..1 + random.below(3)).map(|k| event(n + k)).collect();
+        n += batch.len() as u64;
+        let durable = random.below(4) != 0;
+        match ledger.append(Source::Root, &batch, durable) {
+            Ok(receipts) if durable => handle.acknowledge(&receipts),
+            Ok(_) => {}
+            Err(AppendError::Disk(_)) => std::thread::sleep(Duration::from_millis(1)),
+            Err(error) => panic!("{error}"),
         }
-        ledger.append(Source::Root, &[event(1)], true).unwrap();
+    }
+    drop(ledger);
+    handle.images()
+}
+
+/// Opens what a power cut left and checks it.
+fn survives(image: &disk::Image, random: &mut Random) {
+    let left = image.after_power_cut(random);
+    let ledger = open_small(&left);
+    assert_eq!(ledger.health(), Ok(()), "{left:?}");
+    let verified = ledger.verify().unwrap();
+    assert_eq!(verified.broken, None);
+    let found = digests(&ledger);
+    assert_eq!(found.len() as u64, verified.events, "no gap and nothing half there");
+    for receipt in &image.acknowledged {
+        assert_eq!(found.get(&receipt.seq), Some(&receipt.digest), "{left:?}");
+    }
+    ledger.append(Source::Root, &[event(1)], true).unwrap();
+    drop(ledger);
+    assert_eq!(first_wrong(&left), None);
+}
+
+#[test]
+fn a_power_cut_at_any_operation_loses_nothing_acknowledged_and_damages_nothing() {
+    let mut random = Random::new();
+    let long = std::env::var_os("NULLBOX_SOAK").is_some();
+    let (runs, cuts) = if long { (40, 20) } else { (4, 2) };
+    let mut points = 0;
+    for run in 0..runs {
+        // Every other run on a disk that fails now and then.
+        let images = images(&mut random, 60, if run % 2 == 0 { 0 } else { 12 });
+        assert!(images.len() > 100, "{} operations", images.len());
+        for image in &images {
+            (0..cuts).for_each(|_| survives(image, &mut random));
+        }
+        points += images.len() * cuts;
+    }
+    println!("{points} power cuts survived");
+}
+
+#[test]
+fn every_flipped_byte_of_several_segments_is_found_where_it_is() {
+    let (handle, _) = several(10);
+    let segments = storage::segments(&handle).unwrap();
+    assert!(segments.len() > 2, "{segments:?}");
+    for first_seq in &segments {
+        let bytes = handle.file(*first_seq);
+        let starts = starts(&bytes);
+        for index in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[index] ^= 0x40;
+            let changed = handle.with(*first_seq, flipped);
+            let broken = first_wrong(&changed).expect("found");
+            // A flip in the first header shows there or at the first frame, which no longer follows it; in a later one at once.
+            let frame = starts.iter().rposition(|start| *start <= index);
+            let expected = *first_seq + frame.unwrap_or(0) as u64;
+            assert_eq!((broken.segment, broken.seq), (*first_seq, expected), "byte {index}: {broken:?}");
+            match frame {
+                Some(frame) => assert_eq!(broken.offset, starts[frame] as u64),
+                None if *first_seq > 0 => assert_eq!(broken.offset, 0),
+                None => assert!(broken.offset == 0 || broken.offset == starts[0] as u64),
+            }
+            // That there was something after the last whole frame, only the running ledger knows.
+            let lost =
+                if frame.is_some() && expected < 9 { format!("events {expected}") } else { String::new() };
+            assert_eq!(broken.lost, lost, "byte {index} of {first_seq}");
+        }
     }
 }
 
 #[test]
-fn every_flipped_byte_is_found_where_it_is() {
-    let (bytes, _) = written(6);
-    let mut starts = vec![frame::SEGMENT_HEADER_BYTES];
-    while *starts.last().unwrap() < bytes.len() {
-        let at = *starts.last().unwrap();
-        starts.push(at + frame::frame_length(&bytes[at..]).unwrap());
+fn every_cut_of_an_older_segment_is_found_where_it_is() {
+    let (handle, receipts) = several(10);
+    let segments = storage::segments(&handle).unwrap();
+    let (middle, next) = (segments[1], segments[2]);
+    let bytes = handle.file(middle);
+    let starts = starts(&bytes);
+    for length in 0..bytes.len() {
+        let cut = handle.with(middle, bytes[..length].to_vec());
+        let broken = first_wrong(&cut).expect("found");
+        let whole = starts.iter().filter(|start| **start <= length && **start > starts[0]).count() as u64;
+        // A cut between two frames shows where the next segment does not follow.
+        let between = starts.contains(&length);
+        let place = if between { (next, middle + whole) } else { (middle, middle + whole) };
+        assert_eq!((broken.segment, broken.seq), place, "cut to {length}: {broken:?}");
+        let (first, last) = (middle + whole, next - 1);
+        let lost =
+            if first == last { format!("events {first}") } else { format!("events {first} to {last}") };
+        assert_eq!(broken.lost, lost, "cut to {length}");
+        let ledger = open_small(&cut);
+        wait_until("the start or the check after it finds it", || {
+            matches!(ledger.health(), Err(AppendError::Damaged(_)))
+        });
+        assert_eq!(digests(&ledger).len(), receipts.len() - (next - first) as usize);
+        assert!(ledger.snapshot().is_err(), "a damaged ledger is not signed");
     }
-    for index in 0..bytes.len() {
-        let mut flipped = bytes.clone();
-        flipped[index] ^= 0x40;
-        let handle = Handle::new(flipped, 0);
-        let scanned = scan::scan(&handle, bytes.len() as u64, |_, _| {}).unwrap();
-        let broken = scanned.broken.expect("found");
-        // A flip in the segment header shows there or at the first frame, which no longer follows it.
-        let frame = starts.iter().rposition(|start| *start <= index).unwrap_or(0);
-        let expected = if index < starts[0] { 0 } else { frame };
-        assert_eq!(broken.seq, expected as u64, "byte {index}: {broken:?}");
-        assert!(broken.offset == starts[expected] as u64 || index < starts[0]);
+}
+
+#[test]
+fn a_removed_exchanged_or_foreign_segment_is_found() {
+    let (handle, _) = several(14);
+    let segments = storage::segments(&handle).unwrap();
+    assert!(segments.len() > 3);
+    let (other, _) = written_to(Handle::empty(), 500, 14, SMALL);
+    let found = |changed: &Handle| {
+        let broken = first_wrong(changed).expect("found");
+        let ledger = open_small(changed);
+        wait_until("the start or the check after it finds it", || ledger.health().is_err());
+        assert_eq!(ledger.verify().unwrap().broken.map(|b| b.seq), Some(broken.seq));
+        (broken.segment, broken.offset, broken.seq)
+    };
+    for (index, removed) in segments.iter().enumerate().take(segments.len() - 1) {
+        let next = segments[index + 1];
+        assert_eq!(found(&handle.without(*removed)), (next, 0, *removed), "segment {removed} removed");
+    }
+    let (a, b) = (segments[1], segments[2]);
+    let exchanged = handle.with(a, handle.file(b)).with(b, handle.file(a));
+    assert_eq!(found(&exchanged), (a, 0, a));
+    let replayed = handle.with(b, handle.file(a));
+    assert_eq!(found(&replayed), (b, 0, b));
+    // Of another ledger with the same id, in the same place.
+    if other.names().unwrap().contains(&storage::segment_name(b)) {
+        assert_eq!(found(&handle.with(b, other.file(b))), (b, 0, b));
     }
 }
 
@@ -246,62 +287,98 @@ fn damage_before_a_later_batch_stops_effects_and_is_not_cut() {
     for index in [96 + 4, 96 + 40, 96 + first - 1, 96 + first + 10] {
         let mut flipped = bytes.clone();
         flipped[index] ^= 1;
-        let handle = Handle::new(flipped.clone(), 0);
+        let handle = Handle::of(0, flipped.clone());
         let ledger = open(&handle);
         let error = ledger.append(Source::Root, &[event(9)], true).unwrap_err();
         assert!(matches!(error, AppendError::Damaged(_)), "{error}");
-        let verified = ledger.verify().unwrap();
+        let broken = ledger.verify().unwrap().broken.expect("reported");
         let seq = u64::from(index >= 96 + first);
-        assert_eq!(verified.broken.expect("reported").seq, seq);
-        assert_eq!(ledger.tail(100, 1 << 20).unwrap().0.len() as u64, seq, "what holds is still read");
-        assert_eq!(handle.bytes(), flipped, "the evidence stays");
+        assert_eq!((broken.seq, broken.lost), (seq, format!("events {seq}")));
+        let left: Vec<u64> = (0..6).filter(|n| *n != seq).collect();
+        let told: Vec<u64> = ledger.tail(100, 1 << 20).unwrap().0.iter().map(|event| event.seq).collect();
+        assert_eq!(told, left, "every frame that is whole is still read");
+        let found = ledger.query(&Default::default(), 1 << 20).unwrap();
+        assert_eq!(found.events.iter().map(|event| event.seq).collect::<Vec<_>>(), left);
+        assert_eq!(handle.file(0), flipped, "the evidence stays");
     }
 }
 
 #[test]
 fn a_torn_tail_is_cut_at_every_length_and_recorded() {
-    let (bytes, receipts) = written(3);
-    let last = bytes.len() - frame::frame_length(&bytes[96..]).unwrap(); // about; every frame start is passed below
-    for length in (last.saturating_sub(500).max(97)..bytes.len()).step_by(3) {
-        let handle = Handle::new(bytes[..length].to_vec(), 0);
-        let ledger = open(&handle);
+    let (handle, receipts) = several(8);
+    let newest = *storage::segments(&handle).unwrap().last().unwrap();
+    let bytes = handle.file(newest);
+    let header = frame::SegmentHeader::length(&bytes).unwrap();
+    assert!(header < bytes.len());
+    for length in (header..bytes.len()).step_by(3) {
+        let handle = handle.with(newest, bytes[..length].to_vec());
+        let ledger = open_small(&handle);
         let (events, _) = ledger.tail(10, 1 << 20).unwrap();
         let whole = receipts.iter().take_while(|r| events.iter().any(|e| e.digest == r.digest)).count();
         let cut = events.iter().filter(|e| matches!(e.event, Event::LedgerCut { .. })).count();
         assert_eq!(events.len(), whole + cut);
+        assert!(whole as u64 >= newest);
         assert_eq!(ledger.verify().unwrap().broken, None);
         assert!(ledger.append(Source::Root, &[event(5)], true).is_ok());
     }
 }
 
 #[test]
-fn a_witness_tells_lost_events_from_a_torn_tail() {
-    let (bytes, receipts) = written(4);
-    let witness = (receipts[3].seq, receipts[3].digest);
-    let opened =
-        |bytes: Vec<u8>, witness| Ledger::open(Box::new(Handle::new(bytes, 0)), Some(witness)).unwrap();
-    assert_eq!(opened(bytes.clone(), witness).health(), Ok(()));
-    let cut = bytes[..bytes.len() - 1].to_vec();
-    assert!(matches!(opened(cut, witness).health(), Err(AppendError::Damaged(_))));
-    // An older copy of the whole file, and another ledger.
-    let (older, _) = written(2);
-    assert!(matches!(opened(older, witness).health(), Err(AppendError::Damaged(_))));
-    let wrong = (receipts[3].seq, receipts[2].digest);
-    assert!(matches!(opened(bytes, wrong).health(), Err(AppendError::Damaged(_))));
+fn a_witness_and_a_checkpoint_tell_lost_and_rewritten_events_from_a_torn_tail() {
+    let (handle, receipts) = several(12);
+    let segments = storage::segments(&handle).unwrap();
+    let newest = *segments.last().unwrap();
+    let mut tree = ::ledger::merkle::Frontier::default();
+    let roots: Vec<Digest> = receipts
+        .iter()
+        .map(|receipt| {
+            tree.push(&receipt.digest);
+            tree.root()
+        })
+        .collect();
+    let opened = |handle: &Handle, anchors| {
+        let ledger = Ledger::open(Box::new(handle.snapshot()), Setup { anchors, ..setup(SMALL) }).unwrap();
+        // What anchors say of older segments shows after the start.
+        let deadline = Instant::now() + Duration::from_millis(40);
+        while ledger.health().is_ok() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let health = ledger.health();
+        assert_eq!(ledger.verify().unwrap().broken.is_some(), health.is_err());
+        health
+    };
+    let witness =
+        |n: usize| Anchors { witness: Some((receipts[n].seq, receipts[n].digest)), checkpoint: None };
+    let signed = |n: usize| Anchors { witness: None, checkpoint: Some((n as u64 + 1, roots[n])) };
+    let bytes = handle.file(newest);
+    let torn = handle.with(newest, bytes[..bytes.len() - 1].to_vec());
+    let last = receipts.len() - 1;
+    for n in 0..receipts.len() {
+        assert_eq!(opened(&handle, witness(n)), Ok(()));
+        assert_eq!(opened(&handle, signed(n)), Ok(()));
+        let wrong = Anchors { witness: Some((n as u64, Digest([1; 32]))), checkpoint: None };
+        assert!(matches!(opened(&handle, wrong), Err(AppendError::Damaged(_))), "witness {n}");
+        let wrong = Anchors { witness: None, checkpoint: Some((n as u64 + 1, Digest([1; 32]))) };
+        assert!(matches!(opened(&handle, wrong), Err(AppendError::Damaged(_))), "checkpoint {n}");
+    }
+    assert!(matches!(opened(&torn, witness(last)), Err(AppendError::Damaged(_))));
+    assert!(matches!(opened(&torn, signed(last)), Err(AppendError::Damaged(_))));
+    // An older copy of all files, and no files at all.
+    let (older, _) = several(4);
+    assert!(matches!(opened(&older, witness(last)), Err(AppendError::Damaged(_))));
+    assert!(matches!(opened(&older, signed(last)), Err(AppendError::Damaged(_))));
+    assert!(matches!(opened(&Handle::bare(), signed(0)), Err(AppendError::Damaged(_))));
 }
 
 #[test]
 fn reordered_spliced_replayed_and_removed_frames_are_found() {
     let (bytes, _) = written(4);
-    let (other, _) = written_from(100, 4);
-    let frame_range = |bytes: &[u8], n: usize| {
-        let mut at = 96;
-        for _ in 0..n {
-            at += frame::frame_length(&bytes[at..]).unwrap();
-        }
-        at..at + frame::frame_length(&bytes[at..]).unwrap()
+    let (other, _) = written_to(Handle::empty(), 100, 4, limits::LEDGER_SEGMENT_BYTES_MAX);
+    let other = other.file(0);
+    let part = |bytes: &[u8], n: usize| {
+        let at = starts(bytes)[n];
+        bytes[at..at + frame::frame_length(&bytes[at..]).unwrap()].to_vec()
     };
-    let part = |bytes: &[u8], n: usize| bytes[frame_range(bytes, n)].to_vec();
     let header = bytes[..96].to_vec();
     for (name, parts, seq) in [
         ("reordered", vec![part(&bytes, 0), part(&bytes, 2), part(&bytes, 1), part(&bytes, 3)], 1),
@@ -311,10 +388,172 @@ fn reordered_spliced_replayed_and_removed_frames_are_found() {
     ] {
         let mut changed = header.clone();
         parts.iter().for_each(|p| changed.extend(p));
-        let length = changed.len() as u64;
-        let scanned = scan::scan(&Handle::new(changed, 0), length, |_, _| {}).unwrap();
-        assert_eq!(scanned.broken.expect(name).seq, seq, "{name}");
+        let handle = Handle::of(0, changed);
+        assert_eq!(first_wrong(&handle).expect(name).seq, seq, "{name}");
+        let ledger = open(&handle);
+        let told: Vec<u64> = digests(&ledger).into_keys().collect();
+        assert!(told.is_sorted(), "{name}");
     }
+}
+
+#[test]
+fn a_first_segment_of_format_1_goes_on_in_segments_of_format_2() {
+    let old = frame::SegmentHeader { version: 1, ..frame::SegmentHeader::genesis([7; 32]) };
+    let (handle, receipts) = written_to(Handle::of(0, old.encode()), 0, 12, SMALL);
+    assert!(storage::segments(&handle).unwrap().len() > 2);
+    assert_eq!(handle.file(0)[8], 1);
+    let ledger = open_small(&handle);
+    assert_eq!(ledger.verify().unwrap().broken, None);
+    assert_eq!(digests(&ledger).len(), receipts.len());
+}
+
+#[test]
+fn tail_follow_and_query_go_across_segments() {
+    let (handle, receipts) = several(40);
+    let ledger = open_small(&handle);
+    let seqs = |events: &[abi::control::Recorded]| events.iter().map(|e| e.seq).collect::<Vec<_>>();
+    for count in [1, 5, 30, 1000] {
+        let (events, end) = ledger.tail(count, 1 << 20).unwrap();
+        assert_eq!(seqs(&events), (40 - (count as u64).min(40)..40).collect::<Vec<_>>());
+        assert_eq!(end.seq, 40);
+    }
+    for from in 0..40 {
+        let mut told = Vec::new();
+        let mut at = ledger.point_of(from);
+        while at.seq < 40 {
+            at = ledger
+                .read_from(at, |event| {
+                    told.push(event.seq);
+                    event.seq % 3 != 0
+                })
+                .unwrap();
+        }
+        assert_eq!(told, (from..40).collect::<Vec<_>>());
+    }
+    let query = |from_seq, limit| abi::control::LedgerQuery { from_seq, limit, ..Default::default() };
+    let (mut told, mut from) = (Vec::new(), Some(0));
+    while let Some(from_seq) = from {
+        let found = ledger.query(&query(from_seq, Some(7)), 1 << 20).unwrap();
+        assert!(found.events.len() <= 7);
+        told.extend(seqs(&found.events));
+        from = found.next_seq;
+    }
+    assert_eq!(told, (0..40).collect::<Vec<_>>());
+    let few = ledger.query(&query(3, None), 1000).unwrap();
+    assert!(few.next_seq.is_some_and(|next| next == 3 + few.events.len() as u64));
+    let mut read = Vec::new();
+    ledger.digests(40, |digest| read.push(digest)).unwrap();
+    assert_eq!(read, receipts.iter().map(|r| r.digest).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_query_finds_by_agent_kind_source_and_time() {
+    let handle = Handle::empty();
+    let ledger = open_small(&handle);
+    let cage = Source::Service(abi::identity::Service::Cage);
+    for n in 0..20_u64 {
+        let instance = format!("a{}.{n}", n % 2).parse().unwrap();
+        let events = [
+            Event::AgentReady { instance, boot_ms: n },
+            Event::MemoryDenied { agent: "a1".parse().unwrap(), what: "w".into(), rule: "r".into() },
+        ];
+        ledger.append(cage, &events[..1], true).unwrap();
+        ledger.append(Source::Root, &events[1..], true).unwrap();
+    }
+    let ask = |asked: abi::control::LedgerQuery| {
+        let found = ledger.query(&asked, 1 << 20).unwrap();
+        assert_eq!(found.next_seq, None);
+        found.events
+    };
+    let query = abi::control::LedgerQuery::default;
+    assert_eq!(ask(query()).len(), 40);
+    let agent = |name: &str| Some(name.parse().unwrap());
+    assert_eq!(ask(abi::control::LedgerQuery { agent: agent("a0"), ..query() }).len(), 10);
+    assert_eq!(ask(abi::control::LedgerQuery { agent: agent("a1"), ..query() }).len(), 30);
+    assert_eq!(ask(abi::control::LedgerQuery { agent: agent("a"), ..query() }).len(), 0);
+    let kinds = vec!["agent_ready".to_owned()];
+    assert_eq!(ask(abi::control::LedgerQuery { agent: agent("a1"), events: kinds, ..query() }).len(), 10);
+    assert_eq!(ask(abi::control::LedgerQuery { source: Some("root".into()), ..query() }).len(), 20);
+    let all = ask(query());
+    let (since, until) = (all[15].unix_ms, all[25].unix_ms);
+    let span =
+        abi::control::LedgerQuery { since_unix_ms: Some(since), until_unix_ms: Some(until), ..query() };
+    let expected = all.iter().filter(|e| (since..=until).contains(&e.unix_ms)).count();
+    assert_eq!(ask(span).len(), expected);
+    let past = abi::control::LedgerQuery { until_unix_ms: Some(all[0].unix_ms - 1), ..query() };
+    let reads = handle.reads();
+    assert_eq!(ask(past).len(), 0);
+    assert_eq!(handle.reads(), reads, "no segment is read whose time is known to be another");
+}
+
+#[test]
+fn a_snapshot_gives_the_bytes_it_is_of() {
+    let (handle, receipts) = several(9);
+    let ledger = open_small(&handle);
+    let snapshot = ledger.snapshot().unwrap();
+    assert_eq!((snapshot.size, snapshot.head), (9, Some(receipts[8].digest)));
+    ledger.append(Source::Root, &[event(9), event(10)], true).unwrap();
+    for size in 1..=11 {
+        let mut tree = ::ledger::merkle::Frontier::default();
+        ledger.digests(size, |digest| tree.push(&digest)).unwrap();
+        assert_eq!(tree.size(), size);
+        if size == snapshot.size {
+            assert_eq!(tree.root(), snapshot.root);
+        }
+        let mut count = 0;
+        for (first_seq, bytes) in ledger.segments(size).unwrap() {
+            let mut read = vec![0; bytes as usize];
+            assert_eq!(ledger.read_segment(first_seq, 0, &mut read).unwrap(), read.len());
+            let scanned = scan::scan(
+                Handle::of(0, read).open(&storage::segment_name(0)).unwrap().as_ref(),
+                bytes,
+                first_seq,
+                None,
+                |_, _, _| count += 1,
+            );
+            assert_eq!(scanned.unwrap().broken, None);
+        }
+        assert_eq!(count, size);
+    }
+    let frame = ledger.frame(4).unwrap().unwrap();
+    assert_eq!(frame::decode(&frame).unwrap().digest, receipts[4].digest);
+    assert_eq!(ledger.frame(99).unwrap(), None);
+}
+
+#[test]
+fn only_the_newest_segment_is_read_before_events_are_taken() {
+    let (handle, _) = several(300);
+    let segments = storage::segments(&handle).unwrap();
+    assert!(segments.len() > 60);
+    let shown = handle.snapshot();
+    let (head, _) = open::read(&shown, &setup(SMALL)).unwrap();
+    assert_eq!(head.durable.chain.seq(), 300);
+    assert!(shown.bytes_read() < 16 * 1024, "{} bytes", shown.bytes_read());
+    // The others are read then, and a change in any of them stops effects.
+    let mut bytes = handle.file(segments[20]);
+    bytes[200] ^= 1;
+    let ledger = open_small(&handle.with(segments[20], bytes));
+    wait_until("found", || ledger.health().is_err());
+    let Err(AppendError::Damaged(broken)) = ledger.append(Source::Root, &[event(1)], true) else {
+        panic!("taken");
+    };
+    assert_eq!((broken.segment, broken.seq), (segments[20], segments[20]));
+    assert_eq!(broken.lost, format!("events {}", segments[20]));
+}
+
+#[test]
+fn who_signs_hears_of_each_new_segment() {
+    let handle = Handle::empty();
+    let ledger = open_small(&handle);
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let sink = heard.clone();
+    ledger.on_rotated(move |snapshot| sink.lock().unwrap().push(snapshot.size));
+    (0..20).for_each(|n| drop(ledger.append(Source::Root, &[event(n)], true).unwrap()));
+    drop(ledger);
+    let heard = heard.lock().unwrap();
+    assert!(heard.len() > 3);
+    let segments = storage::segments(&handle).unwrap();
+    assert_eq!(heard[..], segments[1..1 + heard.len()]);
 }
 
 #[test]
@@ -356,22 +595,66 @@ fn verify_notices_a_file_changed_behind_its_back_and_stops_effects() {
     for n in 0..5 {
         ledger.append(Source::Root, &[event(n)], true).unwrap();
     }
-    handle.0.seen.lock().unwrap()[120] ^= 1;
+    handle.flip(0, 120);
     let broken = ledger.verify().unwrap().broken.unwrap();
     assert_eq!((broken.seq, broken.offset), (0, 96));
     assert!(matches!(ledger.append(Source::Root, &[event(9)], true), Err(AppendError::Damaged(_))));
 }
 
 #[test]
-fn a_second_ledger_never_shares_the_header_of_the_first() {
-    // SegmentFile makes the header once; an existing file is opened, not made again.
+fn a_second_ledger_never_shares_the_id_of_the_first() {
     let directory = tempfile::tempdir().unwrap();
-    let at = directory.path().join("ledger");
-    let first = storage::SegmentFile::open_or_create(&at, header).unwrap();
-    assert_eq!(first.length().unwrap(), 96);
-    let again = storage::SegmentFile::open_or_create(&at, || panic!("made twice")).unwrap();
-    let ledger = Ledger::open(Box::new(again), None).unwrap();
+    let id = |name: &str| {
+        let files = storage::RealDirectory::open_or_create(&directory.path().join(name)).unwrap();
+        let ledger = Ledger::open(Box::new(files), setup(SMALL)).unwrap();
+        (0..10).for_each(|n| drop(ledger.append(Source::Root, &[event(n)], true).unwrap()));
+        ledger.snapshot().unwrap().ledger_id
+    };
+    let first = id("a");
+    assert_eq!(first, id("a"), "an existing ledger is opened, not made again");
+    assert_ne!(first, id("b"));
+    let files = storage::RealDirectory::open_or_create(&directory.path().join("a")).unwrap();
+    assert!(storage::segments(&files).unwrap().len() > 3);
+    assert_eq!(Ledger::open(Box::new(files), setup(SMALL)).unwrap().verify().unwrap().events, 20);
+}
+
+/// How long an append takes without its fsync: `cargo test --release -p ctxgraph appends_per -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn appends_per_second_without_fsync() {
+    let handle = Handle::slow(20);
+    let ledger = open(&handle);
+    let started = Instant::now();
+    let count = 5_000;
+    for n in 0..count {
+        ledger.append(Source::Root, &[event(n % 4)], false).unwrap();
+    }
+    println!("{:?} an append", started.elapsed() / count as u32);
+}
+
+/// How fast a ledger is verified; see above.
+#[test]
+#[ignore = "a measurement"]
+fn megabytes_verified_per_second() {
+    let handle = Handle::empty();
+    let ledger = open(&handle);
+    for n in 0..60_000 {
+        let entry = Digest([n as u8; 32]);
+        let written = Event::MemoryWritten {
+            agent: "researcher".parse().unwrap(),
+            key: format!("notes/{n}"),
+            entry,
+            writer: None,
+        };
+        ledger.append(Source::Root, &[written], false).unwrap();
+    }
     ledger.append(Source::Root, &[event(0)], true).unwrap();
-    drop(ledger);
-    assert!(first.length().unwrap() > 96);
+    let started = Instant::now();
+    let verified = ledger.verify().unwrap();
+    let seconds = started.elapsed().as_secs_f64();
+    println!(
+        "{} bytes an event, {:.0} MB/s",
+        verified.bytes / verified.events,
+        verified.bytes as f64 / 1e6 / seconds
+    );
 }

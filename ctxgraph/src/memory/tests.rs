@@ -1,9 +1,9 @@
 //! Memory against a model, quotas, damage and a ledger that refuses.
 
 use super::*;
-use crate::canonical::CanonicalError;
-use crate::ledger::storage::SegmentFile;
-use ::ledger::frame::SegmentHeader;
+use crate::ledger::Setup;
+use crate::ledger::scan::Anchors;
+use crate::ledger::storage::RealDirectory;
 use abi::control::MemoryHistory;
 use abi::ledger::Event;
 use serde_json::Value;
@@ -21,7 +21,8 @@ struct Place {
 
 impl Place {
     fn new(quotas: Quotas) -> Place {
-        let mut place = Place { directory: tempfile::tempdir().unwrap(), memory: None, quotas, clock: unix_ms };
+        let mut place =
+            Place { directory: tempfile::tempdir().unwrap(), memory: None, quotas, clock: unix_ms };
         place.restart();
         place
     }
@@ -30,15 +31,14 @@ impl Place {
         self.memory = None;
         let state = self.directory.path();
         let store = open_store(state, self.quotas).unwrap();
-        let header = || SegmentHeader::genesis([3; 32]).encode();
-        let segment = SegmentFile::open_or_create(&state.join("ledger"), header).unwrap();
-        let ledger = Arc::new(Ledger::open(Box::new(segment), store.witness().unwrap()).unwrap());
+        let files = RealDirectory::open_or_create(&state.join("ledger")).unwrap();
+        let anchors = Anchors { witness: store.witness().unwrap(), checkpoint: None };
+        let setup = Setup { anchors, ..Setup::default() };
+        let ledger = Arc::new(Ledger::open(Box::new(files), setup).unwrap());
         ledger.health().unwrap();
         let settings = Settings { clock: self.clock, ..Settings::of("03".repeat(8)) };
-        self.memory = Some((
-            Memory::start(store, &database(state), ledger.clone(), settings).unwrap(),
-            ledger,
-        ));
+        self.memory =
+            Some((Memory::start(store, &database(state), ledger.clone(), settings).unwrap(), ledger));
     }
 
     fn memory(&self) -> &Memory {

@@ -2,7 +2,7 @@
 //!
 //! Must never: let a reader of the ledger slow a writer of it.
 
-use abi::control::{LedgerPage, LedgerTail};
+use abi::control::{LedgerPage, LedgerQuery, LedgerTail};
 use abi::door::{Call, Outcome};
 use abi::ledger::Append;
 use abi::rpc::{Code, RpcError};
@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::{Ctxgraph, result};
+use crate::ledger::scan::Point;
 use crate::ledger::{AppendError, ReadError};
 use ::ledger::frame::Source;
 
@@ -23,6 +24,7 @@ pub(super) fn answer(service: &Ctxgraph, call: Call<'_>) -> Result<Outcome, RpcE
         "ledger.append" => service.append(&call),
         "ledger.verify" => result(service.ledger.verify().map_err(unreadable)?),
         "ledger.tail" => service.tail(call),
+        "ledger.query" => service.query(&call),
         method => Err(RpcError::new(Code::UNKNOWN_METHOD, format!("there is no method `{method}`"))),
     }
 }
@@ -47,18 +49,30 @@ impl Ctxgraph {
         let _place = Place::take(&self.followers)?;
         let gone = |error: &dyn std::fmt::Display| log::info("follower_ended", &[("why", error)]);
         match call.answer(page, &[]) {
-            Ok(()) => gone(&self.follow(&mut call, end.offset)),
+            Ok(()) => gone(&self.follow(&mut call, end)),
             Err(error) => gone(&error),
         }
         Ok(Outcome::Answered)
     }
 
+    fn query(&self, call: &Call<'_>) -> Result<Outcome, RpcError> {
+        let asked: LedgerQuery = call.request.params()?;
+        if let Some(source) =
+            asked.source.as_deref().filter(|name| !Source::names().any(|known| known == *name))
+        {
+            let known: Vec<&str> = Source::names().collect();
+            return Err(RpcError::new(Code::INVALID_PARAMS, format!("no service writes as `{source}`"))
+                .explained("`source` is a service that writes to the ledger", known.join(", ")));
+        }
+        result(self.ledger.query(&asked, limits::LINE_BYTES_MAX - 2048).map_err(unreadable)?)
+    }
+
     /// Sends events as they become durable, from the file: a slow follower costs no memory. Returns why it ended.
-    fn follow(&self, call: &mut Call<'_>, from: u64) -> String {
-        let mut offset = from;
+    fn follow(&self, call: &mut Call<'_>, from: Point) -> String {
+        let mut at = from;
         loop {
             let mut ended = None;
-            let read = self.ledger.read_from(offset, |recorded| {
+            let read = self.ledger.read_from(at, |recorded| {
                 match send(call, &recorded) {
                     Ok(()) => {}
                     Err(why) => ended = Some(why),
@@ -68,12 +82,12 @@ impl Ctxgraph {
             match (ended, read) {
                 (Some(why), _) => return why,
                 (None, Err(error)) => return error.to_string(),
-                (None, Ok(next)) => offset = next,
+                (None, Ok(next)) => at = next,
             }
             if hung_up(call.connection.stream()) {
                 return "the caller closed".into();
             }
-            self.ledger.wait_beyond(offset, Duration::from_secs(1));
+            self.ledger.wait_beyond(at.seq, Duration::from_secs(1));
             if self.ledger.health() == Err(AppendError::Closed) {
                 return "the ledger is closing".into();
             }

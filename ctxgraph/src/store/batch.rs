@@ -5,8 +5,8 @@
 
 use abi::ids::{AgentName, Digest};
 use abi::ledger::Receipt;
-use abi::node::Conflicts;
 use abi::memory::{Expected, LABEL_EXPIRES, LABEL_NODE, LINK_SUPERSEDES, Link, NODE_PREFIX};
+use abi::node::Conflicts;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::vector::{self, Vector};

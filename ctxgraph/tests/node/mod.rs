@@ -31,6 +31,11 @@ impl Node {
 
     /// None when it ended before it was ready.
     pub fn try_start(directory: &Path) -> Option<Node> {
+        Node::start_with(directory, &[])
+    }
+
+    /// With arguments of its own.
+    pub fn start_with(directory: &Path, arguments: &[&str]) -> Option<Node> {
         let (door, theirs) = rustix::net::socketpair(
             rustix::net::AddressFamily::UNIX,
             rustix::net::SocketType::SEQPACKET,
@@ -47,6 +52,7 @@ impl Node {
         command
             .arg("--state")
             .arg(directory.join("state"))
+            .args(arguments)
             .stderr(Stdio::null())
             .fd_mappings(vec![mapping(theirs, 3), mapping(notify.into(), 4), mapping(listener.into(), 5)])
             .unwrap();

@@ -73,9 +73,12 @@ impl Model {
         self.forget("its time to live is over", |_, e| {
             e.labels.get("nullbox.expires").is_some_and(|time| time.parse::<u64>().unwrap() <= now)
         });
-        let replaced = |model: &Model, e: &Entry| model.heads(&e.agent, &e.key).iter().all(|h| h.hash != e.hash);
+        let replaced =
+            |model: &Model, e: &Entry| model.heads(&e.agent, &e.key).iter().all(|h| h.hash != e.hash);
         let oldest = now - 30 * 24 * 60 * 60 * 1000;
-        self.forget("the node keeps replaced values for 30 days", |m, e| e.unix_ms < oldest && replaced(m, e));
+        self.forget("the node keeps replaced values for 30 days", |m, e| {
+            e.unix_ms < oldest && replaced(m, e)
+        });
         self.forget("the node keeps 4 values of a key", |m, e| {
             let later = m.of_key(&e.agent, &e.key).iter().filter(|other| other.seq > e.seq).count();
             later >= 4 && replaced(m, e)
@@ -187,7 +190,8 @@ impl Trace {
         let owner = self.agent();
         let write = self.draft(&owner);
         let expected = self.expected(&write);
-        let written = self.place.memory().write(&Author::Agent(who.clone()), Exposure::NONE, write, &|_, _| true);
+        let written =
+            self.place.memory().write(&Author::Agent(who.clone()), Exposure::NONE, write, &|_, _| true);
         match written {
             Ok(entry) => {
                 assert!(expected, "{entry:?}");
@@ -265,7 +269,11 @@ impl Trace {
         let author = Author::Agent(entry.agent.clone());
         let whole = self.random.below(3) == 0;
         let mut ask = MemoryForget { agent: Some(entry.agent.clone()), hash: None, key: None };
-        if whole { ask.key = Some(entry.key.clone()) } else { ask.hash = Some(entry.hash) }
+        if whole {
+            ask.key = Some(entry.key.clone())
+        } else {
+            ask.hash = Some(entry.hash)
+        }
         let forgot = self.place.memory().forget(&author, &ask).unwrap();
         let expected = self.model.forget(&format!("forgotten by {author}"), |_, e| {
             e.hash == entry.hash || (whole && e.agent == entry.agent && e.key == entry.key)
@@ -393,7 +401,8 @@ fn memory_agrees_with_a_model_over_random_traces_and_restarts() {
     let bytes = "SELECT (SELECT sum(bytes) FROM agent) - sum(octet_length(key) + octet_length(labels) + octet_length(links)
         + ifnull(octet_length(value), 0)) - (SELECT ifnull(sum(length(data)), 0) FROM vector) FROM entry";
     assert_eq!(count(state, bytes), 0, "use is what is there");
-    let words = "SELECT (SELECT count(*) FROM search) - (SELECT count(*) FROM head JOIN entry ON id = head.entry
+    let words =
+        "SELECT (SELECT count(*) FROM search) - (SELECT count(*) FROM head JOIN entry ON id = head.entry
         WHERE newest AND value IS NOT NULL)";
     assert_eq!(count(state, words), 0, "the index has the newest values, and those alone");
 }

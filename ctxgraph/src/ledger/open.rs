@@ -1,0 +1,190 @@
+//! Opening: what is read before the ledger takes events.
+//!
+//! Must hold: the time it takes is bounded by one segment, however long the ledger is.
+
+use abi::control::Broken;
+use abi::ids::Digest;
+use abi::log;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use super::check::{Lost, log_damage};
+use super::head::{Head, Health, Mark, Segment, push_newest};
+use super::scan::{self, Frames, Point, Scanned, Tail};
+use super::storage::{self, Directory, Storage, make_segment, segment_name};
+use super::{ReadError, Setup};
+use ::ledger::chain::Chain;
+use ::ledger::frame::{SEGMENT_HEADER_BYTES, SegmentHeader};
+
+/// Reads the newest segment, and makes the first where there is none. A torn tail was cut.
+pub(super) fn read(directory: &dyn Directory, setup: &Setup) -> Result<(Head, Tail), ReadError> {
+    let mut first_seqs = storage::segments(directory)?;
+    if first_seqs.is_empty() {
+        make_segment(directory, 0, &SegmentHeader::genesis(new_id()).encode())?;
+        first_seqs.push(0);
+    }
+    let mut segments: Vec<Segment> =
+        first_seqs.into_iter().map(|first_seq| closed_segment(directory, first_seq)).collect();
+    let mut newest = segments.pop().ok_or(io::ErrorKind::NotFound).map_err(io::Error::from)?;
+    let file = directory.open(&segment_name(newest.first_seq))?;
+    newest.bytes = file.length()?;
+    let mut read = read_newest(file.as_ref(), &mut newest, setup)?;
+    let prior = prior_damage(directory, &segments, &read.scanned, newest.first_seq)?;
+    let mut wrong = prior.or(read.wrong.take());
+    let tail = scan::judge(file.as_ref(), newest.bytes, &read.scanned, &setup.anchors)?;
+    let end = read.end(newest.first_seq);
+    match &tail {
+        _ if wrong.is_some() => {}
+        Tail::Whole => {}
+        Tail::Torn { bytes, why } => {
+            log::error("ledger_cut", &[("seq", &end.seq), ("bytes", bytes), ("why", why)]);
+            file.cut(end.offset)?;
+            newest.bytes = end.offset;
+        }
+        Tail::Damaged(why) => wrong = Some((end, why.clone())),
+    }
+    let damaged = wrong.is_some();
+    let mut points = read.points;
+    let (health, readable) = match wrong {
+        None => (Health::Good, None),
+        Some((at, why)) => {
+            let (lost, readable) = salvage(file.as_ref(), &newest, end, &mut points)?;
+            let broken =
+                Broken { seq: at.seq, segment: at.segment, offset: at.offset, why, lost: lost.text() };
+            log_damage(&broken);
+            newest.times = None;
+            (Health::Damaged(broken), Some(readable))
+        }
+    };
+    let chain = match read.scanned.chain {
+        Some(chain) => chain,
+        None => Chain::begin(&SegmentHeader::genesis([0; 32]))
+            .map_err(|error| ReadError::Wrong(newest.first_seq, 0, error.to_string()))?,
+    };
+    let durable = Mark { chain, segment: newest.first_seq, offset: read.scanned.offset };
+    segments.push(newest);
+    let mut head = Head {
+        next: durable.clone(),
+        durable: durable.clone(),
+        begun: None,
+        segment_bytes: setup.segment_bytes,
+        file,
+        segments,
+        readable,
+        pending: Vec::new(),
+        pending_points: Vec::new(),
+        batch: 0,
+        urgent: false,
+        failures: 0,
+        health,
+        newest: points,
+    };
+    head.goes_on_from(durable);
+    Ok((head, if damaged { Tail::Whole } else { tail }))
+}
+
+/// An older segment; where it cannot be opened, its check will tell.
+fn closed_segment(directory: &dyn Directory, first_seq: u64) -> Segment {
+    let opened = directory.open(&segment_name(first_seq)).and_then(|file: Arc<dyn Storage>| file.length());
+    let bytes = opened.unwrap_or_else(|error| {
+        log::error("ledger_segment_unreadable", &[("segment", &first_seq), ("error", &error)]);
+        0
+    });
+    Segment { first_seq, bytes, times: None }
+}
+
+struct Newest {
+    scanned: Scanned,
+    points: VecDeque<Point>,
+    /// What the anchors contradict, and where.
+    wrong: Option<(Point, String)>,
+}
+
+impl Newest {
+    /// Where the chain ends.
+    fn end(&self, segment: u64) -> Point {
+        let seq = self.scanned.chain.as_ref().map_or(segment, Chain::seq);
+        Point { segment, offset: self.scanned.offset, seq }
+    }
+}
+
+fn read_newest(file: &dyn Storage, segment: &mut Segment, setup: &Setup) -> io::Result<Newest> {
+    let (mut points, mut wrong) = (VecDeque::new(), None);
+    let first_seq = segment.first_seq;
+    let scanned = scan::scan(file, segment.bytes, first_seq, None, |frame, offset, chain| {
+        let point = Point { segment: first_seq, offset, seq: frame.seq };
+        push_newest(&mut points, point);
+        segment.saw(frame.unix_ms);
+        if wrong.is_none() {
+            wrong = setup.anchors.contradict(chain).map(|why| (point, why));
+        }
+    })?;
+    Ok(Newest { scanned, points, wrong })
+}
+
+/// What is wrong with the segments before the newest, as far as can be told from the last frame of the one before it.
+fn prior_damage(
+    directory: &dyn Directory,
+    older: &[Segment],
+    scanned: &Scanned,
+    newest: u64,
+) -> io::Result<Option<(Point, String)>> {
+    let at = Point { segment: newest, offset: 0, seq: newest };
+    let Some(first) = older.first().map(|segment| segment.first_seq).or(Some(newest)) else {
+        return Ok(None);
+    };
+    if first != 0 {
+        let at = Point { segment: first, offset: 0, seq: 0 };
+        return Ok(Some((at, "the segments before this one are missing".into())));
+    }
+    let (Some(before), Some(_)) = (older.last(), &scanned.chain) else {
+        return Ok(None);
+    };
+    let mut last = [0; 32];
+    let Some(offset) = before.bytes.checked_sub(last.len() as u64) else {
+        return Ok(Some((at, "the segment before this one is empty or missing".into())));
+    };
+    let file = directory.open(&segment_name(before.first_seq))?;
+    scan::read_full(file.as_ref(), &mut last, offset)?;
+    let follows = previous_of(directory, newest)? == Some(Digest(last));
+    Ok((!follows).then(|| (at, "this segment does not follow the last frame of the one before it".into())))
+}
+
+/// What the header of a segment says of the last frame before it.
+fn previous_of(directory: &dyn Directory, first_seq: u64) -> io::Result<Option<Digest>> {
+    let file = directory.open(&segment_name(first_seq))?;
+    let mut bytes = [0; SEGMENT_HEADER_BYTES];
+    scan::read_full(file.as_ref(), &mut bytes, 0)?;
+    let [.., previous] = bytes.as_chunks::<32>().0 else {
+        return Ok(None);
+    };
+    Ok(Some(Digest(*previous)))
+}
+
+/// What can still be read beyond the place where the chain ends: adds the places of those frames, and tells what is lost.
+fn salvage(
+    file: &dyn Storage,
+    segment: &Segment,
+    end: Point,
+    points: &mut VecDeque<Point>,
+) -> io::Result<(Lost, Point)> {
+    let mut lost = Lost::from(end.seq);
+    let mut frames = Frames::new(file, segment.bytes, end.offset)?;
+    while let Some((frame, offset)) = frames.next()? {
+        if lost.saw(frame.seq) {
+            push_newest(points, Point { segment: segment.first_seq, offset, seq: frame.seq });
+        }
+    }
+    let readable = Point { segment: segment.first_seq, offset: segment.bytes, seq: lost.next() };
+    Ok((lost, readable))
+}
+
+fn new_id() -> [u8; 32] {
+    let mut ledger_id = [0; 32];
+    // The id only tells ledgers apart; a short answer of the kernel leaves zeros in it.
+    if rustix::rand::getrandom(&mut ledger_id, rustix::rand::GetRandomFlags::empty()).is_err() {
+        log::warning("ledger_id_not_random", &[]);
+    }
+    ledger_id
+}
