@@ -102,6 +102,69 @@ fn a_follower_sees_each_event_once() {
 }
 
 #[test]
+fn followers_tail_and_query_go_across_segments_and_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let small = ["--segment-bytes", "1000"];
+    let node = Node::start_with(directory.path(), &small).unwrap();
+    let mut cage = node.service(Service::Cage);
+    let mut follower = node.operator();
+    call(&mut follower, "ledger.tail", json!({ "follow": true })).unwrap();
+    for n in 0..40 {
+        call(&mut cage, "ledger.append", append(n, n % 4 == 0)).unwrap();
+    }
+    for n in 0..40 {
+        let note = notification(&mut follower).unwrap();
+        assert_eq!((note.method.as_str(), note.params["seq"].as_u64()), ("event", Some(n)));
+    }
+    node.stop();
+    let files = std::fs::read_dir(directory.path().join("state/ledger")).unwrap().count();
+    assert!(files > 5, "{files} segments");
+    let node = Node::start_with(directory.path(), &small).unwrap();
+    let mut operator = node.operator();
+    let page = call(&mut operator, "ledger.tail", json!({ "limit": 30 })).unwrap();
+    assert_eq!(page["events"].as_array().unwrap().len(), 30);
+    let asked = json!({ "source": "cage", "events": ["call_made"], "from_seq": 5, "limit": 20 });
+    let found = call(&mut operator, "ledger.query", asked).unwrap();
+    let seqs: Vec<u64> =
+        found["events"].as_array().unwrap().iter().map(|event| event["seq"].as_u64().unwrap()).collect();
+    assert_eq!((seqs, found["next_seq"].as_u64()), ((5..25).collect(), Some(25)));
+    let refused = call(&mut operator, "ledger.query", json!({ "source": "nobody" })).unwrap_err();
+    assert_eq!(refused.code, Code::INVALID_PARAMS);
+    assert_eq!(call(&mut operator, "ledger.verify", json!({})).unwrap()["events"].as_u64(), Some(40));
+}
+
+#[test]
+fn damage_in_an_older_segment_is_found_after_the_start_and_all_else_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let small = ["--segment-bytes", "1000"];
+    let node = Node::start_with(directory.path(), &small).unwrap();
+    let mut operator = node.operator();
+    for n in 0..20 {
+        call(&mut operator, "memory.write", json!({ "agent": "a", "key": "k", "value": n })).unwrap();
+    }
+    node.kill();
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(segment(directory.path())).unwrap();
+    file.write_at(&[0xff], 150).unwrap();
+    let node = Node::start_with(directory.path(), &small).unwrap();
+    let mut operator = node.operator();
+    let started = Instant::now();
+    let refused = loop {
+        assert!(started.elapsed() < Duration::from_secs(10));
+        match call(&mut node.service(Service::Egress), "ledger.append", append(1, true)) {
+            Ok(_) => std::thread::sleep(Duration::from_millis(20)),
+            Err(refused) => break refused,
+        }
+    };
+    assert!(refused.message.contains("segment 0, offset 96"), "{refused}");
+    let verified = call(&mut operator, "ledger.verify", json!({})).unwrap();
+    assert_eq!(verified["broken"]["lost"], "events 0");
+    let found = call(&mut operator, "ledger.query", json!({})).unwrap();
+    assert_eq!(found["events"][0]["seq"], 1);
+    let read = call(&mut operator, "memory.read", json!({ "agent": "a", "key": "k" })).unwrap();
+    assert_eq!(read["value"], 19);
+}
+
+#[test]
 fn followers_are_bounded() {
     let directory = tempfile::tempdir().unwrap();
     let node = Node::start(directory.path());

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::ReadError;
 use super::head::{Health, Segment, Shared, widened};
 use super::scan::{self, Anchors, Frames};
-use super::storage::{self, Directory, Storage, segment_name};
+use super::storage::{self, Directory, Lenient, Storage, segment_name};
 use ::ledger::chain::Chain;
 use ::ledger::frame::SEGMENT_HEADER_BYTES;
 
@@ -115,7 +115,7 @@ impl<'a> Survey<'a> {
                 self.chain = None;
                 return Ok(None);
             }
-            file => file?,
+            file => Lenient::new(file?),
         };
         if !self.begun && first_seq != 0 {
             self.wrong(first_seq, 0, 0, "the segments before this one are missing".into());
@@ -123,7 +123,7 @@ impl<'a> Survey<'a> {
         self.begun = true;
         let (mut times, mut contradicted, mut taken) = (None, None, 0);
         let before = self.chain.take();
-        let scanned = scan::scan(file.as_ref(), bytes, first_seq, before, |frame, offset, chain| {
+        let scanned = scan::scan(&file, bytes, first_seq, before, |frame, offset, chain| {
             self.lost.saw(frame.seq);
             times = Some(widened(times, frame.unix_ms));
             if contradicted.is_none() {
@@ -143,8 +143,9 @@ impl<'a> Survey<'a> {
             return Ok(times);
         };
         let seq = scanned.chain.as_ref().map_or(due, Chain::seq);
-        self.wrong(first_seq, scanned.offset, seq, error.to_string());
-        let mut frames = Frames::new(file.as_ref(), bytes, scanned.offset)?;
+        let why = file.unreadable().unwrap_or_else(|| error.to_string());
+        self.wrong(first_seq, scanned.offset, seq, why);
+        let mut frames = Frames::new(&file, bytes, scanned.offset)?;
         while let Some((frame, _)) = frames.next()? {
             if frame.seq < until {
                 self.lost.saw(frame.seq);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::check::{Lost, log_damage};
 use super::head::{Head, Health, Mark, Segment, push_newest};
 use super::scan::{self, Frames, Point, Scanned, Tail};
-use super::storage::{self, Directory, Storage, make_segment, segment_name};
+use super::storage::{self, Directory, Lenient, Storage, make_segment, segment_name};
 use super::{ReadError, Setup};
 use ::ledger::chain::Chain;
 use ::ledger::frame::{SEGMENT_HEADER_BYTES, SegmentHeader};
@@ -29,13 +29,16 @@ pub(super) fn read(directory: &dyn Directory, setup: &Setup) -> Result<(Head, Ta
     let mut newest = segments.pop().ok_or(io::ErrorKind::NotFound).map_err(io::Error::from)?;
     let file = directory.open(&segment_name(newest.first_seq))?;
     newest.bytes = file.length()?;
-    let mut read = read_newest(file.as_ref(), &mut newest, setup)?;
+    let lenient = Lenient::new(file.clone());
+    let mut read = read_newest(&lenient, &mut newest, setup)?;
     let prior = prior_damage(directory, &segments, &read.scanned, newest.first_seq)?;
     let mut wrong = prior.or(read.wrong.take());
-    let tail = scan::judge(file.as_ref(), newest.bytes, &read.scanned, &setup.anchors)?;
+    let tail = scan::judge(&lenient, newest.bytes, &read.scanned, &setup.anchors)?;
     let end = read.end(newest.first_seq);
     match &tail {
         _ if wrong.is_some() => {}
+        // What the disk cannot read was there, whatever the bytes beside it look like.
+        _ if lenient.unreadable().is_some() => wrong = lenient.unreadable().map(|why| (end, why)),
         Tail::Whole => {}
         Tail::Torn { bytes, why } => {
             log::error("ledger_cut", &[("seq", &end.seq), ("bytes", bytes), ("why", why)]);
@@ -49,7 +52,7 @@ pub(super) fn read(directory: &dyn Directory, setup: &Setup) -> Result<(Head, Ta
     let (health, readable) = match wrong {
         None => (Health::Good, None),
         Some((at, why)) => {
-            let (lost, readable) = salvage(file.as_ref(), &newest, end, &mut points)?;
+            let (lost, readable) = salvage(&lenient, &newest, end, &mut points)?;
             let broken =
                 Broken { seq: at.seq, segment: at.segment, offset: at.offset, why, lost: lost.text() };
             log_damage(&broken);
@@ -145,17 +148,17 @@ fn prior_damage(
     let Some(offset) = before.bytes.checked_sub(last.len() as u64) else {
         return Ok(Some((at, "the segment before this one is empty or missing".into())));
     };
-    let file = directory.open(&segment_name(before.first_seq))?;
-    scan::read_full(file.as_ref(), &mut last, offset)?;
+    let file = Lenient::new(directory.open(&segment_name(before.first_seq))?);
+    scan::read_full(&file, &mut last, offset)?;
     let follows = previous_of(directory, newest)? == Some(Digest(last));
     Ok((!follows).then(|| (at, "this segment does not follow the last frame of the one before it".into())))
 }
 
 /// What the header of a segment says of the last frame before it.
 fn previous_of(directory: &dyn Directory, first_seq: u64) -> io::Result<Option<Digest>> {
-    let file = directory.open(&segment_name(first_seq))?;
+    let file = Lenient::new(directory.open(&segment_name(first_seq))?);
     let mut bytes = [0; SEGMENT_HEADER_BYTES];
-    scan::read_full(file.as_ref(), &mut bytes, 0)?;
+    scan::read_full(&file, &mut bytes, 0)?;
     let [.., previous] = bytes.as_chunks::<32>().0 else {
         return Ok(None);
     };

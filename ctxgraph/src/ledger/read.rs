@@ -13,7 +13,7 @@ use std::io;
 
 use super::head::{Segment, Shared, push_newest};
 use super::scan::{self, Frames, Point, Window};
-use super::storage::Storage;
+use super::storage::{Lenient, Storage};
 use super::{Ledger, ReadError};
 use ::ledger::frame::{self, Frame, FrameError, SegmentHeader};
 
@@ -27,15 +27,15 @@ impl Ledger {
             (points, head.end())
         };
         let (mut events, mut bytes) = (Vec::new(), 0);
-        let mut file = self.shared.open(end.segment)?;
+        let mut file = Lenient::new(self.shared.open(end.segment)?);
         let mut opened = end.segment;
         for point in points {
             if point.segment != opened {
-                file = self.shared.open(point.segment)?;
+                file = Lenient::new(self.shared.open(point.segment)?);
                 opened = point.segment;
             }
             // A frame that was changed behind our back is left out, as every reader leaves it out.
-            let frame = read_frame(file.as_ref(), point.offset)?.ok();
+            let frame = read_frame(&file, point.offset)?.ok();
             let Some(event) = frame.as_ref().and_then(recorded) else {
                 continue;
             };
@@ -230,11 +230,11 @@ fn walk(
         let first_seq = segment.first_seq;
         let file = match shared.open(first_seq) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // verify tells
-            file => file?,
+            file => Lenient::new(file?),
         };
         let length = if first_seq == end.segment { end.offset } else { segment.bytes };
         let start = if first_seq == from.segment { from.offset } else { 0 };
-        let mut frames = Frames::new(file.as_ref(), length, start)?;
+        let mut frames = Frames::new(&file, length, start)?;
         while let Some((frame, offset)) = frames.next()? {
             if frame.seq < at.seq {
                 continue;

@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// One file's bytes.
 pub trait Storage: Send + Sync + 'static {
@@ -65,6 +65,69 @@ pub fn make_segment(
     directory.rename(&fresh, &name)?;
     directory.sync()?;
     Ok(file)
+}
+
+/// A file whose unreadable blocks read as zeros, so that what is beside them is still read. For reading only.
+pub struct Lenient {
+    file: Arc<dyn Storage>,
+    unreadable: Mutex<Option<(u64, String)>>,
+}
+
+/// Bytes that are given up where the disk cannot read them.
+const BLOCK_BYTES: u64 = 4096;
+
+impl std::fmt::Debug for Lenient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lenient").finish_non_exhaustive()
+    }
+}
+
+impl Lenient {
+    pub fn new(file: Arc<dyn Storage>) -> Lenient {
+        Lenient { file, unreadable: Mutex::new(None) }
+    }
+
+    /// The first bytes that could not be read, in words.
+    pub fn unreadable(&self) -> Option<String> {
+        let first = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+        first
+            .as_ref()
+            .map(|(offset, error)| format!("the disk cannot read the bytes from {offset} on: {error}"))
+    }
+}
+
+impl Storage for Lenient {
+    fn length(&self) -> io::Result<u64> {
+        self.file.length()
+    }
+    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
+        let error = match self.file.read_at(out, offset) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => error,
+            read => return read,
+        };
+        // To the end of this block; what is asked for beyond it is asked for again.
+        let block = usize::try_from(BLOCK_BYTES - offset % BLOCK_BYTES).unwrap_or(out.len());
+        let here = out.len().min(block);
+        let piece = out.get_mut(..here).unwrap_or_default();
+        if let Ok(count) = self.file.read_at(piece, offset) {
+            return Ok(count);
+        }
+        piece.fill(0);
+        let mut first = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.as_ref().is_none_or(|(known, _)| offset < *known) {
+            *first = Some((offset, error.to_string()));
+        }
+        Ok(here)
+    }
+    fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn sync(&self) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn cut(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
 }
 
 /// A file in the file system.

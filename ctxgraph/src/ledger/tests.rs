@@ -542,6 +542,36 @@ fn only_the_newest_segment_is_read_before_events_are_taken() {
 }
 
 #[test]
+fn what_the_disk_cannot_read_is_told_and_all_else_is_served() {
+    let (handle, receipts) = written_to(Handle::empty(), 0, 120, 16_000);
+    let segments = storage::segments(&handle).unwrap();
+    assert!(segments.len() > 2);
+    for segment in [segments[1], *segments.last().unwrap()] {
+        let handle = handle.snapshot();
+        let bytes = handle.file(segment);
+        *handle.0.unreadable.lock().unwrap() = Some((segment, 4096..4097));
+        let bad: Vec<u64> = starts(&bytes)
+            .windows(2)
+            .enumerate()
+            .filter(|(_, ends)| ends[0] < 8192 && ends[1] > 4096)
+            .map(|(index, _)| segment + index as u64)
+            .collect();
+        if bad.is_empty() {
+            continue; // the newest may be short
+        }
+        let ledger = Ledger::open(Box::new(handle.clone()), setup(16_000)).unwrap();
+        wait_until("found", || ledger.health().is_err());
+        let broken = ledger.verify().unwrap().broken.unwrap();
+        assert_eq!((broken.segment, broken.seq), (segment, bad[0]));
+        assert!(broken.why.contains("from 4096 on"), "{}", broken.why);
+        let told: Vec<u64> = digests(&ledger).into_keys().collect();
+        let whole: Vec<u64> = (0..receipts.len() as u64).filter(|seq| !bad.contains(seq)).collect();
+        assert_eq!(told, whole);
+        assert_eq!(handle.file(segment), bytes, "nothing is cut off");
+    }
+}
+
+#[test]
 fn who_signs_hears_of_each_new_segment() {
     let handle = Handle::empty();
     let ledger = open_small(&handle);

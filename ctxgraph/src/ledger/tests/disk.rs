@@ -42,6 +42,8 @@ pub struct Disk {
     random: Mutex<Option<Random>>,
     pub syncs: AtomicU64,
     sync_ms: u64,
+    /// A file's bytes that cannot be read: its segment and their offsets.
+    pub unreadable: Mutex<Option<(u64, std::ops::Range<u64>)>>,
     reads: AtomicU64,
     bytes_read: AtomicU64,
     watched: bool,
@@ -260,6 +262,13 @@ impl Storage for Opened {
     }
     fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
         let state = self.0.state.lock().unwrap();
+        if let Some((segment, bad)) = self.0.unreadable.lock().unwrap().as_ref()
+            && state.seen.get(&segment_name(*segment)) == Some(&self.1)
+            && offset < bad.end
+            && offset + out.len() as u64 > bad.start
+        {
+            return failed();
+        }
         let seen = &state.files[self.1].seen;
         let rest = &seen[(offset as usize).min(seen.len())..];
         let count = rest.len().min(out.len());
