@@ -353,6 +353,14 @@ pub const LEDGER_FOLLOWERS_MAX: usize = 16;
 pub const LEDGER_FOLLOWER_STALL_MS_MAX: u64 = 10_000;
 /// Events in one answer of `ledger.tail`; fewer where they would not fit a line.
 pub const LEDGER_PAGE_MAX: usize = 1000;
+/// A checkpoint, in bytes. Longer: refused by whoever checks it.
+pub const LEDGER_NOTE_BYTES_MAX: usize = 8 * 1024;
+/// A COSE receipt, in bytes. Longer: refused by whoever checks it.
+pub const LEDGER_RECEIPT_BYTES_MAX: usize = 8 * 1024;
+/// The first line of an export, in bytes. Longer: refused by whoever checks it.
+pub const LEDGER_EXPORT_HEAD_BYTES_MAX: usize = 2 * LEDGER_NOTE_BYTES_MAX;
+/// Proofs and exports under way at a time, each of which reads the ledger. One more: refused.
+pub const LEDGER_READERS_MAX: usize = 4;
 
 /// An OCI archive, in bytes, as stored. Larger: refused.
 pub const ARCHIVE_BYTES_MAX: u64 = 8 * 1024 * 1024 * 1024;

@@ -280,6 +280,11 @@ impl Draft<'_> {
     }
 }
 
+/// Whether a segment's header begins with these bytes, of which 8 are needed.
+pub fn begins_segment(bytes: &[u8]) -> bool {
+    bytes.starts_with(&SEGMENT_MAGIC)
+}
+
 /// The whole length of the frame that begins with these bytes; needs the first 8.
 pub fn frame_length(bytes: &[u8]) -> Result<usize, FrameError> {
     let mut fields = Fields(bytes);

@@ -16,5 +16,11 @@
 )]
 
 pub mod chain;
+pub mod checkpoint;
+pub mod export;
 pub mod frame;
+pub mod keys;
 pub mod merkle;
+pub mod proof;
+pub mod receipt;
+pub mod statement;
