@@ -1,31 +1,19 @@
-//! ed25519 keys in their three forms: PEM file, operators.toml text, fingerprint. The forms are in docs/nullgate.md.
+//! The files of ed25519 keys, and the keys as rustls wants them. Their other forms are `ledger::keys`'.
 //!
 //! Must hold: a private key file is written once, whole, durable, mode 0600; it is never replaced.
 //! Must never: show a private key through `Debug`, an error or a log.
 
-use base64::Engine;
-use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+pub use ledger::keys::{Fingerprint, KeyTextError, PublicKey};
+use ledger::keys::{KEY_FILE_BYTES_MAX, decode_pem, encode_pem, pkcs8};
 use rustls::crypto::ring;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::{CertifiedKey, SigningKey};
-use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
-
-/// DER before the 32 bytes of an ed25519 public key (RFC 8410 section 4).
-const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-/// DER before the 32 bytes of an ed25519 seed (RFC 8410 section 7).
-const PKCS8_PREFIX: [u8; 16] =
-    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
-const PEM_BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
-const PEM_END: &str = "-----END PRIVATE KEY-----";
-/// A key file is about 120 bytes; more than this is not one.
-const KEY_FILE_BYTES_MAX: u64 = 4096;
 
 /// Why a key cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -36,73 +24,8 @@ pub enum KeyError {
     NotAKey { path: PathBuf },
     #[error("{path} can be read by others (mode {mode:o}): chmod 600 {path}")]
     Exposed { path: PathBuf, mode: u32 },
-    #[error(
-        "`{0}` is not a public key: use ed25519: and base64 of its 32 bytes, as nullctl key show prints it"
-    )]
-    PublicText(String),
-    #[error("`{0}` is not a fingerprint: use SHA256: and 43 characters, as the node's console shows it")]
-    FingerprintText(String),
     #[error("the system has no random numbers")]
     Random,
-}
-
-/// An ed25519 public key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct PublicKey([u8; 32]);
-
-impl PublicKey {
-    /// The key in a SubjectPublicKeyInfo, or none when it holds anything but ed25519 in its one DER form.
-    pub fn from_spki(der: &[u8]) -> Option<PublicKey> {
-        der.strip_prefix(SPKI_PREFIX.as_slice())?.try_into().ok().map(PublicKey)
-    }
-
-    /// The SubjectPublicKeyInfo.
-    pub fn spki(&self) -> Vec<u8> {
-        [SPKI_PREFIX.as_slice(), &self.0].concat()
-    }
-
-    /// What people compare.
-    pub fn fingerprint(&self) -> Fingerprint {
-        Fingerprint(Sha256::digest(self.spki()).into())
-    }
-}
-
-impl fmt::Display for PublicKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ed25519:{}", STANDARD.encode(self.0))
-    }
-}
-
-impl FromStr for PublicKey {
-    type Err = KeyError;
-    fn from_str(text: &str) -> Result<PublicKey, KeyError> {
-        let bytes = text.strip_prefix("ed25519:").and_then(|rest| STANDARD.decode(rest).ok());
-        bytes
-            .and_then(|bytes| bytes.try_into().ok())
-            .map(PublicKey)
-            .ok_or_else(|| KeyError::PublicText(text.chars().take(80).collect()))
-    }
-}
-
-/// `SHA256:` and base64 without padding, over the SubjectPublicKeyInfo.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Fingerprint([u8; 32]);
-
-impl fmt::Display for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SHA256:{}", STANDARD_NO_PAD.encode(self.0))
-    }
-}
-
-impl FromStr for Fingerprint {
-    type Err = KeyError;
-    fn from_str(text: &str) -> Result<Fingerprint, KeyError> {
-        let bytes = text.strip_prefix("SHA256:").and_then(|rest| STANDARD_NO_PAD.decode(rest).ok());
-        bytes
-            .and_then(|bytes| bytes.try_into().ok())
-            .map(Fingerprint)
-            .ok_or_else(|| KeyError::FingerprintText(text.chars().take(80).collect()))
-    }
 }
 
 /// An ed25519 private key, ready to sign.
@@ -146,8 +69,8 @@ impl PrivateKey {
     pub fn create(path: &Path) -> Result<PrivateKey, KeyError> {
         let mut seed = [0u8; 32];
         ring::default_provider().secure_random.fill(&mut seed).map_err(|_| KeyError::Random)?;
-        let der = [PKCS8_PREFIX.as_slice(), &seed].concat();
-        let pem = format!("{PEM_BEGIN}\n{}\n{PEM_END}\n", STANDARD.encode(&der));
+        let der = pkcs8(&seed);
+        let pem = encode_pem(&der);
         let key = from_pkcs8(der).ok_or(KeyError::Random)?;
         write_once(path, pem.as_bytes()).map_err(|error| KeyError::File {
             action: "write",
@@ -167,14 +90,6 @@ fn from_pkcs8(der: Vec<u8>) -> Option<PrivateKey> {
     .ok()?;
     let public = PublicKey::from_spki(signing.public_key()?.as_ref())?;
     Some(PrivateKey { signing, public })
-}
-
-/// The DER inside the one PEM block of a text.
-fn decode_pem(text: &str) -> Option<Vec<u8>> {
-    let (_, rest) = text.split_once(PEM_BEGIN)?;
-    let (body, _) = rest.split_once(PEM_END)?;
-    let compact: String = body.split_ascii_whitespace().collect();
-    STANDARD.decode(compact).ok()
 }
 
 /// A file that appears whole and durable, or not at all, and never replaces another.
@@ -240,13 +155,12 @@ mod tests {
     }
 
     #[test]
-    fn the_published_test_vector_gives_its_public_key() {
-        // RFC 8032 section 7.1, test 1.
-        let seed = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60";
-        let seed: Vec<u8> =
-            (0..32).map(|i| u8::from_str_radix(&seed[2 * i..2 * i + 2], 16).unwrap()).collect();
-        let key = from_pkcs8([PKCS8_PREFIX.as_slice(), &seed].concat()).unwrap();
-        assert_eq!(key.public().to_string(), "ed25519:11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=");
+    fn rustls_and_the_ledger_read_one_file_alike() {
+        let scratch = scratch("alike");
+        let path = scratch.join("op.key");
+        let key = PrivateKey::create(&path).unwrap();
+        let signer = ledger::keys::Signer::from_pem(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        assert_eq!(signer.public(), key.public());
     }
 
     #[test]
@@ -266,26 +180,6 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         let error = PrivateKey::read(&path).unwrap_err().to_string();
         assert!(error.contains("chmod 600"), "{error}");
-    }
-
-    #[test]
-    fn wrong_texts_are_refused() {
-        for bad in [
-            "",
-            "ed25519:",
-            "ed25519:AAAA",
-            "rsa:AAAA",
-            "ed25519:11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo",
-        ] {
-            assert!(bad.parse::<PublicKey>().is_err(), "{bad}");
-        }
-        for bad in ["", "SHA256:", "SHA256:AAAA", "sha256:AAAA", "MD5:00"] {
-            assert!(bad.parse::<Fingerprint>().is_err(), "{bad}");
-        }
-        assert!(PublicKey::from_spki(&[0; 44]).is_none());
-        let mut long = PublicKey([7; 32]).spki();
-        long.push(0);
-        assert!(PublicKey::from_spki(&long).is_none());
     }
 
     #[test]

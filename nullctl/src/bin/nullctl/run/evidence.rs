@@ -122,6 +122,7 @@ pub(super) struct Part {
     pub(super) file: File,
     path: PathBuf,
     to: PathBuf,
+    flags: RenameFlags,
 }
 
 impl Part {
@@ -129,16 +130,25 @@ impl Part {
         if to.symlink_metadata().is_ok() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
+        Part::open(to, RenameFlags::NOREPLACE)
+    }
+
+    /// One that takes the place of what is there, if anything is.
+    pub(super) fn replacing(to: &Path) -> io::Result<Part> {
+        Part::open(to, RenameFlags::empty())
+    }
+
+    fn open(to: &Path, flags: RenameFlags) -> io::Result<Part> {
         let name = to.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
         let path = to.with_file_name(format!(".{name}.{}.part", std::process::id()));
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        Ok(Part { file, path, to: to.to_owned() })
+        Ok(Part { file, path, to: to.to_owned(), flags })
     }
 
     /// Gives it its name, durably; how long it is.
     pub(super) fn keep(self) -> io::Result<u64> {
         self.file.sync_all()?;
-        rustix::fs::renameat_with(CWD, &self.path, CWD, &self.to, RenameFlags::NOREPLACE)?;
+        rustix::fs::renameat_with(CWD, &self.path, CWD, &self.to, self.flags)?;
         let dir = self.to.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
         File::open(dir)?.sync_all()?;
         Ok(self.file.metadata()?.len())
@@ -191,6 +201,8 @@ mod tests {
         part.file.write_all(b"whole").unwrap();
         assert_eq!(part.keep().unwrap(), 5);
         assert_eq!(names(&dir), ["a.tar.gz"]);
+        Part::replacing(&to).unwrap().keep().unwrap();
+        assert_eq!(fs::read_to_string(&to).unwrap(), "", "only who asks for it replaces");
         fs::remove_dir_all(dir).unwrap();
     }
 }

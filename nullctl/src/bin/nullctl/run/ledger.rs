@@ -1,10 +1,10 @@
 //! `ledger`: what happened on the node, and whether the record still holds.
 
-use abi::control::{LedgerPage, LedgerTail, Nothing, Recorded, Verified};
+use abi::control::{LedgerFound, LedgerPage, LedgerQuery, LedgerTail, Nothing, Recorded, Verified};
 use serde_json::Value;
 use std::time::Duration;
 
-use super::note;
+use super::{id, logs, note, offbox};
 use crate::cli::Arguments;
 use crate::context::{Context, Silence, say};
 use crate::failure::{Failure, status};
@@ -12,7 +12,7 @@ use crate::link::typed;
 use crate::print::{moment, size, visible};
 
 /// A long ledger takes its time to check.
-const VERIFY_SILENCE: Duration = Duration::from_secs(300);
+pub const VERIFY_SILENCE: Duration = Duration::from_secs(300);
 
 pub fn tail(context: &Context, given: &Arguments) -> Result<u8, Failure> {
     let follow = given.has("follow");
@@ -38,7 +38,8 @@ pub fn tail(context: &Context, given: &Arguments) -> Result<u8, Failure> {
     })
 }
 
-fn line(recorded: &Recorded) -> String {
+/// An event on a line.
+pub fn line(recorded: &Recorded) -> String {
     let event = serde_json::to_value(&recorded.event).unwrap_or_default();
     let name = event.get("event").and_then(Value::as_str).unwrap_or("-").to_owned();
     let mut text =
@@ -53,7 +54,44 @@ fn line(recorded: &Recorded) -> String {
     text
 }
 
-pub fn verify(context: &Context, _: &Arguments) -> Result<u8, Failure> {
+pub fn query(context: &Context, given: &Arguments) -> Result<u8, Failure> {
+    let mut left = given.number::<u32>("limit")?;
+    let mut asked = LedgerQuery {
+        agent: given.value("agent").map(id).transpose()?,
+        events: given.values("event").to_vec(),
+        source: given.value("source").map(str::to_owned),
+        since_unix_ms: logs::time(given, "since")?,
+        until_unix_ms: logs::time(given, "until")?,
+        ..LedgerQuery::default()
+    };
+    while left != Some(0) {
+        asked.limit = left;
+        let result = context.ask("ledger.query", &asked, Silence::Ordinary)?.result(&mut |_| Ok(()))?;
+        let found: LedgerFound = typed(&result)?;
+        left = left.map(|left| left.saturating_sub(u32::try_from(found.events.len()).unwrap_or(left)));
+        if context.result_or_json(result)?.is_some() {
+            say(&found.events.iter().map(line).collect::<String>())?;
+        }
+        match found.next_seq {
+            Some(next) if next > asked.from_seq => asked.from_seq = next,
+            _ => break,
+        }
+    }
+    Ok(0)
+}
+
+pub fn verify(context: &Context, given: &Arguments) -> Result<u8, Failure> {
+    match (given.value("export"), given.value("proof")) {
+        (Some(_), Some(_)) => {
+            return Err(Failure::usage("--export and --proof", "check one, then the other"));
+        }
+        (Some(export), None) => return offbox::verify_export(context, given, export),
+        (None, Some(proof)) => return offbox::verify_proof(context, given, proof),
+        (None, None) if given.has("since") => {
+            return Err(Failure::usage("--since without --export or --proof", "export the ledger first"));
+        }
+        (None, None) => {}
+    }
     let result = context
         .ask("ledger.verify", &Nothing {}, Silence::AtMost(VERIFY_SILENCE))?
         .result(&mut |request| context.note(request))?;

@@ -62,7 +62,9 @@ pub fn node_trust(context: &Context, given: &Arguments) -> Result<u8, Failure> {
     let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
     let name = given.value("name").unwrap_or(host).to_owned();
     let pin = context.asked.pin.as_deref().map(str::parse).transpose().map_err(
-        |error: nullctl::keys::KeyError| Failure::usage(error.to_string(), "copy it from the node's console"),
+        |error: nullctl::keys::KeyTextError| {
+            Failure::usage(error.to_string(), "copy it from the node's console")
+        },
     )?;
     let key = context.key_path()?;
     // Without a pin this fails, and says which key the node shows.

@@ -13,6 +13,8 @@ pub mod local;
 pub mod logs;
 pub mod memory;
 pub mod net;
+pub mod offbox;
+pub mod proofs;
 pub mod spend;
 #[cfg(feature = "sync")]
 pub mod sync;
