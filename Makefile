@@ -36,7 +36,7 @@ check: ## formatting and lints
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
 
 unit: ## tests that need no image
-	cargo test --workspace --exclude system-tests $(addprefix --exclude ,$(ROOTED))
+	NULLBOX_SCITT_PYTHON=$$(scripts/scitt.sh) cargo test --workspace --exclude system-tests $(addprefix --exclude ,$(ROOTED))
 	$(ROOTED_RUNNER) cargo test $(addprefix --package ,$(ROOTED))
 	cargo test --package system-tests --lib --bins --test style
 
@@ -51,6 +51,7 @@ system: test-iso ## tests that boot the image in QEMU
 	cargo test --package system-tests --test system
 
 soak: bench-boot test-iso ## the long versions: 50 boots, RESTARTS=100000 of services, CYCLES=1000 of agents, the faults ROUNDS=5 times
+	NULLBOX_EVERY_BIT=1 cargo test --package ledger --test tamper
 	$(ROOTED_RUNNER) RESTARTS=$(or $(RESTARTS),100000) cargo test --package nulld --test soak -- --nocapture
 	cargo build --quiet --package system-tests --bins
 	CYCLES=$(or $(CYCLES),1000) cargo test --package system-tests --test system -- many::starts

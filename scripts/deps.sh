@@ -12,7 +12,7 @@ packages=(
     # the Debian that boots beside NullBox in `make bench-boot`
     mmdebstrap fdisk
     # running and testing a node: QEMU, firmware, real OCI archives, networks and rules of the test's own
-    qemu-system-x86 ovmf umoci skopeo swtpm iproute2 nftables dnsmasq-base bind9-dnsutils curl openssl python3 file git
+    qemu-system-x86 ovmf umoci skopeo swtpm iproute2 nftables dnsmasq-base bind9-dnsutils curl openssl python3 python3-venv file git
 )
 
 missing=()

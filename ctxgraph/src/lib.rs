@@ -19,6 +19,7 @@ pub mod entry;
 pub mod lease;
 pub mod ledger;
 pub mod memory;
+pub mod notary;
 pub mod service;
 pub mod store;
 #[cfg(test)]

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 mod ledger_calls;
+mod proof_calls;
 
 use crate::calls::{self, Speaker};
 use crate::lease::Leases;
@@ -20,6 +21,7 @@ use crate::ledger::scan::Anchors;
 use crate::ledger::storage::RealDirectory;
 use crate::ledger::{Ledger, ReadError, Setup};
 use crate::memory::{self, Memory, Settings};
+use crate::notary::Notary;
 use crate::store::Quotas;
 
 /// ctxgraph's methods.
@@ -28,6 +30,10 @@ pub struct Ctxgraph {
     ledger: Arc<Ledger>,
     memory: Result<(Arc<Memory>, Arc<Leases>), String>,
     followers: AtomicUsize,
+    /// Proofs and exports under way.
+    readers: AtomicUsize,
+    /// Signs what the ledger is; else why it cannot.
+    notary: Result<Arc<Notary>, String>,
 }
 
 /// Why the service cannot start.
@@ -60,12 +66,26 @@ pub fn open(state: &Path, segment_bytes: u64) -> Result<(Ctxgraph, std::fs::File
         Err(_) => None,
     };
     let directory = RealDirectory::open_or_create(&state.join("ledger")).map_err(StartError::Directory)?;
-    let anchors = Anchors { witness, checkpoint: None };
+    let notary = Notary::open(state);
+    let checkpoint = notary.as_ref().ok().and_then(|notary| notary.as_ref()?.kept());
+    let anchors = Anchors { witness, checkpoint };
     let ledger =
         Arc::new(Ledger::open(Box::new(directory), Setup { anchors, segment_bytes, ..Setup::default() })?);
     // A damaged ledger has no snapshot, and takes no writes that could bear the label.
     let id = ledger.snapshot().map(|snapshot| snapshot.ledger_id).unwrap_or_default();
     let node: String = Digest(id).hex().chars().take(16).collect();
+    let notary = match notary {
+        Ok(Some(notary)) => Ok(notary),
+        Ok(None) => Notary::make(state, &ledger),
+        Err(error) => Err(error),
+    };
+    let notary = notary.map(Arc::new).map_err(|error| {
+        log::error("ledger_unsigned", &[("error", &error), ("effect", &"no checkpoints and no proofs")]);
+        error.to_string()
+    });
+    if let Ok(notary) = &notary {
+        sign_each_segment(&ledger, notary.clone());
+    }
     let memory = store.and_then(|store| {
         let settings = Settings::of(node);
         Memory::start(store, &memory::database(state), ledger.clone(), settings)
@@ -83,8 +103,18 @@ pub fn open(state: &Path, segment_bytes: u64) -> Result<(Ctxgraph, std::fs::File
         (memory, leases)
     });
     log::info("ctxgraph_opened", &[("events", &ledger.durable().seq), ("ledger_bytes", &ledger.bytes())]);
-    let service = Ctxgraph { ledger, memory, followers: AtomicUsize::new(0) };
+    let service =
+        Ctxgraph { ledger, memory, followers: AtomicUsize::new(0), readers: AtomicUsize::new(0), notary };
     Ok((service, lock))
+}
+
+/// So that a ledger that was set back is noticed, though nobody asks for checkpoints.
+fn sign_each_segment(ledger: &Ledger, notary: Arc<Notary>) {
+    ledger.on_rotated(move |snapshot| {
+        if let Err(error) = notary.sign(snapshot) {
+            log::error("ledger_checkpoint_unwritten", &[("error", &error)]);
+        }
+    });
 }
 
 impl Handler for Ctxgraph {
@@ -95,7 +125,11 @@ impl Handler for Ctxgraph {
         if let Err(why) = &self.memory {
             return Some(format!("no memory of agents: {why}"));
         }
-        Some(format!("{} events, {} KiB", self.ledger.durable().seq, self.ledger.bytes() / 1024))
+        let key = match &self.notary {
+            Ok(notary) => notary.signer().public().fingerprint().to_string(),
+            Err(_) => "none".into(),
+        };
+        Some(format!("{} events, {} KiB, key {key}", self.ledger.durable().seq, self.ledger.bytes() / 1024))
     }
 
     fn call(&self, call: Call<'_>) -> Result<Outcome, RpcError> {

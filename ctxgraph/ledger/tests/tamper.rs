@@ -71,8 +71,10 @@ fn pieces_of_any_size_are_read_alike() {
 fn every_flipped_bit_is_found_in_its_frame() {
     let export = book().export(&signer());
     let places = book().places(&export);
+    // `make soak` flips all of a byte's bits; else another one in each byte.
+    let all = std::env::var_os("NULLBOX_EVERY_BIT").is_some();
     for at in 0..export.len() {
-        for bit in 0..8 {
+        for bit in (0..8).filter(|bit| all || at % 8 == *bit) {
             let mut changed = export.clone();
             changed[at] ^= 1 << bit;
             let found = place_of(&changed);

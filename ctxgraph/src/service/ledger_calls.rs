@@ -25,6 +25,10 @@ pub(super) fn answer(service: &Ctxgraph, call: Call<'_>) -> Result<Outcome, RpcE
         "ledger.verify" => result(service.ledger.verify().map_err(unreadable)?),
         "ledger.tail" => service.tail(call),
         "ledger.query" => service.query(&call),
+        "ledger.checkpoint" => service.checkpoint(&call),
+        "ledger.prove" => service.prove(&call),
+        "ledger.consistency" => service.consistency(&call),
+        "ledger.export" => service.export(call),
         method => Err(RpcError::new(Code::UNKNOWN_METHOD, format!("there is no method `{method}`"))),
     }
 }
@@ -154,12 +158,12 @@ impl Drop for Place<'_> {
     }
 }
 
-fn unreadable(error: ReadError) -> RpcError {
+pub(super) fn unreadable(error: ReadError) -> RpcError {
     RpcError::new(Code::FAILED, error.to_string())
         .explained("what is read is checked first", "nullctl ledger verify tells the first wrong place")
 }
 
-fn no_receipt(error: &AppendError) -> RpcError {
+pub(super) fn no_receipt(error: &AppendError) -> RpcError {
     let (code, rule, remedy) = match error {
         AppendError::TooLarge(_) | AppendError::Encode(_) => {
             (Code::INVALID_PARAMS, "an event is at most 16 KiB of JSON", "record a digest of what is large")

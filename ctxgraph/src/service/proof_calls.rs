@@ -45,8 +45,11 @@ impl Ctxgraph {
         let _place = Reader::take(&self.readers)?;
         let Signed { notary, checkpoint, note } = self.signed()?;
         let pass = Pass::inclusion(seq, checkpoint.size).ok_or_else(|| {
-            RpcError::new(Code::NOT_FOUND, format!("there is no event {seq}: the ledger has {}", checkpoint.size))
-                .explained("events are numbered from 0, and proved when they are durable", "nullctl ledger tail")
+            RpcError::new(
+                Code::NOT_FOUND,
+                format!("there is no event {seq}: the ledger has {}", checkpoint.size),
+            )
+            .explained("events are numbered from 0, and proved when they are durable", "nullctl ledger tail")
         })?;
         let path = self.path(pass, &checkpoint)?;
         let frame = self.ledger.frame(seq).map_err(unreadable)?.ok_or_else(changed)?;
@@ -60,7 +63,8 @@ impl Ctxgraph {
         let _place = Reader::take(&self.readers)?;
         let Signed { checkpoint, note, .. } = self.signed()?;
         let pass = Pass::consistency(size, checkpoint.size).ok_or_else(|| {
-            let message = format!("the ledger has {} events and cannot go on from one of {size}", checkpoint.size);
+            let message =
+                format!("the ledger has {} events and cannot go on from one of {size}", checkpoint.size);
             RpcError::new(Code::INVALID_PARAMS, message).explained(
                 "an older ledger has at least one event, and not more than this one",
                 "if the checkpoint is this node's, its ledger was set back: keep the disk as evidence",
@@ -76,7 +80,7 @@ impl Ctxgraph {
         let segments = self.ledger.segments(checkpoint.size).map_err(unreadable)?;
         // A reader that takes nothing for so long has its connection closed.
         let stall = Duration::from_millis(limits::LEDGER_FOLLOWER_STALL_MS_MAX);
-        call.connection.set_timeout(Some(stall)).map_err(|error| gone(&error))?;
+        call.connection.stream().set_write_timeout(Some(stall)).map_err(|error| gone(&error))?;
         let head = export::head(&checkpoint, notary.signer());
         let total = head.len() as u64 + segments.iter().map(|(_, bytes)| bytes).sum::<u64>();
         let mut out = Stream { call: &mut call, hash: Sha256::new(), bytes: 0, told: 0, total };
@@ -124,7 +128,7 @@ impl Ctxgraph {
                 "free space on the state partition, or replace its disk",
             )
         })?;
-        Ok(Signed { notary: notary.as_ref(), checkpoint, note })
+        Ok(Signed { notary, checkpoint, note })
     }
 
     /// Makes a path from the files, and makes sure that they have the tree that was signed.
