@@ -1,46 +1,24 @@
-//! The memory methods, for whoever speaks: the rules on whose memory is meant, and the shapes of answers and refusals.
+//! The memory methods, for whoever speaks: what each needs, and the shapes of answers and refusals.
 //!
-//! Must hold: an agent reaches its own memory only, whatever its parameters say.
-//! Must never: tell an agent whether another agent's entry exists.
+//! Must hold: an agent reaches another's memory only where `access` says so; what is shown to it has raised its exposure.
+//! Must never: tell an agent whether an entry that it may not read exists.
 
-use abi::control::{MemoryHistory, MemoryList, MemoryQuery, MemoryRead, MemoryWrite};
-use abi::exposure::Exposure;
+use abi::control::{
+    Entries, Entry, Hits, MemoryBatch, MemoryConflicts, MemoryForget, MemoryHistory, MemoryList,
+    MemoryNearest, MemoryQuery, MemoryRead, MemorySearch, MemoryTraverse, MemoryWrite,
+};
 use abi::ids::{AgentName, Digest};
+use abi::memory::LINK_SUPERSEDES;
 use abi::rpc::{Code, Request, RpcError};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::draft::{Author, DraftError};
+use crate::access::{NEEDS_BOTH, What};
+use crate::draft::{self, DraftError};
 use crate::memory::{Memory, MemoryError};
-
-/// Who speaks. For an agent it is known from the socket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Speaker {
-    Agent(AgentName),
-    /// An operator (or root) through the door; the role was checked there.
-    Operator,
-}
-
-/// A call that was not served.
-#[derive(Debug)]
-pub struct Refusal {
-    pub error: RpcError,
-    /// Present when it reached for what is another's: to be recorded.
-    pub denied: Option<Denied>,
-}
-
-/// A denial as the ledger records it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Denied {
-    pub what: String,
-    pub rule: &'static str,
-}
-
-impl From<RpcError> for Refusal {
-    fn from(error: RpcError) -> Refusal {
-        Refusal { error, denied: None }
-    }
-}
+use crate::speaker::{Denied, Refusal, Speaker};
+use crate::store::search::Query;
+use crate::store::vector::Vector;
 
 impl From<MemoryError> for Refusal {
     fn from(error: MemoryError) -> Refusal {
@@ -48,96 +26,249 @@ impl From<MemoryError> for Refusal {
     }
 }
 
-/// The rule that refuses another agent's memory.
-pub const OWN_MEMORY_ONLY: &str = "own-memory-only";
 /// The rule that refuses methods of the control protocol on an agent's memory socket.
 pub const MEMORY_METHODS_ONLY: &str = "memory-methods-only";
 
-/// Serves one call.
-pub fn answer(memory: &Memory, speaker: &Speaker, request: &Request) -> Result<Value, Refusal> {
-    match (request.method.as_str(), speaker) {
-        ("memory.write", _) => {
-            let mut params: MemoryWrite = request.params()?;
-            let owner = whose(speaker, params.agent.take(), &request.method)?;
-            let author = match speaker {
-                Speaker::Agent(own) => Author::Agent(own.clone()),
-                Speaker::Operator => Author::Operator("operator".into()),
-            };
-            params.agent = Some(owner.clone());
-            let may_read = |agent: &AgentName, _: &str| *agent == owner;
-            value_of(memory.write(&author, Exposure::NONE, params, &may_read)?)
-        }
-        ("memory.read", _) => {
-            let params: MemoryRead = request.params()?;
-            let agent = whose(speaker, params.agent, &request.method)?;
-            match (&params.hash, &params.key) {
-                (Some(hash), None) => match memory.by_hash(hash)? {
-                    Some(entry) if entry.agent == agent => value_of(entry),
-                    _ => Err(no_entry(memory, speaker, &agent, hash)),
-                },
-                (None, Some(key)) => match memory.newest(&agent, key)? {
-                    Some(entry) => value_of(entry),
-                    None => Err(no_key(&agent, key).into()),
-                },
-                _ => Err(RpcError::new(Code::INVALID_PARAMS, "give `hash` or `key`, one of them")
-                    .explained("an entry is read by its hash, or as the newest of its key", "leave one out")
-                    .into()),
+/// What an agent may call. `memory.watch` is served where its connection is.
+const AGENT_METHODS: [&str; 12] = [
+    "memory.write",
+    "memory.batch",
+    "memory.read",
+    "memory.query",
+    "memory.history",
+    "memory.conflicts",
+    "memory.neighbours",
+    "memory.traverse",
+    "memory.search",
+    "memory.nearest",
+    "memory.watch",
+    "memory.forget",
+];
+
+type Answer = Result<Value, Refusal>;
+
+/// Serves one call that has one answer.
+pub fn answer(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
+    match request.method.as_str() {
+        "memory.write" => write(memory, speaker, request),
+        "memory.batch" => batch(memory, speaker, request),
+        "memory.read" => read(memory, speaker, request),
+        "memory.query" => query(memory, speaker, request),
+        "memory.history" => history(memory, speaker, request),
+        "memory.conflicts" => conflicts(memory, speaker, request),
+        "memory.neighbours" | "memory.traverse" => traverse(memory, speaker, request),
+        "memory.search" => search(memory, speaker, request),
+        "memory.nearest" => nearest(memory, speaker, request),
+        "memory.forget" => forget(memory, speaker, request),
+        method => match speaker {
+            Speaker::Operator(_) if method == "memory.list" => {
+                value_of(MemoryList { agents: memory.list()? })
             }
-        }
-        ("memory.query", _) => {
-            let mut params: MemoryQuery = request.params()?;
-            let agent = whose(speaker, params.agent.take(), &request.method)?;
-            value_of(memory.query(&agent, &params)?)
-        }
-        ("memory.history", _) => {
-            let mut params: MemoryHistory = request.params()?;
-            let agent = whose(speaker, params.agent.take(), &request.method)?;
-            value_of(memory.history(&agent, &params)?)
-        }
-        ("memory.list", Speaker::Operator) => value_of(MemoryList { agents: memory.list()? }),
-        (method, Speaker::Agent(_)) => Err(not_for_agents(method)),
-        (method, Speaker::Operator) => {
-            Err(RpcError::new(Code::UNKNOWN_METHOD, format!("there is no method `{}`", shorten(method)))
-                .into())
-        }
+            Speaker::Operator(_) => {
+                Err(RpcError::new(Code::UNKNOWN_METHOD, format!("there is no method `{}`", shorten(method)))
+                    .into())
+            }
+            Speaker::Agent(_) => Err(not_for_agents(method)),
+        },
     }
 }
 
-/// Whose memory is meant. Pure.
-fn whose(speaker: &Speaker, named: Option<AgentName>, method: &str) -> Result<AgentName, Refusal> {
-    match (speaker, named) {
-        (Speaker::Agent(own), None) => Ok(own.clone()),
-        (Speaker::Agent(own), Some(named)) if *own == named => Ok(named),
-        (Speaker::Agent(own), Some(named)) => Err(Refusal {
-            error: RpcError::new(Code::DENIED, format!("`{own}` may not reach the memory of `{named}`"))
-                .explained(
-                    format!(
-                        "{OWN_MEMORY_ONLY}: an agent is known by its socket and reaches its own memory only"
-                    ),
-                    "leave `agent` out; memory cannot be shared between agents yet",
-                ),
-            denied: Some(Denied { what: format!("{method} as {named}"), rule: OWN_MEMORY_ONLY }),
-        }),
-        (Speaker::Operator, Some(named)) => Ok(named),
-        (Speaker::Operator, None) => {
-            Err(RpcError::new(Code::INVALID_PARAMS, format!("{method}: `agent` is missing"))
-                .explained("an operator names the agent whose memory is meant", "add `agent`")
-                .into())
-        }
+fn write(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
+    let mut params: MemoryWrite = request.params()?;
+    let unseen = may_write(speaker, &mut params, &request.method)?;
+    let written = memory
+        .write(&speaker.author(), speaker.exposure(), params, &|owner, key| speaker.may_read(owner, key));
+    let entry = written.map_err(|error| not_written(memory, speaker, error, unseen))?;
+    value_of(Entry { reader_exposure: speaker.exposure(), ..veiled(speaker, entry) })
+}
+
+fn batch(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
+    let mut params: MemoryBatch = request.params()?;
+    let mut unseen = false;
+    for write in &mut params.writes {
+        unseen |= may_write(speaker, write, &request.method)?;
     }
+    let written = memory.batch(&speaker.author(), speaker.exposure(), params.writes, &|owner, key| {
+        speaker.may_read(owner, key)
+    });
+    let mut page = written.map_err(|error| not_written(memory, speaker, error, unseen))?;
+    page.entries = page.entries.into_iter().map(|entry| veiled(speaker, entry)).collect();
+    value_of(Entries { reader_exposure: speaker.exposure(), ..page })
+}
+
+/// Names the owner, and checks the right to a write. Returns whether the writer may not read what it writes over.
+fn may_write(speaker: Speaker<'_>, write: &mut MemoryWrite, method: &str) -> Result<bool, Refusal> {
+    let owner = speaker.owner(write.agent.take(), method)?;
+    draft::check_key(&write.key).map_err(MemoryError::from)?;
+    speaker.may(What::Write, &owner, &write.key)?;
+    let unseen = !speaker.may_read(&owner, &write.key);
+    if unseen && write.parent.is_some() {
+        // Whether the expectation was met would tell what is there.
+        speaker.may(What::Read, &owner, &write.key)?;
+    }
+    write.agent = Some(owner);
+    Ok(unseen)
+}
+
+/// Why a write was refused; without a word of what is there, where the writer may not read that.
+fn not_written(memory: &Memory, speaker: Speaker<'_>, error: MemoryError, unseen: bool) -> Refusal {
+    match error {
+        MemoryError::Link(target) => no_entry(memory, speaker, &target),
+        MemoryError::Quota(_) | MemoryError::Conflict { .. } | MemoryError::Heads(_) if unseen => {
+            RpcError::new(Code::LIMIT, "the memory of the other agent does not take this now")
+                .explained(
+                    "it is full, or its owner has a conflict to settle; who may not read it is told no more",
+                    "try later, or ask an operator",
+                )
+                .into()
+        }
+        error => error.into(),
+    }
+}
+
+/// What a writer is shown of its entry: without what came before it, where it may not read that.
+fn veiled(speaker: Speaker<'_>, mut entry: Entry) -> Entry {
+    if !speaker.may_read(&entry.agent, &entry.key) {
+        entry.parent = None;
+        entry.seq = 0;
+        entry.links.retain(|link| link.kind != LINK_SUPERSEDES);
+    }
+    entry
+}
+
+fn read(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
+    let params: MemoryRead = request.params()?;
+    let mut entry = match (&params.hash, params.key) {
+        (Some(hash), None) => by_hash(memory, speaker, hash, params.agent.as_ref())?,
+        (None, Some(key)) => {
+            let owner = speaker.owner(params.agent, &request.method)?;
+            speaker.may(What::Read, &owner, &key)?;
+            memory.newest(&owner, &key)?.ok_or_else(|| no_key(&owner, &key))?
+        }
+        _ => return Err(key_or_hash().into()),
+    };
+    entry.reader_exposure = speaker.reads(std::iter::once(&entry))?;
+    value_of(entry)
+}
+
+/// An entry by its hash, where the speaker may read it and it is that agent's, if one is named.
+fn by_hash(
+    memory: &Memory,
+    speaker: Speaker<'_>,
+    hash: &Digest,
+    named: Option<&AgentName>,
+) -> Result<Entry, Refusal> {
+    // By agent and key alone: another's value is not even loaded.
+    let may_see = memory.read(|store| {
+        store.may_see(hash, &|owner, key| {
+            named.is_none_or(|named| named == owner) && speaker.may_read(owner, key)
+        })
+    })?;
+    let entry = if may_see { memory.by_hash(hash)? } else { None };
+    entry.ok_or_else(|| no_entry(memory, speaker, hash))
+}
+
+fn query(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
+    let mut params: MemoryQuery = request.params()?;
+    let owner = speaker.owner(params.agent.take(), &request.method)?;
+    speaker.may(What::Read, &owner, &params.prefix)?;
+    page(speaker, memory.query(&owner, &params)?)
+}
+
+fn history(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
+    let mut params: MemoryHistory = request.params()?;
+    let owner = speaker.owner(params.agent.take(), &request.method)?;
+    speaker.may(What::Read, &owner, &params.key)?;
+    page(speaker, memory.history(&owner, &params)?)
+}
+
+fn conflicts(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
+    let mut params: MemoryConflicts = request.params()?;
+    let owner = speaker.owner(params.agent.take(), &request.method)?;
+    speaker.may(What::Read, &owner, &params.prefix)?;
+    page(speaker, memory.conflicts(&owner, &params)?)
+}
+
+fn page(speaker: Speaker<'_>, mut page: Entries) -> Answer {
+    page.reader_exposure = speaker.reads(page.entries.iter())?;
+    value_of(page)
+}
+
+fn traverse(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
+    let mut params: MemoryTraverse = request.params()?;
+    if request.method == "memory.neighbours" {
+        params.depth = Some(1);
+    }
+    let found = memory.traverse(&params, &|owner, key| speaker.may_read(owner, key))?;
+    let mut found = found.ok_or_else(|| no_entry(memory, speaker, &params.hash))?;
+    found.reader_exposure = speaker.reads(found.reached.iter().map(|reached| &reached.entry))?;
+    value_of(found)
+}
+
+fn search(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
+    let params: MemorySearch = request.params()?;
+    let owner = speaker.owner(params.agent, &request.method)?;
+    speaker.may(What::Read, &owner, &params.prefix)?;
+    let query = Query::parse(&params.text).map_err(|error| {
+        RpcError::new(Code::INVALID_PARAMS, error.to_string()).explained(
+            "a search has 1 to 16 words, `word*` and \"phrases\" among them",
+            "write the text otherwise",
+        )
+    })?;
+    hits(speaker, memory.read(|store| store.search(&owner, &params.prefix, &query, params.limit))?)
+}
+
+fn nearest(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
+    let params: MemoryNearest = request.params()?;
+    let owner = speaker.owner(params.agent, &request.method)?;
+    speaker.may(What::Read, &owner, &params.prefix)?;
+    let to = Vector::new(&params.vector).map_err(|error| {
+        RpcError::new(Code::INVALID_PARAMS, error.to_string())
+            .explained("a vector has a direction and a bounded length", "check what made it")
+    })?;
+    hits(speaker, memory.read(|store| store.nearest(&owner, &params.prefix, &to, params.limit))?)
+}
+
+fn hits(speaker: Speaker<'_>, mut found: Hits) -> Answer {
+    found.reader_exposure = speaker.reads(found.hits.iter().map(|hit| &hit.entry))?;
+    value_of(found)
+}
+
+/// Another's memory is forgotten only by who may read it too: how much was forgotten tells what was there.
+fn forget(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
+    let mut params: MemoryForget = request.params()?;
+    match (&params.hash, &params.key) {
+        (Some(hash), None) => {
+            let entry = by_hash(memory, speaker, hash, params.agent.as_ref())?;
+            speaker.may(What::Write, &entry.agent, &entry.key)?;
+        }
+        (None, Some(key)) => {
+            let owner = speaker.owner(params.agent.take(), &request.method)?;
+            speaker.may(What::Write, &owner, key)?;
+            speaker.may(What::Read, &owner, key)?;
+            params.agent = Some(owner);
+        }
+        _ => return Err(key_or_hash().into()),
+    }
+    value_of(memory.forget(&speaker.author(), &params)?)
+}
+
+fn key_or_hash() -> RpcError {
+    RpcError::new(Code::INVALID_PARAMS, "give `hash` or `key`, one of them")
+        .explained("an entry is named by its hash, or as the newest of its key", "leave one out")
 }
 
 /// An agent gets the same answer whether the entry is another's or nobody's; the ledger knows the difference.
-fn no_entry(memory: &Memory, speaker: &Speaker, agent: &AgentName, hash: &Digest) -> Refusal {
+fn no_entry(memory: &Memory, speaker: Speaker<'_>, hash: &Digest) -> Refusal {
+    // The operator's view: whether anybody has it.
     let reached =
-        matches!(speaker, Speaker::Agent(_)) && memory.by_hash(hash).is_ok_and(|found| found.is_some());
+        speaker.agent().is_some() && memory.read(|store| store.may_see(hash, &|_, _| true)).unwrap_or(false);
     Refusal {
-        error: RpcError::new(Code::NOT_FOUND, format!("the memory of `{agent}` has no entry {hash}"))
-            .explained(
-                format!("{OWN_MEMORY_ONLY}: only entries of that agent are read"),
-                "memory.history lists the entries of a key; memory cannot be shared between agents yet",
-            ),
-        denied: reached.then(|| Denied { what: format!("memory.read {hash}"), rule: OWN_MEMORY_ONLY }),
+        error: RpcError::new(Code::NOT_FOUND, format!("there is no entry {hash} that you may read")).explained(
+            format!("{NEEDS_BOTH}: by hash, an entry's agent and key decide as they do by key"),
+            "memory.history lists the entries of a key; `memory.read` and the owner's `memory.share_read` share keys",
+        ),
+        denied: reached.then(|| Denied { what: format!("entry {hash}"), rule: NEEDS_BOTH }),
     }
 }
 
@@ -152,7 +283,7 @@ fn not_for_agents(method: &str) -> Refusal {
     let code = if known { Code::DENIED } else { Code::UNKNOWN_METHOD };
     Refusal {
         error: RpcError::new(code, format!("an agent's memory socket has no method `{method}`")).explained(
-            format!("{MEMORY_METHODS_ONLY}: memory.write, memory.read, memory.query, memory.history"),
+            format!("{MEMORY_METHODS_ONLY}: {}", AGENT_METHODS.join(", ")),
             "there is no grant for other methods",
         ),
         denied: known.then_some(Denied { what: method, rule: MEMORY_METHODS_ONLY }),
@@ -162,36 +293,34 @@ fn not_for_agents(method: &str) -> Refusal {
 /// A memory error as an answer that says which rule and what to do.
 pub fn explain(error: &MemoryError) -> RpcError {
     let (code, rule, remedy) = match error {
-        MemoryError::Draft(draft) => return explain_draft(draft),
-        MemoryError::BatchCount(_) | MemoryError::BatchBytes => {
-            (Code::INVALID_PARAMS, "a batch and its answer are one line each", "send several batches")
-        }
-        MemoryError::Link(_) => (
+        MemoryError::Draft(error) => return undrafted(error),
+        MemoryError::BatchCount(_) | MemoryError::BatchBytes => (
             Code::INVALID_PARAMS,
-            "a link leads to an entry that its writer may read",
-            "memory.query lists entries with their hashes",
+            "a batch is 1 to 64 writes, and its answer, with all values, one line of 64 KiB",
+            "split it",
         ),
+        MemoryError::Link(_) => {
+            (Code::NOT_FOUND, "a link leads to an entry that its writer may read", "read the entry first")
+        }
         MemoryError::Conflict { .. } => (
             Code::CONFLICT,
-            "a write with `parent` happens only where that is the newest entry",
-            "read the key again, and write on what is there",
+            "`parent` is the key's newest entry, or `none` where it has none",
+            "read the key again, and write with its hash as `parent`",
         ),
         MemoryError::Heads(_) => (
             Code::CONFLICT,
-            "this node refuses to write to a key with several heads ([memory] conflicts in nulld.toml)",
-            "look at memory.conflicts, then write with the newest as `parent`: the others are superseded",
-        ),
-        MemoryError::Target => (
-            Code::INVALID_PARAMS,
-            "one entry is forgotten by its hash, or all of a key",
-            "leave one of them out",
+            "memory.conflicts is `refuse` in nulld.toml: somebody says which one to go on from",
+            "memory.conflicts lists them; write with one of them as `parent`",
         ),
         MemoryError::Quota(_) => (
             Code::LIMIT,
-            "entries are never removed, and each agent may own so many; values can be forgotten",
-            "forget values (for bytes); an operator can give the agent another name (for entries)",
+            "entries are never removed, and each agent may own so many",
+            "forget values that are not needed; an operator can give the agent another name",
         ),
-        MemoryError::Busy(_) => (Code::LIMIT, "writes wait in a bounded queue", "try again"),
+        MemoryError::Busy(_) => {
+            (Code::LIMIT, "writes wait in a bounded queue, each agent's in its own", "try again")
+        }
+        MemoryError::Target => return key_or_hash(),
         MemoryError::Cursor(_) => {
             (Code::INVALID_PARAMS, "a cursor comes from the answer before", "start without a cursor")
         }
@@ -209,7 +338,8 @@ pub fn explain(error: &MemoryError) -> RpcError {
     RpcError::new(code, error.to_string()).explained(rule, remedy)
 }
 
-fn explain_draft(error: &DraftError) -> RpcError {
+/// Why what was sent cannot become an entry.
+fn undrafted(error: &DraftError) -> RpcError {
     let (rule, remedy) = match error {
         DraftError::Owner => ("an operator names the agent whose memory is meant", "add `agent`"),
         DraftError::KeyLength(_) | DraftError::KeyControl => {
@@ -221,16 +351,14 @@ fn explain_draft(error: &DraftError) -> RpcError {
         DraftError::Value(_) => {
             ("a value is kept exactly, as RFC 8785 writes it", "write large integers as strings; nest less")
         }
-        DraftError::TooMany(..) => ("an entry has so many at most", "link from several entries; label less"),
-        DraftError::Word(..) => ("labels and link types are short words", "use another word"),
-        DraftError::Reserved(..) => ("the node's labels and links come from the node", "use another word"),
-        DraftError::LabelValue(_) => ("a label's value is a short text", "put long texts into the value"),
+        DraftError::TooMany(..) => ("labels and links of an entry are bounded", "use several entries"),
+        DraftError::Word(..) => ("labels' names and links' types are plain words", "use another word"),
+        DraftError::Reserved(..) => ("the node alone says who wrote what, and when", "use another word"),
+        DraftError::LabelValue(_) => ("a label is short and plain", "put long text into the value"),
         DraftError::Ttl(_) => {
-            ("a time to live is one second to ten years", "leave `ttl_secs` out to keep it")
+            ("a time to live is 1 second to 10 years", "leave `ttl_secs` out to keep the value")
         }
-        DraftError::Vector(_) => {
-            ("a vector has a direction, which is what is compared", "send finite numbers")
-        }
+        DraftError::Vector(_) => ("a vector has a direction and a bounded length", "check what made it"),
     };
     RpcError::new(Code::INVALID_PARAMS, error.to_string()).explained(rule, remedy)
 }
@@ -247,19 +375,6 @@ fn shorten(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_agent_is_itself_whatever_it_says() {
-        let agent = |name: &str| -> AgentName { name.parse().unwrap() };
-        let own = Speaker::Agent(agent("a"));
-        assert_eq!(whose(&own, None, "m").unwrap(), agent("a"));
-        assert_eq!(whose(&own, Some(agent("a")), "m").unwrap(), agent("a"));
-        let refusal = whose(&own, Some(agent("b")), "memory.write").unwrap_err();
-        assert_eq!(refusal.error.code, Code::DENIED);
-        assert_eq!(refusal.denied.unwrap().what, "memory.write as b");
-        assert_eq!(whose(&Speaker::Operator, Some(agent("b")), "m").unwrap(), agent("b"));
-        assert_eq!(whose(&Speaker::Operator, None, "m").unwrap_err().error.code, Code::INVALID_PARAMS);
-    }
 
     #[test]
     fn methods_of_the_control_protocol_are_denied_to_agents_and_recorded() {

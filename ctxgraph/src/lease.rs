@@ -13,6 +13,7 @@ use abi::rpc::{Code, Request, Response, RpcError};
 use abi::wire::{Connection, WireError};
 use abi::{limits, log};
 use rustix::event::{PollFd, PollFlags, poll};
+use serde_json::json;
 use std::collections::HashMap;
 use std::io;
 use std::net::Shutdown;
@@ -21,10 +22,15 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::calls::{self, Denied, Refusal, Speaker};
+use crate::access::Party;
+use crate::calls;
 use crate::canonical::Strict;
+use crate::exposure::{Exposures, Reader};
 use crate::ledger::Ledger;
 use crate::memory::Memory;
+use crate::speaker::{Denied, Port, Refusal, Speaker};
+use crate::watch::Watchers;
+use crate::watching;
 use ::ledger::frame::Source;
 
 /// What all leases share.
@@ -32,6 +38,8 @@ use ::ledger::frame::Source;
 pub struct Leases {
     memory: Arc<Memory>,
     ledger: Arc<Ledger>,
+    exposures: Arc<Exposures>,
+    watchers: Arc<Watchers>,
     /// By agent and not by lease: a VM that is replaced does not double the share.
     agents: Mutex<HashMap<AgentName, Share>>,
 }
@@ -71,8 +79,9 @@ impl Denials {
 
 impl Leases {
     /// No leases yet.
-    pub fn new(memory: Arc<Memory>, ledger: Arc<Ledger>) -> Leases {
-        Leases { memory, ledger, agents: Mutex::default() }
+    pub fn new(memory: Arc<Memory>, ledger: Arc<Ledger>, watchers: Arc<Watchers>) -> Leases {
+        let exposures = Arc::new(Exposures::new(memory.clone(), ledger.clone()));
+        Leases { memory, ledger, exposures, watchers, agents: Mutex::default() }
     }
 
     /// Serves `memory.attach` until its connection ends.
@@ -83,13 +92,17 @@ impl Leases {
         self.ledger.append(Source::Service(Service::Ctxgraph), &[attached], true).map_err(|error| {
             RpcError::new(Code::FAILED, format!("no receipt, so no memory port: {error}"))
         })?;
+        let MemoryAttach { instance, grants, shares, exposure, inherits } = params;
+        let reader = Reader::begin(self.exposures.clone(), instance.clone(), exposure, inherits)
+            .map_err(|error| RpcError::new(Code::FAILED, error.to_string()))?;
+        let port = Port { party: Party { agent: instance.agent.clone(), grants, shares }, reader };
         let nothing = serde_json::to_value(Nothing {})
             .map_err(|error| RpcError::new(Code::INTERNAL, error.to_string()))?;
         let failed = |error: &dyn std::fmt::Display| RpcError::new(Code::FAILED, error.to_string());
         call.answer(nothing, &[]).map_err(|error| failed(&error))?;
-        log::info("memory_attached", &[("instance", &params.instance)]);
-        let mut lease =
-            Lease { leases: self.clone(), instance: params.instance, open: Arc::default(), next: 0 };
+        log::info("memory_attached", &[("instance", &instance), ("exposure", &port.reader.now())]);
+        let port = Arc::new(port);
+        let mut lease = Lease { leases: self.clone(), instance, port, open: Arc::default(), next: 0 };
         lease.enter();
         let why = lease.serve(&listener, call.connection.stream());
         log::info("memory_detached", &[("instance", &lease.instance), ("why", &why)]);
@@ -141,11 +154,11 @@ impl Leases {
     }
 
     /// Serves one connection of an agent until it ends.
-    fn serve(&self, agent: &AgentName, stream: UnixStream) -> Result<(), WireError> {
+    fn serve(&self, port: &Port, stream: UnixStream) -> Result<(), WireError> {
         stream.set_read_timeout(Some(Duration::from_millis(limits::MEMORY_IDLE_MS_MAX)))?;
         stream.set_write_timeout(Some(Duration::from_millis(limits::MEMORY_ANSWER_MS_MAX)))?;
         let mut connection = Connection::new(stream);
-        let speaker = Speaker::Agent(agent.clone());
+        let speaker = Speaker::Agent(port);
         loop {
             let line = match connection.read_line() {
                 Ok(Some(line)) => line,
@@ -161,12 +174,23 @@ impl Leases {
             };
             connection.take_fds(); // an agent has none to give: close them
             let (id, outcome) = match parse(&line) {
-                Ok(request) => (request.id, calls::answer(&self.memory, &speaker, &request)),
+                Ok(request) if request.method == "memory.watch" => {
+                    match watching::begin(&self.watchers, speaker, &request) {
+                        Ok(receiver) => {
+                            connection.write_line(&Response::of(request.id, Ok(json!({}))))?;
+                            let why = watching::stream(&self.memory, speaker, &receiver, &mut connection);
+                            log::info("memory_watch_ended", &[("agent", &port.party.agent), ("why", &why)]);
+                            return Ok(());
+                        }
+                        Err(refusal) => (request.id, Err(refusal)),
+                    }
+                }
+                Ok(request) => (request.id, calls::answer(&self.memory, speaker, &request)),
                 Err(error) => (None, Err(error.into())),
             };
             let outcome = outcome.map_err(|Refusal { error, denied }| {
                 if let Some(denied) = denied {
-                    self.record(agent, denied);
+                    self.record(&port.party.agent, denied);
                 }
                 error
             });
@@ -213,6 +237,7 @@ fn listener(fds: Vec<OwnedFd>) -> Result<UnixListener, RpcError> {
 struct Lease {
     leases: Arc<Leases>,
     instance: Instance,
+    port: Arc<Port>,
     open: Arc<Mutex<HashMap<u64, UnixStream>>>,
     next: u64,
 }
@@ -267,14 +292,15 @@ impl Lease {
         };
         lock(&self.open).insert(number, clone);
         let (leases, open) = (self.leases.clone(), self.open.clone());
-        let on_thread = agent.clone();
+        let port = self.port.clone();
         let thread =
             std::thread::Builder::new().name("agent".into()).stack_size(256 * 1024).spawn(move || {
-                if let Err(error) = leases.serve(&on_thread, stream) {
-                    log::info("memory_connection_ended", &[("agent", &on_thread), ("error", &error)]);
+                let agent = &port.party.agent;
+                if let Err(error) = leases.serve(&port, stream) {
+                    log::info("memory_connection_ended", &[("agent", agent), ("error", &error)]);
                 }
                 lock(&open).remove(&number);
-                leases.release(&on_thread, 1, 0);
+                leases.release(agent, 1, 0);
             });
         if let Err(error) = thread {
             log::error("thread_failed", &[("error", &error)]);

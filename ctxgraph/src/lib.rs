@@ -16,13 +16,17 @@ pub mod calls;
 pub mod canonical;
 pub mod draft;
 pub mod entry;
+pub mod exposure;
 pub mod lease;
 pub mod ledger;
 pub mod memory;
 pub mod notary;
 pub mod service;
+pub mod settings;
+pub mod speaker;
 pub mod store;
 #[cfg(test)]
 mod testing;
 pub mod watch;
+pub mod watching;
 pub mod words;

@@ -1,11 +1,13 @@
-//! `ctxgraph [--state DIR]`: opens the state, then serves the door until nulld closes it or sends SIGTERM.
+//! `ctxgraph [--state DIR] [--node FILE]`: opens the state, then serves the door until nulld closes it or sends SIGTERM.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use abi::door::{self, Inherited};
 use abi::identity::Service;
+use abi::node::{Memory, NODE_CONFIG_PATH};
 use abi::{limits, log};
 use ctxgraph::service::{self, Ctxgraph};
+use ctxgraph::settings;
 use nix::sys::signal::{SigSet, Signal};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,10 +27,11 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
     let inherited = Inherited::take()?;
-    let (state, segment_bytes) = arguments(std::env::args().skip(1))?;
+    let Arguments { state, node, segment_bytes } = arguments(std::env::args().skip(1))?;
+    let memory = node.map_or_else(Memory::default, |file| settings::read(&file));
     let stop = SigSet::from_iter([Signal::SIGTERM]);
     stop.thread_block()?; // before the first thread, so that all inherit it
-    let (ctxgraph, _lock) = service::open(&state, segment_bytes)?;
+    let (ctxgraph, _lock) = service::open(&state, &memory, segment_bytes)?;
     let ctxgraph = Arc::new(ctxgraph);
     stop_on_signal(stop, ctxgraph.clone())?;
     let served = door::serve(Service::Ctxgraph, inherited, ctxgraph.clone());
@@ -46,17 +49,27 @@ fn stop_on_signal(stop: SigSet, ctxgraph: Arc<Ctxgraph>) -> std::io::Result<()> 
     Ok(())
 }
 
-/// The state directory, and the bytes of a ledger segment: the tests make small ones.
-fn arguments(mut given: impl Iterator<Item = String>) -> Result<(PathBuf, u64), String> {
-    let usage = || String::from("usage: ctxgraph [--state DIR] [--segment-bytes N]");
-    let (mut state, mut segment_bytes) = (PathBuf::from(STATE), limits::LEDGER_SEGMENT_BYTES_MAX);
+struct Arguments {
+    state: PathBuf,
+    /// None: the defaults.
+    node: Option<PathBuf>,
+    /// The tests make small ones.
+    segment_bytes: u64,
+}
+
+/// Without arguments, those of a node.
+fn arguments(mut given: impl Iterator<Item = String>) -> Result<Arguments, String> {
+    let usage = || String::from("usage: ctxgraph [--state DIR] [--node FILE] [--segment-bytes N]");
+    let (mut state, mut node, mut segment_bytes) = (None, None, limits::LEDGER_SEGMENT_BYTES_MAX);
     while let Some(name) = given.next() {
         let value = given.next().ok_or_else(usage)?;
         match name.as_str() {
-            "--state" => state = value.into(),
+            "--state" => state = Some(PathBuf::from(value)),
+            "--node" => node = Some(PathBuf::from(value)),
             "--segment-bytes" => segment_bytes = value.parse().map_err(|_| usage())?,
             _ => return Err(usage()),
         }
     }
-    Ok((state, segment_bytes))
+    let node = node.or_else(|| state.is_none().then(|| NODE_CONFIG_PATH.into()));
+    Ok(Arguments { state: state.unwrap_or_else(|| STATE.into()), node, segment_bytes })
 }

@@ -12,7 +12,7 @@ use abi::control::{
     MemoryUse, MemoryWrite, Traversal,
 };
 use abi::exposure::Exposure;
-use abi::ids::{AgentName, Digest, Instance};
+use abi::ids::{AgentName, Digest};
 use abi::limits;
 use abi::node::Conflicts;
 use std::io;
@@ -251,19 +251,6 @@ impl Memory {
     /// Agents with memory.
     pub fn list(&self) -> Result<Vec<MemoryUse>, MemoryError> {
         Ok(self.reader().agents()?)
-    }
-
-    /// What an agent's life was exposed to so far.
-    pub fn exposure(&self, instance: &Instance) -> Result<Exposure, MemoryError> {
-        Ok(self.reader().exposure(instance)?)
-    }
-
-    /// Keeps what an agent's life is exposed to now.
-    pub fn keep_exposure(&self, instance: &Instance, exposure: Exposure) -> Result<(), MemoryError> {
-        let author = Author::Agent(instance.agent.clone());
-        let instance = instance.clone();
-        let kept = self.exclusively(&author, move |store, _| store.keep_exposure(&instance, exposure))?;
-        Ok(kept?)
     }
 
     /// Reads with one of the connections that only read.

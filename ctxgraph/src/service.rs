@@ -7,7 +7,7 @@ use abi::door::{Call, Handler, Outcome};
 use abi::ids::Digest;
 use abi::log;
 use abi::rpc::{Code, RpcError};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -15,20 +15,25 @@ use std::sync::atomic::AtomicUsize;
 mod ledger_calls;
 mod proof_calls;
 
-use crate::calls::{self, Speaker};
+use crate::calls;
 use crate::lease::Leases;
 use crate::ledger::scan::Anchors;
 use crate::ledger::storage::RealDirectory;
 use crate::ledger::{Ledger, ReadError, Setup};
 use crate::memory::{self, Memory, Settings};
 use crate::notary::Notary;
+use crate::speaker::Speaker;
 use crate::store::Quotas;
+use crate::store::forget::Retention;
+use crate::watch::Watchers;
+use crate::watching;
 
 /// ctxgraph's methods.
 #[derive(Debug)]
 pub struct Ctxgraph {
     ledger: Arc<Ledger>,
     memory: Result<(Arc<Memory>, Arc<Leases>), String>,
+    watchers: Arc<Watchers>,
     followers: AtomicUsize,
     /// Proofs and exports under way.
     readers: AtomicUsize,
@@ -50,7 +55,11 @@ pub enum StartError {
 }
 
 /// Opens the state. The lock is held as long as the file returned is open. A ledger segment of `segment_bytes` is full.
-pub fn open(state: &Path, segment_bytes: u64) -> Result<(Ctxgraph, std::fs::File), StartError> {
+pub fn open(
+    state: &Path,
+    settings: &abi::node::Memory,
+    segment_bytes: u64,
+) -> Result<(Ctxgraph, std::fs::File), StartError> {
     let shown = || state.display().to_string();
     memory::make_state(state).map_err(|error| StartError::State(shown(), error))?;
     let lock =
@@ -86,8 +95,9 @@ pub fn open(state: &Path, segment_bytes: u64) -> Result<(Ctxgraph, std::fs::File
     if let Ok(notary) = &notary {
         sign_each_segment(&ledger, notary.clone());
     }
+    let watchers = Arc::new(Watchers::default());
+    let settings = memory_settings(node, settings, watchers.clone());
     let memory = store.and_then(|store| {
-        let settings = Settings::of(node);
         Memory::start(store, &memory::database(state), ledger.clone(), settings)
             .map_err(|error| error.to_string())
     });
@@ -99,12 +109,18 @@ pub fn open(state: &Path, segment_bytes: u64) -> Result<(Ctxgraph, std::fs::File
     }
     let memory = memory.map(|memory| {
         let memory = Arc::new(memory);
-        let leases = Arc::new(Leases::new(memory.clone(), ledger.clone()));
+        let leases = Arc::new(Leases::new(memory.clone(), ledger.clone(), watchers.clone()));
         (memory, leases)
     });
     log::info("ctxgraph_opened", &[("events", &ledger.durable().seq), ("ledger_bytes", &ledger.bytes())]);
-    let service =
-        Ctxgraph { ledger, memory, followers: AtomicUsize::new(0), readers: AtomicUsize::new(0), notary };
+    let service = Ctxgraph {
+        ledger,
+        memory,
+        watchers,
+        followers: AtomicUsize::new(0),
+        readers: AtomicUsize::new(0),
+        notary,
+    };
     Ok((service, lock))
 }
 
@@ -115,6 +131,16 @@ fn sign_each_segment(ledger: &Ledger, notary: Arc<Notary>) {
             log::error("ledger_checkpoint_unwritten", &[("error", &error)]);
         }
     });
+}
+
+/// How memory is kept: by nulld.toml.
+fn memory_settings(node: String, told: &abi::node::Memory, watchers: Arc<Watchers>) -> Settings {
+    Settings {
+        conflicts: told.conflicts,
+        retention: Retention { keep_versions: told.keep_versions, keep_days: told.keep_days },
+        watchers,
+        ..Settings::of(node)
+    }
 }
 
 impl Handler for Ctxgraph {
@@ -139,9 +165,10 @@ impl Handler for Ctxgraph {
                 let (_, leases) = self.memory()?;
                 leases.attach(call)
             }
+            "memory.watch" => self.watch(call),
             _ => {
                 let (memory, _) = self.memory()?;
-                let answered = calls::answer(memory, &Speaker::Operator, call.request);
+                let answered = calls::answer(memory, Speaker::Operator(call.caller), call.request);
                 answered.map(Outcome::Result).map_err(|refusal| refusal.error)
             }
         }
@@ -154,6 +181,7 @@ impl Ctxgraph {
         if let Ok((memory, _)) = &self.memory {
             memory.close();
         }
+        self.watchers.close();
         self.ledger.close();
     }
 
@@ -164,6 +192,19 @@ impl Ctxgraph {
                 "see the log of ctxgraph; the ledger is served all the same",
             )
         })
+    }
+
+    fn watch(&self, mut call: Call<'_>) -> Result<Outcome, RpcError> {
+        let (memory, _) = self.memory()?;
+        let speaker = Speaker::Operator(call.caller);
+        let receiver =
+            watching::begin(&self.watchers, speaker, call.request).map_err(|refusal| refusal.error)?;
+        let why = match call.answer(json!({}), &[]) {
+            Ok(()) => watching::stream(memory, speaker, &receiver, call.connection),
+            Err(error) => error.to_string(),
+        };
+        log::info("memory_watch_ended", &[("by", call.caller), ("why", &why)]);
+        Ok(Outcome::Answered)
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod forget;
 pub mod graph;
+mod hits;
 mod page;
 mod read;
 pub mod row;
@@ -13,10 +14,9 @@ mod schema;
 pub mod search;
 pub mod vector;
 
-use abi::exposure::Exposure;
-use abi::ids::{AgentName, Digest, Instance};
+use abi::ids::{AgentName, Digest};
 use abi::limits;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use std::path::Path;
 use std::time::Duration;
 
@@ -121,34 +121,6 @@ impl Store {
     /// Begins a batch of writes.
     pub fn begin(&mut self) -> Result<Batch<'_>, StoreError> {
         Batch::begin(self)
-    }
-
-    /// What an agent's life was exposed to so far, as it was kept.
-    pub fn exposure(&self, instance: &Instance) -> Result<Exposure, StoreError> {
-        let text: Option<String> = self
-            .db
-            .prepare_cached("SELECT exposure FROM exposure WHERE agent = ?1 AND generation = ?2")?
-            .query_row(params![instance.agent.as_str(), instance.generation], |row| row.get(0))
-            .optional()?;
-        let read = text.map(|text| text.parse().map_err(|_| StoreError::Damaged(0, "an exposure")));
-        Ok(read.transpose()?.unwrap_or_default())
-    }
-
-    /// Keeps an exposure; those of the agent's earlier lives, but for the last few, are forgotten.
-    pub fn keep_exposure(&self, instance: &Instance, exposure: Exposure) -> Result<(), StoreError> {
-        let agent = instance.agent.as_str();
-        self.db.prepare_cached("INSERT OR REPLACE INTO exposure VALUES (?1, ?2, ?3)")?.execute(params![
-            agent,
-            instance.generation,
-            exposure.to_string()
-        ])?;
-        self.db
-            .prepare_cached(
-                "DELETE FROM exposure WHERE agent = ?1 AND generation <= (
-                 SELECT generation FROM exposure WHERE agent = ?1 ORDER BY generation DESC LIMIT 1 OFFSET 4)",
-            )?
-            .execute([agent])?;
-        Ok(())
     }
 }
 

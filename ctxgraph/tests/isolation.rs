@@ -31,7 +31,7 @@ fn an_agent_writes_and_reads_its_own_memory() {
     assert_eq!(second["parent"], first["hash"]);
     assert_eq!(call(&mut own, "memory.read", json!({ "key": "notes/1" })).unwrap(), second);
     assert_eq!(call(&mut own, "memory.read", json!({ "hash": first["hash"] })).unwrap(), first);
-    let history = call(&mut own, "memory.history", json!({ "prefix": "notes/1" })).unwrap();
+    let history = call(&mut own, "memory.history", json!({ "key": "notes/1" })).unwrap();
     assert_eq!(history["entries"], json!([second, first]));
     let query = call(&mut own, "memory.query", json!({ "prefix": "notes/" })).unwrap();
     assert_eq!(query["entries"], json!([second]));
@@ -62,10 +62,10 @@ fn no_agent_reaches_another_agents_memory_and_each_attempt_is_recorded() {
     let secret = call(&mut a, "memory.write", json!({ "key": "k", "value": "of a" })).unwrap();
     for (method, params) in [
         ("memory.read", json!({ "agent": "a", "key": "k" })),
-        ("memory.read", json!({ "agent": "a", "hash": secret["hash"] })),
+        ("memory.forget", json!({ "agent": "a", "key": "k" })),
         ("memory.write", json!({ "agent": "a", "key": "k", "value": 1 })),
         ("memory.query", json!({ "agent": "a" })),
-        ("memory.history", json!({ "agent": "a", "prefix": "k" })),
+        ("memory.history", json!({ "agent": "a", "key": "k" })),
         ("memory.list", json!({})),
         ("ledger.tail", json!({})),
         ("ledger.append", node::append(1, true)),
@@ -85,7 +85,7 @@ fn no_agent_reaches_another_agents_memory_and_each_attempt_is_recorded() {
     assert_eq!(others.code, Code::NOT_FOUND);
     assert_eq!(call(&mut b, "memory.query", json!({})).unwrap()["entries"], json!([]));
     assert_eq!(call(&mut b, "memory.read", json!({ "key": "k" })).unwrap_err().code, Code::NOT_FOUND);
-    assert_eq!(call(&mut a, "memory.history", json!({ "prefix": "k" })).unwrap()["entries"], json!([secret]));
+    assert_eq!(call(&mut a, "memory.history", json!({ "key": "k" })).unwrap()["entries"], json!([secret]));
     std::thread::sleep(Duration::from_millis(2 * limits::LEDGER_SYNC_DELAY_MS_MAX)); // denials are notes
     let denied = events(&node).iter().filter(|e| e["event"]["event"] == "memory_denied").count();
     assert_eq!(denied, 11);

@@ -86,20 +86,27 @@ impl Node {
         &self.peers
     }
 
-    /// A memory port for an agent: the lease, and the socket's path.
+    /// A memory port for an agent that shares nothing: the lease, and the socket's path.
     pub fn attach(&self, instance: &str, directory: &Path) -> (Connection, PathBuf) {
-        let path = directory.join(format!("{instance}.sock"));
+        self.attach_as(
+            MemoryAttach {
+                instance: instance.parse().unwrap(),
+                grants: Default::default(),
+                shares: Default::default(),
+                exposure: Default::default(),
+                inherits: false,
+            },
+            directory,
+        )
+    }
+
+    /// A memory port as cage asks for it.
+    pub fn attach_as(&self, want: MemoryAttach, directory: &Path) -> (Connection, PathBuf) {
+        let path = directory.join(format!("{}.sock", want.instance));
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).unwrap();
         let mut lease = self.connect(Caller::Local { uid: 0 });
-        let params = serde_json::to_value(MemoryAttach {
-            instance: instance.parse().unwrap(),
-            grants: Default::default(),
-            shares: Default::default(),
-            exposure: Default::default(),
-            inherits: false,
-        });
-        let request = Request::call(1, "memory.attach", params.unwrap());
+        let request = Request::call(1, "memory.attach", serde_json::to_value(want).unwrap());
         lease.write_line_with_fds(&request, &[listener.as_fd()]).unwrap();
         answer(&mut lease).unwrap();
         (lease, path)

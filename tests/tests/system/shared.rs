@@ -167,6 +167,8 @@ max_memory_mb = 192
 network.allow = ["web.test:80"]
 filesystem.read = ["/data"]
 filesystem.write = ["/data/out"]
+memory.share_read = ["neighbour:shared/", "hermit:offered/"]
+memory.share_write = ["neighbour:inbox/"]
 "#,
     ),
     (
@@ -181,6 +183,8 @@ command = ["/usr/bin/python3", "/app/idle.py"]
 [capabilities]
 max_memory_mb = 160
 network.allow = ["other.test:80"]
+memory.read = ["tester:shared/", "tester:wished/"]
+memory.write = ["tester:inbox/"]
 "#,
     ),
     (

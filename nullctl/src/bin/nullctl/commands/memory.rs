@@ -140,7 +140,7 @@ pub const COMMANDS: &[Command] = &[
         about: "newest entries that have words, best first",
         details: "All words must be there; word* stands for all that begin so, \"two words\" for a phrase.",
         options: &[AGENT, LIMIT],
-        examples: &[("nullctl memory search --agent researcher \"emulat* tcg\" notes/", "")],
+        examples: &[("nullctl memory search --agent researcher emulat* notes/", "")],
         run: memory::search,
     },
     Command {
@@ -185,7 +185,7 @@ pub const COMMANDS: &[Command] = &[
             valued("source", "TEXT", "where it is from"),
         ],
         examples: &[(
-            "nullctl memory fact set --agent researcher preference answers \"short ones\" --confidence 80",
+            "nullctl memory fact set --agent researcher preference answers short --confidence 80",
             "",
         )],
         run: memory::fact::set,
