@@ -171,6 +171,78 @@ fn results_are_tables_for_people_and_the_nodes_object_for_scripts() {
 }
 
 #[test]
+fn what_is_written_to_memory_is_what_was_given() {
+    let gate = Gate::start();
+    let json = |args: &[&str]| {
+        let ran = run(with(&gate, "olga", args).arg("--json"));
+        assert_eq!(ran.status, 0, "{}", ran.err);
+        objects(&ran.out).remove(0)
+    };
+    let hash = format!("sha256:{}", "ef".repeat(32));
+    let link = format!("about={hash}");
+    let written = json(&[
+        "memory",
+        "write",
+        "--agent",
+        "researcher",
+        "topics/1",
+        "{\"q\":1}",
+        "--label",
+        "a=b=c",
+        "--link",
+        &link,
+    ]);
+    assert_eq!((&written["key"], &written["value"]["q"]), (&"topics/1".into(), &1.into()));
+    assert_eq!((&written["agent"], &written["labels"]["a"]), (&"researcher".into(), &"b=c".into()));
+    assert_eq!(written["links"][0], serde_json::json!({"type": "about", "to": hash}));
+    let text = json(&["memory", "write", "--agent", "researcher", "hint", "hello", "--text"]);
+    assert_eq!((&text["key"], &text["value"]), (&"hint".into(), &"hello".into()));
+    let fact = json(&[
+        "memory",
+        "fact",
+        "set",
+        "--agent",
+        "researcher",
+        "goal",
+        "ship",
+        "by May",
+        "--confidence",
+        "80",
+    ]);
+    assert_eq!((&fact["key"], &fact["labels"]["fact"]), (&"facts/goal/ship".into(), &"goal".into()));
+    assert_eq!(fact["value"], serde_json::json!({"fact": "by May", "confidence": 80}));
+    for wrong in [
+        &["memory", "fact", "set", "--agent", "researcher", "wish", "x", "y"][..],
+        &["memory", "fact", "set", "--agent", "researcher", "goal", "x", "y", "--confidence", "101"],
+        &["memory", "write", "--agent", "researcher", "k", "not json"],
+        &["memory", "write", "--agent", "researcher", "k", "1", "--label", "no-value"],
+        &["memory", "read", "k"],
+        &["memory", "forget"],
+    ] {
+        let ran = run(&mut with(&gate, "olga", wrong));
+        assert_eq!(ran.status, 2, "{wrong:?} {}", ran.err);
+        assert!(ran.err.contains("remedy:"), "{}", ran.err);
+    }
+    let lines = b"{\"key\":\"one\",\"value\":1}\n\n{\"agent\":\"other\",\"key\":\"two\",\"value\":2}\n";
+    let ran = with_input(&mut with(&gate, "olga", &["memory", "batch", "--agent", "researcher", "-"]), lines);
+    assert_eq!(ran.status, 1);
+    assert!(
+        ran.err.contains("researcher") && ran.err.contains("one, Some") && ran.err.contains("two"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn a_watch_shows_entries_and_why_it_ended() {
+    let gate = Gate::start();
+    let ran = run(&mut with(&gate, "rita", &["memory", "watch", "--agent", "researcher", "notes/"]));
+    assert_eq!(ran.status, 1);
+    assert!(ran.out.starts_with("notes/7") && ran.out.lines().count() == 1, "{}", ran.out);
+    assert!(ran.err.contains("it read too slowly"), "{}", ran.err);
+}
+
+#[test]
 fn progress_goes_to_standard_error_and_into_json() {
     let gate = Gate::start();
     let ran = run(&mut with(&gate, "olga", &["agent", "start", "researcher"]));

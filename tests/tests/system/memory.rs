@@ -126,9 +126,9 @@ fn what_both_manifests_say_is_shared_and_no_more() -> Result<()> {
 fn what_is_read_exposes_its_reader() -> Result<()> {
     let lab = lab()?;
     lab.probe("tester", &["memory", r#"memory.write {"key":"shared/2","value":1}"#])?;
-    lab.node
-        .json(&["agent", "stop", "neighbour"])
-        .or_else(|_| lab.node.json(&["agent", "status", "neighbour"]))?;
+    // A life of its own, that has read nothing yet.
+    lab.running("neighbour")?;
+    lab.node.json(&["agent", "stop", "neighbour"])?;
     lab.wait_state("neighbour", "stopped", Duration::from_secs(60))?;
     let found = lab.probe(
         "neighbour",
