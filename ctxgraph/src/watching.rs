@@ -46,6 +46,10 @@ pub fn stream(
     receiver: &Receiver,
     connection: &mut Connection,
 ) -> String {
+    // A watcher that does not read must not keep its place.
+    if let Err(error) = connection.set_timeout(Some(Duration::from_millis(limits::MEMORY_ANSWER_MS_MAX))) {
+        return error.to_string();
+    }
     loop {
         let hash = match receiver.next(LOOK) {
             Heard::Entry(hash) => hash,
