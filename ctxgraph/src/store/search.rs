@@ -16,8 +16,10 @@ use crate::entry::sha256;
 use crate::words::{self, Piece};
 
 /// No positions: phrases are looked for in the entries themselves. The tokenizer cuts at ASCII marks only; words come to it made.
+/// What is taken out is out of the file at once (`secure-delete`), not merely marked.
 pub(crate) const SCHEMA: &str = "
-CREATE VIRTUAL TABLE search USING fts5(words, content='', contentless_delete=1, detail=none, tokenize='ascii');
+CREATE VIRTUAL TABLE search USING fts5 (words, content = '', detail = none, tokenize = 'ascii');
+INSERT INTO search (search, rank) VALUES ('secure-delete', 1);
 ";
 
 /// BM25's usual constants, and a length of an entry, in words, that counts as middling. Fixed: so that others do not matter.
@@ -170,22 +172,34 @@ pub(crate) fn index(
     labels: &BTreeMap<String, String>,
     value: &Value,
 ) -> Result<(), StoreError> {
-    let mark = mark(agent);
-    let mut marked = BTreeSet::new();
+    db.prepare_cached("INSERT INTO search (rowid, words) VALUES (?1, ?2)")?
+        .execute(params![id, marked(agent, key, labels, value)])?;
+    Ok(())
+}
+
+/// Takes an entry's words out of the index, given what they were taken from: it is not the newest any more, or forgotten.
+pub(crate) fn unindex(
+    db: &Connection,
+    id: i64,
+    agent: &AgentName,
+    key: &str,
+    labels: &BTreeMap<String, String>,
+    value: &Value,
+) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT INTO search (search, rowid, words) VALUES ('delete', ?1, ?2)")?
+        .execute(params![id, marked(agent, key, labels, value)])?;
+    Ok(())
+}
+
+/// An entry's words as they are in the index, each once.
+fn marked(agent: &AgentName, key: &str, labels: &BTreeMap<String, String>, value: &Value) -> String {
+    let (mark, mut marked) = (mark(agent), BTreeSet::new());
     words::of_entry(key, labels, value, &mut |piece| {
         if let Piece::Word(word) = piece {
             marked.insert(format!("{mark}{word}"));
         }
     });
-    let text = marked.into_iter().collect::<Vec<_>>().join(" ");
-    db.prepare_cached("INSERT INTO search (rowid, words) VALUES (?1, ?2)")?.execute(params![id, text])?;
-    Ok(())
-}
-
-/// Takes an entry out of the index: it is not the newest any more, or forgotten.
-pub(crate) fn unindex(db: &Connection, id: i64) -> Result<(), StoreError> {
-    db.prepare_cached("DELETE FROM search WHERE rowid = ?1")?.execute([id])?;
-    Ok(())
+    marked.into_iter().collect::<Vec<_>>().join(" ")
 }
 
 /// Rows of entries and their distances, best first.

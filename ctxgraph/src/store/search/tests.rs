@@ -20,6 +20,15 @@ fn put(db: &Connection, id: i64, agent: &str, key: &str, labels: &BTreeMap<Strin
     index(db, id, &agent.parse().unwrap(), key, labels, value).unwrap();
 }
 
+fn take_out(db: &Connection, id: i64) {
+    let [agent, key, labels, value] = ["agent", "key", "labels", "value"].map(|column| {
+        let sql = format!("SELECT {column} FROM entry WHERE id = ?1");
+        db.query_row(&sql, [id], |row| row.get::<_, String>(0)).unwrap()
+    });
+    let (labels, value) = (serde_json::from_str(&labels).unwrap(), serde_json::from_str(&value).unwrap());
+    unindex(db, id, &agent.parse().unwrap(), &key, &labels, &value).unwrap();
+}
+
 fn rows(db: &Connection, agent: &str, prefix: &str, text: &str) -> Vec<i64> {
     let query = Query::parse(text).unwrap();
     let found = find(db, &agent.parse().unwrap(), prefix, &query, usize::MAX).unwrap();
@@ -82,7 +91,7 @@ fn what_is_found_and_its_distance_are_those_of_a_naive_search() {
         put(&db, id, agent, &key, &labels, &value);
         model.insert(id, (agent, key, labels, value));
         if choice % 5 == 0 {
-            unindex(&db, id).unwrap();
+            take_out(&db, id);
             model.remove(&id);
         }
     }
@@ -207,4 +216,27 @@ fn a_search_looks_at_the_newest_rows_only_and_says_so() {
     }
     let found = find(&db, &"a".parse().unwrap(), "", &query, usize::MAX).unwrap();
     assert_eq!((found.rows.len(), found.truncated), (fit, true));
+}
+
+#[test]
+fn what_was_taken_out_is_not_in_the_file_any_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("db");
+    let held = |word: &[u8]| std::fs::read(&path).unwrap().windows(word.len()).any(|window| window == word);
+    let db = Connection::open(&path).unwrap();
+    db.execute_batch(&format!(
+        "PRAGMA secure_delete=ON; CREATE TABLE entry (id INTEGER PRIMARY KEY, agent TEXT, key TEXT, labels TEXT, value TEXT); {SCHEMA}"
+    ))
+    .unwrap();
+    for id in 1..=200 {
+        put(&db, id, "a", "k", &BTreeMap::new(), &json!(format!("zebra{id} common")));
+    }
+    assert!(held(b"zebra77") || held(b"common"), "words are in the file as they are");
+    for id in 1..=200 {
+        take_out(&db, id);
+        db.execute("DELETE FROM entry WHERE id = ?1", [id]).unwrap();
+    }
+    assert!(!held(b"zebra") && !held(b"common"));
+    db.execute("INSERT INTO search (search) VALUES ('integrity-check')", []).unwrap();
+    assert_eq!(rows(&db, "a", "", "common"), [0; 0]);
 }
