@@ -14,7 +14,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo -E)
 ROOTED := nulld egress cage verifier
 ROOTED_RUNNER := CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(AS_ROOT)"
 
-.PHONY: help deps iso test-iso run test check unit system soak licences sizes fuzz bench bench-boot bench-cage bench-egress clean
+.PHONY: help deps iso test-iso run test check unit system soak licences sizes fuzz bench bench-boot bench-cage bench-egress bench-ctxgraph clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -50,8 +50,9 @@ system: test-iso ## tests that boot the image in QEMU
 	cargo build --quiet --package system-tests --bins
 	cargo test --package system-tests --test system
 
-soak: bench-boot test-iso ## the long versions: 50 boots, RESTARTS=100000 of services, CYCLES=1000 of agents, the faults ROUNDS=5 times
+soak: bench-boot test-iso ## the long versions: 50 boots, RESTARTS=100000 of services, CYCLES=1000 of agents, the faults ROUNDS=5 times, a crowd for CROWD_SECONDS=300
 	NULLBOX_EVERY_BIT=1 cargo test --package ledger --test tamper
+	CROWD_SECONDS=$(or $(CROWD_SECONDS),300) cargo test --package ctxgraph --test crowd -- --nocapture
 	$(ROOTED_RUNNER) RESTARTS=$(or $(RESTARTS),100000) cargo test --package nulld --test soak -- --nocapture
 	cargo build --quiet --package system-tests --bins
 	CYCLES=$(or $(CYCLES),1000) cargo test --package system-tests --test system -- many::starts
@@ -66,7 +67,7 @@ sizes: ## sizes of the image, each binary, and the memory of an idle node
 fuzz: deps ## libFuzzer on what parses untrusted bytes, FUZZ_SECONDS=60 each
 	@scripts/fuzz.sh $(or $(FUZZ_SECONDS),60)
 
-bench: bench-boot bench-cage bench-egress ## every benchmark
+bench: bench-boot bench-cage bench-egress bench-ctxgraph ## every benchmark
 
 bench-boot: iso ## 50 boots in a row, and a Debian with systemd in between (ARGS="--boots N --peers N --json")
 	@cargo build --quiet --package system-tests --bins
@@ -82,6 +83,10 @@ bench-egress: ## the proxy beside plain NAT, its DNS beside dnsmasq, in network 
 	@for need in dnsperf:dnsperf dnsmasq:dnsmasq-base; do PATH=$$PATH:/usr/sbin command -v $${need%:*} > /dev/null || \
 		{ echo "bench-egress: $${need%:*} is missing: apt-get install $${need#*:}" >&2; exit 1; }; done
 	@$(ROOTED_RUNNER) cargo bench --quiet --package egress --bench egress -- $(ARGS)
+
+bench-ctxgraph: ## memory beside plain SQLite and Redis, and the ledger (ARGS="--rounds N --seconds N --millions N --small --json")
+	@command -v redis-server > /dev/null || { echo "bench-ctxgraph: redis-server is missing: apt-get install redis-server" >&2; exit 1; }
+	@cargo bench --quiet --package ctxgraph --bench ctxgraph -- $(ARGS)
 
 licences: ## licences and sources of every dependency
 	@scripts/deny.sh

@@ -8,6 +8,8 @@ use abi::ledger::Receipt;
 use abi::memory::{Expected, LABEL_EXPIRES, LABEL_NODE, LINK_SUPERSEDES, Link, NODE_PREFIX};
 use abi::node::Conflicts;
 use rusqlite::{Connection, OptionalExtension, params};
+use serde_json::Value;
+use std::collections::BTreeMap;
 
 use super::vector::{self, Vector};
 use super::{Store, StoreError, search};
@@ -239,7 +241,7 @@ impl<'a> Batch<'a> {
             .optional()?;
         let Some((agent, length, newest)) = found else { return Ok(None) };
         if newest {
-            search::unindex(db, id)?;
+            words(db, id, search::unindex)?;
         }
         let bytes = length + vector::forget(db, id)?;
         db.prepare_cached(
@@ -296,23 +298,33 @@ pub enum Held<'a> {
     Forgotten(&'a str),
 }
 
+/// Hands a row's words to the index; what a row without a value has is nothing.
+fn words(
+    db: &Connection,
+    id: i64,
+    work: fn(&Connection, i64, &AgentName, &str, &BTreeMap<String, String>, &Value) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let mut statement = db.prepare_cached("SELECT agent, key, labels, value FROM entry WHERE id = ?1")?;
+    let mut rows = statement.query([id])?;
+    let Some(row) = rows.next()? else { return Ok(()) };
+    let text = |column| row.get_ref(column)?.as_str().map_err(rusqlite::Error::from);
+    let damaged = |what| StoreError::Damaged(id, what);
+    let Some(value) = row.get_ref(3)?.as_str_or_null().map_err(rusqlite::Error::from)? else { return Ok(()) };
+    let agent = text(0)?.parse().map_err(|_| damaged("its agent's name"))?;
+    let labels = serde_json::from_str(text(2)?).map_err(|_| damaged("its labels"))?;
+    let value = serde_json::from_str(value).map_err(|_| damaged("its value is not JSON"))?;
+    work(db, id, &agent, text(1)?, &labels, &value)
+}
+
 /// Adds the words and labels of a newest entry, or takes them out.
 fn index(db: &Connection, id: i64, add: bool) -> Result<(), StoreError> {
-    let (agent, key, value, labels, links): (String, String, Option<String>, String, String) = db
-        .prepare_cached("SELECT agent, key, value, labels, links FROM entry WHERE id = ?1")?
-        .query_row([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
+    let (agent, key, labels, links): (String, String, String, String) = db
+        .prepare_cached("SELECT agent, key, labels, links FROM entry WHERE id = ?1")?
+        .query_row([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
     let damaged = |what| StoreError::Damaged(id, what);
-    let labels: std::collections::BTreeMap<String, String> =
+    let labels: BTreeMap<String, String> =
         serde_json::from_str(&labels).map_err(|_| damaged("its labels"))?;
-    match value {
-        Some(value) if add => {
-            let value = serde_json::from_str(&value).map_err(|_| damaged("its value is not JSON"))?;
-            let agent = agent.parse().map_err(|_| damaged("its agent's name"))?;
-            search::index(db, id, &agent, &key, &labels, &value)?;
-        }
-        Some(_) => search::unindex(db, id)?,
-        None => {}
-    }
+    words(db, id, if add { search::index } else { search::unindex })?;
     if add {
         vector::revive(db, id)?
     } else {

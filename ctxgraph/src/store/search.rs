@@ -186,8 +186,11 @@ pub(crate) fn unindex(
     labels: &BTreeMap<String, String>,
     value: &Value,
 ) -> Result<(), StoreError> {
-    db.prepare_cached("INSERT INTO search (search, rowid, words) VALUES ('delete', ?1, ?2)")?
-        .execute(params![id, marked(agent, key, labels, value)])?;
+    // A damaged entry was never taken in; FTS5 would count it out all the same.
+    db.prepare_cached(
+        "INSERT INTO search (search, rowid, words) SELECT 'delete', ?1, ?2 WHERE EXISTS (SELECT 1 FROM search WHERE rowid = ?1)",
+    )?
+    .execute(params![id, marked(agent, key, labels, value)])?;
     Ok(())
 }
 
@@ -220,6 +223,7 @@ pub(crate) fn find(
 ) -> Result<Found, StoreError> {
     let mut statement = db.prepare_cached(
         "SELECT e.id, e.agent, e.key, e.labels, e.value FROM search CROSS JOIN entry e ON e.id = search.rowid
+         CROSS JOIN head h ON h.agent = e.agent AND h.key = e.key AND h.entry = e.id AND h.newest = 1
          WHERE search MATCH ?1 ORDER BY search.rowid DESC",
     )?;
     let mut rows = statement.query([query.expression(agent)])?;
@@ -250,5 +254,7 @@ pub(crate) fn find(
     Ok(found)
 }
 
+#[cfg(test)]
+mod found;
 #[cfg(test)]
 mod tests;

@@ -168,7 +168,24 @@ pub(crate) fn nearest(
     }
     found.sort_by(|(id, distance), (other_id, other)| distance.total_cmp(other).then(id.cmp(other_id)));
     found.truncate(limit);
+    for (id, _) in &found {
+        check(db, *id)?;
+    }
     Ok(found)
+}
+
+/// A stored vector is the one that its entry's label names; the entry itself is checked where it is read.
+fn check(db: &Connection, id: i64) -> Result<(), StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT v.data, json_extract(e.labels, '$.\"nullbox.vector\"') FROM vector v JOIN entry e ON e.id = v.entry WHERE v.entry = ?1",
+    )?;
+    let mut rows = statement.query([id])?;
+    let Some(row) = rows.next()? else { return Ok(()) };
+    let data = row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?;
+    if row.get::<_, Option<String>>(1)? != Some(sha256(data).to_string()) {
+        return Err(StoreError::Damaged(id, "its vector does not have its digest"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -7,12 +7,14 @@ use serde_json::json;
 
 fn database() -> Connection {
     let db = Connection::open_in_memory().unwrap();
-    db.execute_batch(&format!(
-        "CREATE TABLE entry (id INTEGER PRIMARY KEY, agent TEXT, key TEXT, labels TEXT, value TEXT); {SCHEMA}"
-    ))
-    .unwrap();
+    db.execute_batch(&format!("{ENTRY} {SCHEMA}")).unwrap();
     db
 }
+
+/// As much of the store's tables as a search looks at.
+const ENTRY: &str =
+    "CREATE TABLE entry (id INTEGER PRIMARY KEY, agent TEXT, key TEXT, labels TEXT, value TEXT);
+CREATE VIEW head AS SELECT agent, key, id AS entry, 1 AS newest FROM entry;";
 
 fn put(db: &Connection, id: i64, agent: &str, key: &str, labels: &BTreeMap<String, String>, value: &Value) {
     let values = params![id, agent, key, serde_json::to_string(labels).unwrap(), value.to_string()];
@@ -224,10 +226,7 @@ fn what_was_taken_out_is_not_in_the_file_any_more() {
     let path = directory.path().join("db");
     let held = |word: &[u8]| std::fs::read(&path).unwrap().windows(word.len()).any(|window| window == word);
     let db = Connection::open(&path).unwrap();
-    db.execute_batch(&format!(
-        "PRAGMA secure_delete=ON; CREATE TABLE entry (id INTEGER PRIMARY KEY, agent TEXT, key TEXT, labels TEXT, value TEXT); {SCHEMA}"
-    ))
-    .unwrap();
+    db.execute_batch(&format!("PRAGMA secure_delete=ON; {ENTRY} {SCHEMA}")).unwrap();
     for id in 1..=200 {
         put(&db, id, "a", "k", &BTreeMap::new(), &json!(format!("zebra{id} common")));
     }

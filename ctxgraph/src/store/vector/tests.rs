@@ -5,7 +5,7 @@ use crate::testing::Random;
 
 fn database() -> Connection {
     let db = Connection::open_in_memory().unwrap();
-    db.execute_batch(&format!("CREATE TABLE entry (id INTEGER PRIMARY KEY); {SCHEMA}")).unwrap();
+    db.execute_batch(&format!("CREATE TABLE entry (id INTEGER PRIMARY KEY, labels TEXT); {SCHEMA}")).unwrap();
     db.pragma_update(None, "foreign_keys", false).unwrap();
     db
 }
