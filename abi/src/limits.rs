@@ -277,6 +277,8 @@ pub const MEMORY_WRITES_WAITING_PER_AUTHOR_MAX: usize = 128;
 pub const MEMORY_QUERY_LOOKED_MAX: usize = 4096;
 /// Replaced values that retention looks at each time.
 pub const MEMORY_RETENTION_LOOKED_MAX: usize = 10_000;
+/// Pages of the index of words that are merged at a time to be rid of words of forgotten values.
+pub const MEMORY_WORDS_MERGED_PAGES: i64 = 256;
 /// How long an agent's memory connection may be silent. Later: closed, the agent connects again.
 pub const MEMORY_IDLE_MS_MAX: u64 = 60 * 60 * 1000;
 /// How long an agent may take to read its answer. Later: closed.

@@ -294,3 +294,230 @@ fn a_migration_that_is_cut_short_leaves_version_1() {
     drop(db);
     open_store(state, Quotas::default()).unwrap();
 }
+
+/// Whether a text stands anywhere in the files of memory.db.
+fn on_disk(state: &Path, text: &str) -> bool {
+    ["memory.db", "memory.db-wal"].iter().any(|file| {
+        let bytes = std::fs::read(state.join(file)).unwrap_or_default();
+        bytes.windows(text.len()).any(|window| window == text.as_bytes())
+    })
+}
+
+#[test]
+fn what_is_forgotten_is_gone_from_the_disk_and_its_entry_proves_the_chain() {
+    let place = Place::new(Quotas::default());
+    let (a, memory, state) = (agent("a"), place.memory(), place.directory.path());
+    let author = Author::Agent(a.clone());
+    let secret = |n: u64| format!("xyzzyplugh{n}{}", "q".repeat(40));
+    let mut entries = Vec::new();
+    for n in 0..40 {
+        // Some were replaced before they are forgotten: their words had left the index then.
+        let mut write = draft("a", &format!("k{}", n % 30), json!({ "text": secret(n) }));
+        write.vector = Some(vec![n as f32 + 0.123_456, 1.0]);
+        entries.push(memory.write(&author, Exposure::NONE, write, &|_, _| true).unwrap());
+    }
+    memory
+        .exclusively(&author, |store, _| {
+            store.forgot();
+            store.clear_log()
+        })
+        .unwrap()
+        .unwrap();
+    assert!((0..40).all(|n| on_disk(state, &secret(n))), "they are there before");
+    let used = memory.list().unwrap()[0].bytes;
+    for n in 0..39 {
+        let ask = MemoryForget { agent: None, hash: Some(entries[n].hash), key: None };
+        assert_eq!(memory.forget(&author, &ask).unwrap().values, 1);
+        assert_eq!(memory.forget(&author, &ask).unwrap().values, 0, "there is nothing left to forget");
+    }
+    let purge = |store: &mut Store, _: &Ledger| {
+        while store.clear_words().unwrap() {}
+        store.clear_log().unwrap();
+    };
+    memory.exclusively(&author, purge).unwrap();
+    for n in 0..39 {
+        assert!(!on_disk(state, &secret(n)), "{n} is still on the disk");
+    }
+    assert!(!on_disk(state, &secret(7)[..20]) && on_disk(state, &secret(39)));
+    let left = memory.by_hash(&entries[3].hash).unwrap().unwrap();
+    assert_eq!((left.value, left.forgotten.as_deref()), (Value::Null, Some("forgotten by agent a")));
+    assert_eq!((left.labels, left.parent), (entries[3].labels.clone(), entries[3].parent));
+    let saved = used - memory.list().unwrap()[0].bytes;
+    assert_eq!(
+        saved,
+        39 * 8 + (0..39).map(|n| json!({ "text": secret(n) }).to_string().len() as u64).sum::<u64>()
+    );
+    let (events, _) = place.ledger().tail(1000, 1 << 20).unwrap();
+    let told = events.iter().filter(|e| matches!(e.event, Event::MemoryForgotten { .. })).count();
+    assert_eq!(told, 39, "each with its receipt");
+    assert_eq!(count(state, "SELECT count(*) FROM vector"), 1);
+}
+
+#[test]
+fn no_receipt_and_nothing_is_forgotten() {
+    let place = Place::new(Quotas::default());
+    let (a, memory) = (agent("a"), place.memory());
+    let entry = write(memory, &a, "k", &json!(1)).unwrap();
+    place.ledger().close();
+    let ask = MemoryForget { agent: Some(a.clone()), hash: None, key: Some("k".into()) };
+    let error = memory.forget(&Author::Agent(a.clone()), &ask).unwrap_err();
+    assert!(matches!(error, MemoryError::Receipt(_)), "{error}");
+    assert_eq!(memory.newest(&a, "k").unwrap(), Some(entry));
+}
+
+#[test]
+fn a_batch_stands_whole_or_not_at_all_and_others_beside_it_stand() {
+    let place = Place::new(Quotas { entries: 5, bytes: 100_000 });
+    let (a, memory) = (agent("a"), place.memory());
+    let author = Author::Agent(a.clone());
+    let batch = |writes: Vec<MemoryWrite>| memory.batch(&author, Exposure::NONE, writes, &|_, _| true);
+    let made =
+        batch(vec![draft("a", "k", json!(1)), draft("a", "k", json!(2)), draft("b", "k", json!(3))]).unwrap();
+    let hashes: Vec<_> = made.entries.iter().map(|e| e.hash).collect();
+    assert_eq!(made.entries[1].parent, Some(hashes[0]), "in order");
+    assert_eq!(made.entries[2].labels["nullbox.writer"], "agent a");
+    // The last one is refused: by its parent, by the quota, by its shape.
+    let mut stale = draft("a", "k", json!(4));
+    stale.parent = Some(abi::memory::Expected::Entry(hashes[0]));
+    let error = batch(vec![draft("a", "new", json!(4)), stale.clone()]).unwrap_err();
+    assert!(matches!(&error, MemoryError::Conflict { newest, .. } if *newest == Some(hashes[1])), "{error}");
+    let error = batch((0..4).map(|n| draft("a", "new", json!(n))).collect()).unwrap_err();
+    assert!(matches!(error, MemoryError::Quota(_)), "{error}");
+    assert!(batch(vec![draft("a", "new", json!(1)), draft("a", "", json!(1))]).is_err());
+    assert!(batch(Vec::new()).is_err());
+    let events = place.ledger().verify().unwrap().events;
+    assert_eq!((memory.newest(&a, "new").unwrap(), events), (None, 3), "no entry, no receipt");
+    // A refused batch and a good write that share a transaction.
+    std::thread::scope(|scope| {
+        for n in 0..8 {
+            let stale = stale.clone();
+            scope.spawn(move || {
+                let author = Author::Agent(agent(&format!("w{n}")));
+                let first = draft("c", &format!("k{n}"), json!(n));
+                let second = if n % 2 == 0 { stale } else { draft("d", &format!("k{n}"), json!(n)) };
+                memory.batch(&author, Exposure::NONE, vec![first, second], &|_, _| true).is_ok()
+            });
+        }
+    });
+    for n in 0..8 {
+        let there =
+            [agent("c"), agent("d")].map(|who| memory.newest(&who, &format!("k{n}")).unwrap().is_some());
+        assert_eq!(there, [n % 2 == 1; 2]);
+    }
+}
+
+#[test]
+fn links_lead_only_to_what_the_writer_may_read() {
+    let place = Place::new(Quotas::default());
+    let memory = place.memory();
+    let secret = write(memory, &agent("b"), "secret", &json!(1)).unwrap();
+    let author = Author::Agent(agent("a"));
+    let link = |to| {
+        let mut write = draft("a", "k", json!(2));
+        write.links = vec![abi::memory::Link { kind: "about".into(), to }];
+        memory.write(&author, Exposure::NONE, write, &|owner, _| owner.as_str() == "a")
+    };
+    let denied = link(secret.hash).unwrap_err().to_string();
+    let nothing = link(Digest([9; 32])).unwrap_err().to_string();
+    let shown = |error: &str, hash: &Digest| error.replace(&hash.to_string(), "HASH");
+    assert_eq!(shown(&denied, &secret.hash), shown(&nothing, &Digest([9; 32])), "another's looks like none");
+    let own = write(memory, &agent("a"), "own", &json!(1)).unwrap();
+    assert_eq!(link(own.hash).unwrap().links[0].to, own.hash);
+}
+
+#[test]
+fn what_the_node_says_of_an_entry_cannot_be_said_by_its_writer() {
+    let place = Place::new(Quotas::default());
+    let (memory, author) = (place.memory(), Author::Agent(agent("a")));
+    let base = || draft("a", "k", json!(1));
+    let link = |kind: &str| vec![abi::memory::Link { kind: kind.into(), to: Digest([1; 32]) }];
+    let labels = |name: &str, value: &str| BTreeMap::from([(name.to_owned(), value.to_owned())]);
+    let many = (0..=limits::MEMORY_LABELS_MAX).map(|n| (format!("l{n}"), String::new())).collect();
+    for wrong in [
+        MemoryWrite { labels: labels("nullbox.writer", "operator root"), ..base() },
+        MemoryWrite { labels: labels("Upper", ""), ..base() },
+        MemoryWrite { labels: labels("", ""), ..base() },
+        MemoryWrite { labels: labels("l", "a\nb"), ..base() },
+        MemoryWrite { labels: labels("l", &"x".repeat(limits::MEMORY_LABEL_VALUE_BYTES_MAX + 1)), ..base() },
+        MemoryWrite { labels: many, ..base() },
+        MemoryWrite { links: link(abi::memory::LINK_SUPERSEDES), ..base() },
+        MemoryWrite { links: vec![link("x").remove(0); limits::MEMORY_LINKS_MAX + 1], ..base() },
+        MemoryWrite { ttl_secs: Some(0), ..base() },
+        MemoryWrite { ttl_secs: Some(limits::MEMORY_TTL_SECS_MAX + 1), ..base() },
+        MemoryWrite { vector: Some(vec![0.0]), ..base() },
+    ] {
+        let shown = format!("{wrong:?}");
+        let refused = memory.write(&author, Exposure::NONE, wrong, &|_, _| true);
+        assert!(matches!(refused, Err(MemoryError::Draft(_))), "{shown}: {refused:?}");
+    }
+    let exposure = Exposure::PRIVATE_DATA.and(Exposure::EXFILTRATION);
+    let entry = memory.write(&author, exposure, base(), &|_, _| true).unwrap();
+    assert_eq!(
+        (entry.exposure, entry.labels["nullbox.exposure"].as_str()),
+        (exposure, "private_data exfiltration")
+    );
+}
+
+#[test]
+fn a_key_with_several_heads_is_written_on_or_refused_by_policy() {
+    for conflicts in [Conflicts::Newest, Conflicts::Refuse] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = open_store(directory.path(), Quotas::default()).unwrap();
+        let a = agent("a");
+        let batch = store.begin().unwrap();
+        let hashes = [1, 2, 3].map(|n: u64| {
+            let header = crate::entry::Header {
+                agent: a.clone(),
+                key: "k".into(),
+                parent: None,
+                seq: 0,
+                unix_ms: n,
+                labels: BTreeMap::new(),
+                links: Vec::new(),
+                value: crate::entry::sha256(b"1"),
+            };
+            let hash = header.hash().unwrap();
+            assert!(batch.put(&header, hash, &crate::store::Held::Value("1"), None).unwrap());
+            hash
+        });
+        let rules = crate::store::Rules { node: "0".repeat(16), conflicts };
+        let mut next = draft("a", "k", json!(2));
+        let write = |next: &MemoryWrite| {
+            let drafted = Draft::new(&Author::Agent(a.clone()), Exposure::NONE, next.clone()).unwrap();
+            batch.write(&drafted, &rules, 9)
+        };
+        next.parent = Some(abi::memory::Expected::Entry(hashes[0]));
+        assert!(matches!(write(&next), Err(StoreError::Conflict { .. })), "a head, and not the newest");
+        next.parent = None;
+        if conflicts == Conflicts::Refuse {
+            assert!(matches!(write(&next), Err(StoreError::Heads { heads, .. }) if heads.len() == 3));
+            next.parent = Some(abi::memory::Expected::Entry(hashes[2]));
+        }
+        let (hash, header) = write(&next).unwrap();
+        batch.commit(None).unwrap();
+        assert_eq!(header.parent, Some(hashes[2]));
+        let mut superseded: Vec<_> = header.links.iter().map(|link| link.to).collect();
+        superseded.sort();
+        let mut others = hashes[..2].to_vec();
+        others.sort();
+        assert_eq!(superseded, others);
+        let newest = store.newest(&a, "k").unwrap().unwrap();
+        assert_eq!((newest.hash, newest.conflicts.len()), (hash, 0));
+    }
+}
+
+#[test]
+fn an_exposure_outlives_a_restart_and_old_lives_are_forgotten() {
+    let mut place = Place::new(Quotas::default());
+    let instance = |generation| Instance { agent: agent("a"), generation };
+    for generation in 1..=9 {
+        place.memory().keep_exposure(&instance(generation), Exposure::PRIVATE_DATA).unwrap();
+    }
+    place.memory().keep_exposure(&instance(9), Exposure::EXFILTRATION).unwrap();
+    place.restart();
+    let memory = place.memory();
+    assert_eq!(memory.exposure(&instance(9)).unwrap(), Exposure::EXFILTRATION);
+    assert_eq!(memory.exposure(&instance(8)).unwrap(), Exposure::PRIVATE_DATA);
+    assert_eq!(memory.exposure(&instance(1)).unwrap(), Exposure::NONE);
+    assert_eq!(count(place.directory.path(), "SELECT count(*) FROM exposure"), 4);
+}

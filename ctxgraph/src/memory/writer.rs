@@ -115,6 +115,11 @@ impl Writer {
         let now = (self.settings.clock)();
         let retention = self.settings.retention;
         let more = forget_due(&mut self.store, &self.ledger, retention, now, &mut self.looked)?;
+        for _ in 0..ROUNDS_MAX {
+            if !self.store.clear_words()? {
+                break;
+            }
+        }
         self.store.clear_log()?;
         Ok(more)
     }

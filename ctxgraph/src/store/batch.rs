@@ -248,6 +248,7 @@ impl<'a> Batch<'a> {
             "UPDATE entry SET value = NULL, forgotten = ?2, expires_unix_ms = NULL WHERE id = ?1",
         )?
         .execute(params![id, why])?;
+        db.prepare_cached("INSERT OR IGNORE INTO pending VALUES ('words')")?.execute([])?;
         db.prepare_cached("UPDATE agent SET bytes = bytes - ?2 WHERE name = ?1")?
             .execute(params![agent, bytes])?;
         Ok(Some(bytes))

@@ -378,7 +378,7 @@ fn memory_agrees_with_a_model_over_random_traces_and_restarts() {
     let mut place = Place { clock, ..Place::new(Quotas::default()) };
     place.restart();
     let mut trace = Trace { place, model: Model::default(), random: Random::new(), step: 0 };
-    let steps = std::env::var("NULLBOX_MODEL_STEPS").map_or(500, |text| text.parse().unwrap());
+    let steps = std::env::var("NULLBOX_MODEL_STEPS").map_or(300, |text| text.parse().unwrap());
     for step in 0..steps {
         trace.step = step;
         CLOCK.fetch_add(trace.random.below(2000), Ordering::Relaxed);
