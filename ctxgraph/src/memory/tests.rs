@@ -507,19 +507,3 @@ fn a_key_with_several_heads_is_written_on_or_refused_by_policy() {
         assert_eq!((newest.hash, newest.conflicts.len()), (hash, 0));
     }
 }
-
-#[test]
-fn an_exposure_outlives_a_restart_and_old_lives_are_forgotten() {
-    let mut place = Place::new(Quotas::default());
-    let instance = |generation| Instance { agent: agent("a"), generation };
-    for generation in 1..=9 {
-        place.memory().keep_exposure(&instance(generation), Exposure::PRIVATE_DATA).unwrap();
-    }
-    place.memory().keep_exposure(&instance(9), Exposure::EXFILTRATION).unwrap();
-    place.restart();
-    let memory = place.memory();
-    assert_eq!(memory.exposure(&instance(9)).unwrap(), Exposure::EXFILTRATION);
-    assert_eq!(memory.exposure(&instance(8)).unwrap(), Exposure::PRIVATE_DATA);
-    assert_eq!(memory.exposure(&instance(1)).unwrap(), Exposure::NONE);
-    assert_eq!(count(place.directory.path(), "SELECT count(*) FROM exposure"), 4);
-}
