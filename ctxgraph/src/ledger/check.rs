@@ -188,7 +188,14 @@ pub(super) fn verify(shared: &Shared, anchors: Anchors) -> Result<Verified, Read
         let why = "the file is not the one that was written";
         survey.wrong(end.segment, end.offset, end.seq, why.into());
     }
-    let broken = survey.broken().or(known);
+    let found = survey.broken().map(|found| match &known {
+        // What was known at the start of the end of the file is not in the file.
+        Some(known) if found.lost.is_empty() && found.seq == known.seq => {
+            Broken { lost: known.lost.clone(), ..found }
+        }
+        _ => found,
+    });
+    let broken = found.or(known);
     if let Some(broken) = &broken {
         damage(shared, broken);
     }

@@ -52,9 +52,8 @@ pub(super) fn read(directory: &dyn Directory, setup: &Setup) -> Result<(Head, Ta
     let (health, readable) = match wrong {
         None => (Health::Good, None),
         Some((at, why)) => {
-            let (lost, readable) = salvage(&lenient, &newest, end, &mut points)?;
-            let broken =
-                Broken { seq: at.seq, segment: at.segment, offset: at.offset, why, lost: lost.text() };
+            let (lost, readable) = salvage(&lenient, &newest, end, setup.anchors.size(), &mut points)?;
+            let broken = Broken { seq: at.seq, segment: at.segment, offset: at.offset, why, lost };
             log_damage(&broken);
             newest.times = None;
             (Health::Damaged(broken), Some(readable))
@@ -165,22 +164,30 @@ fn previous_of(directory: &dyn Directory, first_seq: u64) -> io::Result<Option<D
     Ok(Some(Digest(*previous)))
 }
 
-/// What can still be read beyond the place where the chain ends: adds the places of those frames, and tells what is lost.
+/// What can still be read beyond the place where the chain ends: adds the places of those frames, and tells what is lost, where there have been
+/// `size` events at least.
 fn salvage(
     file: &dyn Storage,
     segment: &Segment,
     end: Point,
+    size: u64,
     points: &mut VecDeque<Point>,
-) -> io::Result<(Lost, Point)> {
+) -> io::Result<(String, Point)> {
     let mut lost = Lost::from(end.seq);
     let mut frames = Frames::new(file, segment.bytes, end.offset)?;
+    let mut whole_to = end.offset;
     while let Some((frame, offset)) = frames.next()? {
         if lost.saw(frame.seq) {
             push_newest(points, Point { segment: segment.first_seq, offset, seq: frame.seq });
         }
+        whole_to = frames.offset();
     }
-    let readable = Point { segment: segment.first_seq, offset: segment.bytes, seq: lost.next() };
-    Ok((lost, readable))
+    lost.ends(size);
+    let mut text = lost.text();
+    if text.is_empty() && whole_to < segment.bytes {
+        text = format!("events from {} on", lost.next());
+    }
+    Ok((text, Point { segment: segment.first_seq, offset: segment.bytes, seq: lost.next() }))
 }
 
 fn new_id() -> [u8; 32] {

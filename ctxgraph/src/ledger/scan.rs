@@ -54,6 +54,12 @@ impl Anchors {
         }
     }
 
+    /// Events there have been, at least.
+    pub fn size(&self) -> u64 {
+        let seen = self.witness.map_or(0, |(seq, _)| seq.saturating_add(1));
+        seen.max(self.checkpoint.map_or(0, |(size, _)| size))
+    }
+
     /// What is missing in a ledger of `size` events.
     fn beyond(&self, size: u64) -> Option<String> {
         match (self.witness, self.checkpoint) {

@@ -365,7 +365,8 @@ fn a_witness_and_a_checkpoint_tell_lost_and_rewritten_events_from_a_torn_tail() 
     assert!(matches!(opened(&torn, signed(last)), Err(AppendError::Damaged(_))));
     // An older copy of all files, and no files at all.
     let (older, _) = several(4);
-    assert!(matches!(opened(&older, witness(last)), Err(AppendError::Damaged(_))));
+    let Err(AppendError::Damaged(broken)) = opened(&older, witness(last)) else { panic!("taken") };
+    assert_eq!((broken.seq, broken.lost), (4, format!("events 4 to {last}")));
     assert!(matches!(opened(&older, signed(last)), Err(AppendError::Damaged(_))));
     assert!(matches!(opened(&Handle::bare(), signed(0)), Err(AppendError::Damaged(_))));
 }
@@ -550,7 +551,9 @@ fn what_the_disk_cannot_read_is_told_and_all_else_is_served() {
         let handle = handle.snapshot();
         let bytes = handle.file(segment);
         *handle.0.unreadable.lock().unwrap() = Some((segment, 4096..4097));
-        let bad: Vec<u64> = starts(&bytes)
+        let mut ends = starts(&bytes);
+        ends.push(bytes.len());
+        let bad: Vec<u64> = ends
             .windows(2)
             .enumerate()
             .filter(|(_, ends)| ends[0] < 8192 && ends[1] > 4096)
@@ -564,6 +567,11 @@ fn what_the_disk_cannot_read_is_told_and_all_else_is_served() {
         let broken = ledger.verify().unwrap().broken.unwrap();
         assert_eq!((broken.segment, broken.seq), (segment, bad[0]));
         assert!(broken.why.contains("from 4096 on"), "{}", broken.why);
+        let lost = match segment == segments[1] {
+            true => format!("events {} to {}", bad[0], bad[bad.len() - 1]),
+            false => format!("events from {} on", bad[0]),
+        };
+        assert_eq!(broken.lost, lost);
         let told: Vec<u64> = digests(&ledger).into_keys().collect();
         let whole: Vec<u64> = (0..receipts.len() as u64).filter(|seq| !bad.contains(seq)).collect();
         assert_eq!(told, whole);
