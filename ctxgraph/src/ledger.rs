@@ -208,7 +208,8 @@ impl Ledger {
         }
     }
 
-    /// Calls `hook` each time a segment was followed by another, from the thread that syncs: what it does, appenders wait for.
+    /// Calls `hook` each time a segment was followed by another, from the thread that syncs: appenders wait for it, and it must not
+    /// append.
     pub fn on_rotated(&self, hook: impl Fn(&Snapshot) + Send + 'static) {
         *self.shared.rotated.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(hook));
     }

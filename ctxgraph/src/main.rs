@@ -1,4 +1,4 @@
-//! `ctxgraph [--state DIR] [--node FILE]`: opens the state, then serves the door until nulld closes it or sends SIGTERM.
+//! `ctxgraph [--state DIR] [--node FILE] [--segment-bytes N]`: opens the state, then serves the door until nulld closes it or sends SIGTERM.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
