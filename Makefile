@@ -50,9 +50,10 @@ system: test-iso ## tests that boot the image in QEMU
 	cargo build --quiet --package system-tests --bins
 	cargo test --package system-tests --test system
 
-soak: bench-boot test-iso ## the long versions: 50 boots, RESTARTS=100000 of services, CYCLES=1000 of agents, the faults ROUNDS=5 times, a crowd for CROWD_SECONDS=300
+soak: bench-boot test-iso ## the long versions: 50 boots, RESTARTS=100000 of services, CYCLES=1000 of agents, the faults ROUNDS=5 times, ctxgraph's power cuts and kills, a crowd for CROWD_SECONDS=300
 	NULLBOX_EVERY_BIT=1 cargo test --package ledger --test tamper
 	CROWD_SECONDS=$(or $(CROWD_SECONDS),300) cargo test --package ctxgraph --test crowd -- --nocapture
+	NULLBOX_SOAK=1 cargo test --package ctxgraph -- power_cut killed
 	$(ROOTED_RUNNER) RESTARTS=$(or $(RESTARTS),100000) cargo test --package nulld --test soak -- --nocapture
 	cargo build --quiet --package system-tests --bins
 	CYCLES=$(or $(CYCLES),1000) cargo test --package system-tests --test system -- many::starts

@@ -146,7 +146,7 @@ impl<'a> Survey<'a> {
         let why = file.unreadable().unwrap_or_else(|| error.to_string());
         self.wrong(first_seq, scanned.offset, seq, why);
         let mut frames = Frames::new(&file, bytes, scanned.offset)?;
-        while let Some((frame, _)) = frames.next()? {
+        while let Some((frame, _)) = frames.next_whole()? {
             if frame.seq < until {
                 self.lost.saw(frame.seq);
             }

@@ -176,7 +176,7 @@ fn salvage(
     let mut lost = Lost::from(end.seq);
     let mut frames = Frames::new(file, segment.bytes, end.offset)?;
     let mut whole_to = end.offset;
-    while let Some((frame, offset)) = frames.next()? {
+    while let Some((frame, offset)) = frames.next_whole()? {
         if lost.saw(frame.seq) {
             push_newest(points, Point { segment: segment.first_seq, offset, seq: frame.seq });
         }

@@ -235,7 +235,7 @@ fn walk(
         let length = if first_seq == end.segment { end.offset } else { segment.bytes };
         let start = if first_seq == from.segment { from.offset } else { 0 };
         let mut frames = Frames::new(&file, length, start)?;
-        while let Some((frame, offset)) = frames.next()? {
+        while let Some((frame, offset)) = frames.next_whole()? {
             if frame.seq < at.seq {
                 continue;
             }

@@ -162,7 +162,7 @@ impl<'a> Frames<'a> {
     }
 
     /// The next one, and its offset. A body cannot hold a frame: it is JSON text, which has no zero bytes.
-    pub fn next(&mut self) -> io::Result<Option<(Frame, u64)>> {
+    pub fn next_whole(&mut self) -> io::Result<Option<(Frame, u64)>> {
         loop {
             if self.offset >= self.window.length {
                 return Ok(None);
@@ -225,7 +225,7 @@ pub fn judge(storage: &dyn Storage, length: u64, scanned: &Scanned, anchors: &An
         return Ok(Tail::Damaged(broken));
     }
     let mut frames = Frames::new(storage, length, scanned.offset)?;
-    while let Some((frame, _)) = frames.next()? {
+    while let Some((frame, _)) = frames.next_whole()? {
         if frame.batch > chain.seq() {
             return Ok(Tail::Damaged(format!(
                 "{broken}, and event {} was written after it had been durable",
