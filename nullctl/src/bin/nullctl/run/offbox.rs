@@ -225,10 +225,11 @@ fn wrong_checkpoint(error: &ledger::checkpoint::CheckpointError) -> Failure {
 }
 
 fn read(path: &str) -> Result<String, Failure> {
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     let file = File::open(path).map_err(|error| local(path, &error))?;
-    file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| local(path, &error))?;
-    Ok(text)
+    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(|error| local(path, &error))?;
+    // What is no text does not hold, like any other change.
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// A failure, and what `--json` says of it.
