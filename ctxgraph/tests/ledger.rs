@@ -31,7 +31,7 @@ fn receipts_are_in_order_and_say_who_wrote() {
     let mut egress = node.service(Service::Egress);
     let first = call(&mut egress, "ledger.append", append(1, true)).unwrap();
     let second = call(&mut egress, "ledger.append", append(2, true)).unwrap();
-    assert_eq!((first["seq"].as_u64(), second["seq"].as_u64()), (Some(0), Some(1)));
+    assert_eq!((first["seq"].as_u64(), second["seq"].as_u64()), (Some(1), Some(2)), "after the key");
     let mut root = node.connect(abi::identity::Caller::Local { uid: 0 });
     call(&mut root, "ledger.append", append(3, true)).unwrap();
     let started =
@@ -53,12 +53,12 @@ fn the_client_of_abi_gets_receipts_across_a_restart() {
     }
     let client = Client::at(node.peers().to_str().unwrap());
     let event = |n: u64| Event::CallMade { by: n.to_string(), method: "m".into() };
-    assert_eq!(client.append(event(0)).unwrap().seq, 0);
-    assert_eq!(client.note(event(1)).unwrap().seq, 1);
+    assert_eq!(client.append(event(0)).unwrap().seq, 1);
+    assert_eq!(client.note(event(1)).unwrap().seq, 2);
     node.stop();
     assert!(client.append(event(9)).is_err(), "fail closed");
     let node = Node::start(directory.path());
-    assert_eq!(client.append(event(2)).unwrap().seq, 2);
+    assert_eq!(client.append(event(2)).unwrap().seq, 3);
     node.stop();
 }
 
@@ -68,7 +68,7 @@ fn an_orderly_stop_keeps_notes() {
     for (round, by_signal) in [true, false].into_iter().enumerate() {
         let mut node = Node::start(directory.path());
         let noted = call(&mut node.service(Service::Cage), "ledger.append", append(1, false)).unwrap();
-        assert_eq!(noted["seq"].as_u64(), Some(round as u64));
+        assert_eq!(noted["seq"].as_u64(), Some(1 + round as u64));
         if by_signal {
             let pid = rustix::process::Pid::from_child(&node.child);
             rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -79,7 +79,7 @@ fn an_orderly_stop_keeps_notes() {
     }
     let node = Node::start(directory.path());
     let verified = call(&mut node.operator(), "ledger.verify", json!({})).unwrap();
-    assert_eq!((verified["events"].as_u64(), &verified["broken"]), (Some(2), &Value::Null));
+    assert_eq!((verified["events"].as_u64(), &verified["broken"]), (Some(3), &Value::Null));
 }
 
 #[test]
@@ -90,13 +90,13 @@ fn a_follower_sees_each_event_once() {
     call(&mut cage, "ledger.append", append(0, true)).unwrap();
     let mut follower = node.operator();
     let page = call(&mut follower, "ledger.tail", json!({ "follow": true, "limit": 5 })).unwrap();
-    assert_eq!(page["events"].as_array().unwrap().len(), 1);
+    assert_eq!(page["events"].as_array().unwrap().len(), 2);
     for n in 1..50 {
         call(&mut cage, "ledger.append", append(n, n % 2 == 0)).unwrap();
     }
     for n in 1..50 {
         let note = notification(&mut follower).unwrap();
-        assert_eq!((note.method.as_str(), note.params["seq"].as_u64()), ("event", Some(n)));
+        assert_eq!((note.method.as_str(), note.params["seq"].as_u64()), ("event", Some(n + 1)));
     }
     drop(follower);
 }
@@ -114,7 +114,7 @@ fn followers_tail_and_query_go_across_segments_and_a_restart() {
     }
     for n in 0..40 {
         let note = notification(&mut follower).unwrap();
-        assert_eq!((note.method.as_str(), note.params["seq"].as_u64()), ("event", Some(n)));
+        assert_eq!((note.method.as_str(), note.params["seq"].as_u64()), ("event", Some(n + 1)));
     }
     node.stop();
     let files = std::fs::read_dir(directory.path().join("state/ledger")).unwrap().count();
@@ -130,7 +130,7 @@ fn followers_tail_and_query_go_across_segments_and_a_restart() {
     assert_eq!((seqs, found["next_seq"].as_u64()), ((5..25).collect(), Some(25)));
     let refused = call(&mut operator, "ledger.query", json!({ "source": "nobody" })).unwrap_err();
     assert_eq!(refused.code, Code::INVALID_PARAMS);
-    assert_eq!(call(&mut operator, "ledger.verify", json!({})).unwrap()["events"].as_u64(), Some(40));
+    assert_eq!(call(&mut operator, "ledger.verify", json!({})).unwrap()["events"].as_u64(), Some(41));
 }
 
 #[test]
@@ -256,8 +256,8 @@ fn a_torn_tail_is_cut_recorded_and_the_service_goes_on() {
     std::fs::write(&path, torn).unwrap();
     let node = Node::start(directory.path());
     let page = call(&mut node.operator(), "ledger.tail", json!({})).unwrap();
-    assert_eq!(page["events"][1]["event"]["event"], "ledger_cut");
-    assert_eq!(page["events"][1]["event"]["bytes"], 54);
+    assert_eq!(page["events"][2]["event"]["event"], "ledger_cut");
+    assert_eq!(page["events"][2]["event"]["bytes"], 54);
     assert_eq!(call(&mut node.operator(), "ledger.verify", json!({})).unwrap()["broken"], Value::Null);
 }
 
