@@ -36,7 +36,7 @@ check: ## formatting and lints
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
 
 unit: ## tests that need no image
-	NULLBOX_SCITT_PYTHON=$$(scripts/scitt.sh) cargo test --workspace --exclude system-tests $(addprefix --exclude ,$(ROOTED))
+	python=$$(scripts/scitt.sh); NULLBOX_SCITT_PYTHON=$$python cargo test --workspace --exclude system-tests $(addprefix --exclude ,$(ROOTED))
 	$(ROOTED_RUNNER) cargo test $(addprefix --package ,$(ROOTED))
 	cargo test --package system-tests --lib --bins --test style
 

@@ -40,7 +40,7 @@ pub const COMMANDS: &[Command] = &[
         path: "ledger verify",
         arguments: &[],
         rest: "",
-        about: "check the ledger, an export or a proof; status 1 and the place if it does not hold",
+        about: "check the ledger, an export or a proof; status 1 and the place if it is wrong",
         details: "Without --export and --proof the node checks its ledger. With one of them no node is asked: the file and the ledger's public key \
                   (nullctl ledger key, once, over a connection you trust) are all that is needed. Keep checkpoints: only an older one shows that a \
                   ledger was set back or written anew.",
@@ -73,7 +73,7 @@ pub const COMMANDS: &[Command] = &[
         path: "ledger prove",
         arguments: &["[SEQ]"],
         rest: "",
-        about: "proof that an event stands in the ledger, or that it goes on from a checkpoint",
+        about: "proof that it has an event, or goes on from an older checkpoint",
         details: "The proof is a JSON object; nullctl ledger verify --proof checks it, and its COSE receipt (RFC 9942) is for verifiers of others. \
                   With --export no node is asked.",
         options: &[
