@@ -327,6 +327,25 @@ pub const MEMORY_CHUNK_BYTES_MAX: usize = 32 * 1024;
 pub const MEMORY_HASHES_MAX: usize = 384;
 /// One line of a bundle, in bytes. Longer: refused.
 pub const MEMORY_BUNDLE_LINE_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of a bundle that is imported. More: refused; export agent by agent.
+pub const MEMORY_BUNDLE_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
+/// Entries of a bundle that are stored in one transaction; a bundle of more is stored in several, in order.
+pub const MEMORY_IMPORT_ENTRIES_MAX: usize = 4096;
+/// Exports under way. One more: refused, try again.
+pub const MEMORY_EXPORTS_MAX: usize = 2;
+/// How long a caller may not take what is exported, or not send what is imported. Then: closed.
+pub const MEMORY_TRANSFER_STALL_MS_MAX: u64 = 60_000;
+/// How long an export may take: the write-ahead log grows meanwhile. Then: closed.
+pub const MEMORY_EXPORT_MS_MAX: u64 = 60 * 60 * 1000;
+/// Heads of a key that an entry of a bundle may supersede.
+pub const MEMORY_HEADS_MAX: usize = 256;
+/// Newest entries that are read at start, before the service says it is ready.
+pub const MEMORY_START_CHECK_MAX: u64 = 1024;
+/// Entries that the background check reads, and how long it rests then.
+pub const MEMORY_SCRUB_ENTRIES: u64 = 64;
+pub const MEMORY_SCRUB_REST_MS: u64 = 200;
+/// From the end of a background check of all entries to the next.
+pub const MEMORY_SCRUB_EVERY_MS: u64 = 6 * 60 * 60 * 1000;
 /// Places of damage that one answer names.
 pub const MEMORY_DAMAGES_MAX: usize = 64;
 /// Scopes in the four lists of a manifest's memory grants together. More: refused.

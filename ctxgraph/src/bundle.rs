@@ -22,7 +22,7 @@ const SIGNED: &[u8] = b"nullbox memory bundle\n";
 const LAST: &[u8] = b"{\"key\":";
 
 /// Who signs: the ledger's key.
-pub trait Signer {
+pub trait Signer: Send + Sync {
     /// The public key as text: `ed25519:` and base64.
     fn public(&self) -> String;
     /// The signature of a message.
@@ -35,6 +35,13 @@ pub struct Item {
     pub hash: Digest,
     pub header: Header,
     pub content: Content,
+}
+
+/// What is there of an entry beside its header, on its way out: the value's canonical text and the vector's bytes, or why not.
+#[derive(Debug, Clone, Copy)]
+pub enum Held<'a> {
+    Value(&'a str, Option<&'a [u8]>),
+    Forgotten(&'a str),
 }
 
 /// What is there of an entry beside its header.
@@ -124,24 +131,18 @@ impl<W: Write> Writer<W> {
         Ok(writer)
     }
 
-    /// Adds an entry.
-    pub fn item(&mut self, item: &Item) -> io::Result<()> {
-        let header = item.header.text().map_err(io::Error::other)?;
-        let (value, forgotten, vector) = match &item.content {
-            Content::Whole { value, vector } => {
-                (value.as_str(), None, vector.as_deref().map(|numbers| STANDARD.encode(vector_bytes(numbers))))
-            }
-            Content::Forgotten(why) => ("null", Some(why), None),
+    /// Adds an entry: its hash, its header's canonical text, and what is there beside it.
+    pub fn entry(&mut self, hash: &Digest, header: &str, held: Held<'_>) -> io::Result<()> {
+        let (value, forgotten, vector) = match held {
+            Held::Value(value, vector) => (value, None, vector.map(|bytes| STANDARD.encode(bytes))),
+            Held::Forgotten(why) => ("null", Some(why), None),
         };
         let (forgotten, vector) = (serde_json::to_string(&forgotten)?, serde_json::to_string(&vector)?);
         // Header and value are canonical texts already, and stay as they are.
-        self.line(
-            format!(
-                r#"{{"hash":"{}","header":{header},"value":{value},"forgotten":{forgotten},"vector":{vector}}}"#,
-                item.hash
-            )
-            .as_bytes(),
-        )?;
+        let line = format!(
+            r#"{{"hash":"{hash}","header":{header},"value":{value},"forgotten":{forgotten},"vector":{vector}}}"#
+        );
+        self.line(line.as_bytes())?;
         self.entries += 1;
         Ok(())
     }
@@ -152,11 +153,7 @@ impl<W: Write> Writer<W> {
         let last = Last { key: signer.public(), signature: STANDARD.encode(signer.sign(&message)) };
         self.line(&serde_json::to_vec(&last)?)?;
         self.out.flush()?;
-        Ok(Written {
-            entries: self.entries,
-            bytes: self.bytes,
-            digest: Digest(self.whole.finalize().into()),
-        })
+        Ok(Written { entries: self.entries, bytes: self.bytes, digest: Digest(self.whole.finalize().into()) })
     }
 
     fn line(&mut self, line: &[u8]) -> io::Result<()> {
@@ -296,6 +293,10 @@ fn bounded(header: &Header) -> Result<(), String> {
     if key.is_empty() || key.len() > limits::MEMORY_KEY_BYTES_MAX || key.chars().any(char::is_control) {
         return Err("a key is 1 to 256 bytes without control characters".into());
     }
+    // Later writes count on from here, and JSON keeps no integer beyond 2^53.
+    if header.seq.max(header.unix_ms) >= 1 << 52 {
+        return Err("`seq` and `unix_ms` are below 2^52".into());
+    }
     if header.labels.len() > limits::MEMORY_LABELS_MAX + 8 {
         return Err(format!("{} labels; a node writes fewer", header.labels.len()));
     }
@@ -325,8 +326,7 @@ fn vector(header: &Header, text: Option<String>) -> Result<Option<Vec<f32>>, Str
     if sha256(&bytes).to_string() != *label {
         return Err("the vector is not the one of its label".into());
     }
-    let numbers: Vec<f32> =
-        bytes.as_chunks::<4>().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect();
+    let numbers: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect();
     let dimensions = 1..=limits::MEMORY_VECTOR_DIMENSIONS_MAX;
     if !bytes.len().is_multiple_of(4)
         || !dimensions.contains(&numbers.len())
@@ -336,10 +336,6 @@ fn vector(header: &Header, text: Option<String>) -> Result<Option<Vec<f32>>, Str
         return Err("a vector is 1 to 2048 finite numbers, not all zero".into());
     }
     Ok(Some(numbers))
-}
-
-fn vector_bytes(numbers: &[f32]) -> Vec<u8> {
-    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
 
 fn message(lines: Sha256) -> Vec<u8> {

@@ -12,6 +12,7 @@
 )]
 
 pub mod access;
+pub mod bundle;
 pub mod calls;
 pub mod canonical;
 pub mod draft;
