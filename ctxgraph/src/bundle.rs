@@ -15,19 +15,14 @@ use std::io::{self, BufRead, Read, Write};
 
 use crate::canonical;
 use crate::entry::{Header, sha256};
+use ::ledger::keys::{KeyTextError, PublicKey, Signer};
+
+pub mod transfer;
 
 /// What a signature is over, before the digest of the lines.
 const SIGNED: &[u8] = b"nullbox memory bundle\n";
 /// How the last line begins, and no other.
 const LAST: &[u8] = b"{\"key\":";
-
-/// Who signs: the ledger's key.
-pub trait Signer: Send + Sync {
-    /// The public key as text: `ed25519:` and base64.
-    fn public(&self) -> String;
-    /// The signature of a message.
-    fn sign(&self, message: &[u8]) -> Vec<u8>;
-}
 
 /// An entry with all that travels with it.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,6 +48,21 @@ pub enum Content {
     Forgotten(String),
 }
 
+impl Item {
+    /// About how much of memory it takes.
+    pub fn size(&self) -> usize {
+        let Header { key, labels, links, .. } = &self.header;
+        let words: usize = labels.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let content = match &self.content {
+            Content::Whole { value, vector } => {
+                value.len() + vector.as_ref().map_or(0, |numbers| numbers.len() * 4)
+            }
+            Content::Forgotten(why) => why.len(),
+        };
+        256 + key.len() + words + links.len() * 96 + content
+    }
+}
+
 /// Why a bundle is not one.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
@@ -62,6 +72,8 @@ pub enum BundleError {
     Cut(u64),
     #[error("the bundle's signature is not that of {0}: it was altered")]
     Signature(String),
+    #[error("the bundle has {0} bytes and more, at most {max} are taken", max = limits::MEMORY_BUNDLE_BYTES_MAX)]
+    Bytes(u64),
     #[error("the bundle cannot be read: {0}")]
     Io(#[from] io::Error),
 }
@@ -148,9 +160,10 @@ impl<W: Write> Writer<W> {
     }
 
     /// Signs and ends it.
-    pub fn finish(mut self, signer: &dyn Signer) -> io::Result<Written> {
+    pub fn finish(mut self, signer: &Signer) -> io::Result<Written> {
         let message = message(self.lines.clone());
-        let last = Last { key: signer.public(), signature: STANDARD.encode(signer.sign(&message)) };
+        let last =
+            Last { key: signer.public().to_string(), signature: STANDARD.encode(signer.sign(&message)) };
         self.line(&serde_json::to_vec(&last)?)?;
         self.out.flush()?;
         Ok(Written { entries: self.entries, bytes: self.bytes, digest: Digest(self.whole.finalize().into()) })
@@ -176,7 +189,7 @@ pub struct Reader<R: BufRead> {
     input: R,
     lines: Sha256,
     number: u64,
-    signer: Option<String>,
+    signer: Option<PublicKey>,
 }
 
 impl<R: BufRead> Reader<R> {
@@ -208,23 +221,21 @@ impl<R: BufRead> Reader<R> {
     }
 
     /// The signer's public key, once [`Reader::next`] returned none.
-    pub fn signer(&self) -> Option<&str> {
-        self.signer.as_deref()
+    pub fn signer(&self) -> Option<PublicKey> {
+        self.signer
     }
 
     fn end(&mut self, line: &[u8]) -> Result<(), BundleError> {
         let last: Last = self.parse(line)?;
-        let key = public_key(&last.key).ok_or_else(|| {
-            self.wrong(format!("`{}` is no public key: ed25519: and base64 of 32 bytes", shorten(&last.key)))
-        })?;
+        let key: PublicKey = last.key.parse().map_err(|error: KeyTextError| self.wrong(error.to_string()))?;
         let signature = STANDARD.decode(&last.signature).unwrap_or_default();
-        ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, key)
-            .verify(&message(self.lines.clone()), &signature)
-            .map_err(|_| BundleError::Signature(last.key.clone()))?;
+        if !key.has_signed(&message(self.lines.clone()), &signature) {
+            return Err(BundleError::Signature(key.to_string()));
+        }
         if self.line()?.is_some() {
             return Err(self.wrong("there is more after the signature".into()));
         }
-        self.signer = Some(last.key);
+        self.signer = Some(key);
         Ok(())
     }
 
@@ -342,12 +353,6 @@ fn message(lines: Sha256) -> Vec<u8> {
     let mut message = SIGNED.to_vec();
     message.extend(lines.finalize());
     message
-}
-
-/// The 32 bytes of `ed25519:BASE64`.
-pub fn public_key(text: &str) -> Option<Vec<u8>> {
-    let bytes = STANDARD.decode(text.strip_prefix("ed25519:")?).ok()?;
-    (bytes.len() == 32).then_some(bytes)
 }
 
 fn shorten(text: &str) -> String {

@@ -13,6 +13,7 @@ pub mod row;
 mod schema;
 pub mod search;
 pub mod vector;
+pub mod whole;
 
 use abi::ids::{AgentName, Digest};
 use abi::limits;

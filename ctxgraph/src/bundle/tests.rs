@@ -2,25 +2,10 @@ use super::*;
 use crate::testing::{Random, property};
 use abi::memory::{LABEL_NODE, Link};
 use proptest::prelude::*;
-use ring::signature::{Ed25519KeyPair, KeyPair};
 use std::collections::BTreeMap;
 
-/// A key made of one byte.
-pub struct Key(Ed25519KeyPair);
-
-impl Key {
-    pub fn new(seed: u8) -> Key {
-        Key(Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap())
-    }
-}
-
-impl Signer for Key {
-    fn public(&self) -> String {
-        format!("ed25519:{}", STANDARD.encode(self.0.public_key()))
-    }
-    fn sign(&self, message: &[u8]) -> Vec<u8> {
-        self.0.sign(message).as_ref().to_vec()
-    }
+fn key() -> Signer {
+    Signer::from_seed(&[1; 32]).unwrap()
 }
 
 fn item(number: u64, content: Content) -> Item {
@@ -60,7 +45,7 @@ fn some() -> Vec<Item> {
     ]
 }
 
-fn written(items: &[Item], key: &Key) -> (Vec<u8>, Written) {
+fn written(items: &[Item], key: &Signer) -> (Vec<u8>, Written) {
     let mut bytes = Vec::new();
     let mut writer = Writer::new(&mut bytes, &[7; 32]).unwrap();
     for item in items {
@@ -78,18 +63,18 @@ fn written(items: &[Item], key: &Key) -> (Vec<u8>, Written) {
     (bytes, done)
 }
 
-fn read(bytes: &[u8]) -> Result<(Vec<Item>, String), BundleError> {
+fn read(bytes: &[u8]) -> Result<(Vec<Item>, PublicKey), BundleError> {
     let mut reader = Reader::new(bytes)?;
     let mut items = Vec::new();
     while let Some(item) = reader.next()? {
         items.push(item);
     }
-    Ok((items, reader.signer().unwrap().to_owned()))
+    Ok((items, reader.signer().unwrap()))
 }
 
 #[test]
 fn a_bundle_reads_back_and_names_its_signer() {
-    let key = Key::new(1);
+    let key = key();
     let (bytes, done) = written(&some(), &key);
     assert_eq!((done.entries, done.bytes, done.digest), (3, bytes.len() as u64, sha256(&bytes)));
     assert_eq!(read(&bytes).unwrap(), (some(), key.public()));
@@ -99,7 +84,7 @@ fn a_bundle_reads_back_and_names_its_signer() {
 
 #[test]
 fn every_flipped_byte_and_every_cut_is_refused() {
-    let (bytes, _) = written(&some(), &Key::new(1));
+    let (bytes, _) = written(&some(), &key());
     for place in 0..bytes.len() {
         assert!(read(&bytes[..place]).is_err(), "cut at {place}");
         for bit in [1, 4, 32] {
@@ -118,7 +103,7 @@ fn every_flipped_byte_and_every_cut_is_refused() {
 
 #[test]
 fn what_is_signed_and_wrong_all_the_same_is_refused_by_its_line() {
-    let key = Key::new(1);
+    let key = key();
     let refused = |change: &dyn Fn(&mut Item)| {
         let mut items = some();
         change(&mut items[1]);
@@ -168,7 +153,7 @@ fn what_is_signed_and_wrong_all_the_same_is_refused_by_its_line() {
 
 #[test]
 fn a_line_without_an_end_costs_no_more_than_a_line() {
-    let (bytes, _) = written(&some(), &Key::new(1));
+    let (bytes, _) = written(&some(), &key());
     let endless = bytes.chain(io::repeat(b'x'));
     let error = read_all(io::BufReader::new(endless)).unwrap_err();
     assert!(error.to_string().contains("longer than"), "{error}");
@@ -188,7 +173,7 @@ fn any_bytes_are_refused_without_harm() {
         assert!(read(&bytes).is_err());
     });
     let mut random = Random::new();
-    let (bytes, _) = written(&some(), &Key::new(1));
+    let (bytes, _) = written(&some(), &key());
     for _ in 0..500 {
         let (mut changed, at) = (bytes.clone(), random.below(bytes.len() as u64) as usize);
         changed

@@ -56,6 +56,30 @@ impl<'a> Borrowed<'a> {
         })
     }
 
+    pub fn hash(&self) -> Digest {
+        self.hash
+    }
+
+    pub fn agent(&self) -> &str {
+        self.parts.agent
+    }
+
+    /// The header's canonical text.
+    pub fn header(&self) -> Result<String, StoreError> {
+        Ok(self.parts.text()?)
+    }
+
+    /// The value's canonical text, or why it is not there; of a checked row it is one of the two.
+    pub fn held(&self) -> Result<&str, &str> {
+        self.value.ok_or(self.forgotten.unwrap_or_default())
+    }
+
+    /// Bytes of the header's texts and the value.
+    pub fn size(&self) -> u64 {
+        let Parts { key, labels, links, .. } = &self.parts;
+        (key.len() + labels.len() + links.len() + self.value.map_or(0, str::len)) as u64
+    }
+
     pub fn key(&self) -> &str {
         self.parts.key
     }

@@ -1,0 +1,268 @@
+//! Memory as a whole: entry by entry, whatever became of the file around them.
+//!
+//! Rows are numbered from 1 without gaps, since none is ever deleted; so what cannot be read is known by its number.
+//! Must never: let one damaged page hide what is on the others.
+
+use abi::control::Damage;
+use abi::ids::{AgentName, Digest};
+use abi::memory::LABEL_VECTOR;
+use rusqlite::{ErrorCode, OptionalExtension, params};
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::row::{Borrowed, select};
+use super::{Store, StoreError};
+use crate::entry::sha256;
+
+/// Which entries are meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Chosen {
+    Hashes(Vec<Digest>),
+    /// Of one agent or all, of keys with a prefix.
+    Keys(Option<AgentName>, String),
+}
+
+/// A view of the file as it is at one moment; writes go on beside it.
+#[derive(Debug)]
+pub struct Snapshot<'a>(&'a Store);
+
+impl Drop for Snapshot<'_> {
+    fn drop(&mut self) {
+        // It only read: there is nothing to lose.
+        let _ = self.0.db.execute_batch("ROLLBACK");
+    }
+}
+
+/// Why an entry is not what it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    pub id: i64,
+    pub why: String,
+}
+
+impl Store {
+    /// Begins a view.
+    pub fn snapshot(&self) -> Result<Snapshot<'_>, StoreError> {
+        self.db.execute_batch("BEGIN")?;
+        let snapshot = Snapshot(self);
+        // The view is of the first read, not of BEGIN.
+        self.db.query_row("SELECT count(*) FROM witness", [], |row| row.get::<_, i64>(0))?;
+        Ok(snapshot)
+    }
+
+    /// Hashes after one, in order, and whether each is forgotten.
+    pub fn hashes(&self, after: Option<Digest>, limit: usize) -> Result<Vec<(Digest, bool)>, StoreError> {
+        let mut statement = self.db.prepare_cached(
+            "SELECT hash, value IS NULL FROM entry WHERE ?1 IS NULL OR hash > ?1 ORDER BY hash LIMIT ?2",
+        )?;
+        let rows = statement.query_map(params![after.map(|hash| hash.0), limit as u64], |row| {
+            Ok((Digest(row.get(0)?), row.get(1)?))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// How many keys have several heads.
+    pub fn conflicting_keys(&self) -> Result<u64, StoreError> {
+        let sql = "SELECT count(*) FROM (SELECT DISTINCT agent, key FROM head WHERE newest = 0)";
+        Ok(self.db.query_row(sql, [], |row| row.get(0))?)
+    }
+
+    /// The number of the last row. Where the table's end cannot be read, an index or the agents' use still know it.
+    pub fn last_row(&self) -> Result<i64, StoreError> {
+        let sources = [
+            "SELECT coalesce(max(id), 0) FROM entry",
+            "SELECT count(*) FROM entry INDEXED BY entry_key",
+            "SELECT coalesce(sum(entries), 0) FROM agent",
+        ];
+        let found: Vec<_> =
+            sources.iter().map(|sql| self.db.query_row(sql, [], |row| row.get::<_, i64>(0))).collect();
+        let best = found.iter().flatten().max().copied();
+        best.map_or_else(|| found.into_iter().find_map(Result::err).map_or(Ok(0), |e| Err(e.into())), Ok)
+    }
+
+    /// One row, checked with its vector, if it is as it was written.
+    fn with_row<T>(
+        &self,
+        id: i64,
+        work: impl FnOnce(&Borrowed<'_>, Option<&[u8]>) -> T,
+    ) -> Result<Result<T, Lost>, StoreError> {
+        let lost = |why: &str| Ok(Err(Lost { id, why: why.to_owned() }));
+        let vector = self
+            .db
+            .prepare_cached("SELECT data FROM vector WHERE entry = ?1")
+            .and_then(|mut statement| statement.query_row([id], |row| row.get::<_, Vec<u8>>(0)).optional());
+        let vector = match vector {
+            Err(error) if is_damage(&error) => return lost("its vector cannot be read"),
+            other => other?,
+        };
+        let mut statement = self.db.prepare_cached(select!("WHERE e.id = ?1"))?;
+        let read = statement.query_row([id], |row| {
+            let borrowed = Borrowed::of(row)?;
+            let entry = match borrowed.checked() {
+                Ok(entry) => entry,
+                Err(error) => return Ok(Err(error)),
+            };
+            let label = entry.labels.get(LABEL_VECTOR).filter(|_| entry.forgotten.is_none());
+            if label.cloned() != vector.as_deref().map(|bytes| sha256(bytes).to_string()) {
+                return Ok(Err(StoreError::Damaged(id, "its vector is not the one it was written with")));
+            }
+            Ok(Ok(work(&borrowed, vector.as_deref())))
+        });
+        match read {
+            Ok(Ok(done)) => Ok(Ok(done)),
+            Ok(Err(StoreError::Damaged(_, why))) => lost(why),
+            Ok(Err(StoreError::Canonical(error))) => lost(&error.to_string()),
+            Ok(Err(error)) => Err(error),
+            Err(rusqlite::Error::QueryReturnedNoRows) => lost("it is not in the table"),
+            Err(error) if is_damage(&error) => lost(&error.to_string()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Checks rows by their numbers; hands on what is lost, and the size of what is not.
+    pub fn check_rows(
+        &self,
+        rows: impl Iterator<Item = i64>,
+        mut lost: impl FnMut(Lost),
+        mut whole: impl FnMut(u64) -> bool,
+    ) -> Result<(), StoreError> {
+        for id in rows {
+            match self.with_row(id, |row, vector| row.size() + vector.map_or(0, <[u8]>::len) as u64)? {
+                Ok(size) if !whole(size) => return Ok(()),
+                Ok(_) => {}
+                Err(damage) => lost(damage),
+            }
+        }
+        Ok(())
+    }
+
+    /// What SQLite itself finds wrong with the file, at most `limit` findings, each with its page or table.
+    pub fn integrity(&self, limit: usize) -> Result<Vec<String>, StoreError> {
+        let read = || -> Result<Vec<String>, rusqlite::Error> {
+            let mut statement = self.db.prepare(&format!("PRAGMA integrity_check({limit})"))?;
+            let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+            rows.collect()
+        };
+        match read() {
+            Ok(found) => Ok(found
+                .iter()
+                .flat_map(|text| text.lines())
+                .filter(|line| *line != "ok" && !line.starts_with("***"))
+                .map(str::to_owned)
+                .collect()),
+            Err(error) if is_damage(&error) => Ok(vec![error.to_string()]),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What is known of rows that cannot be read, from the indices, as far as those can be.
+    pub fn describe(&self, lost: &BTreeSet<i64>) -> BTreeMap<i64, String> {
+        let mut known: BTreeMap<i64, String> = BTreeMap::new();
+        self.scan("SELECT id, agent, seq, key FROM entry INDEXED BY entry_key", lost, |id, row| {
+            let (agent, seq, key): (String, u64, String) = (row.get(1)?, row.get(2)?, row.get(3)?);
+            known.insert(id, format!("entry {seq} of `{agent}`, under `{key}`"));
+            Ok(())
+        });
+        self.scan("SELECT id, hash FROM entry INDEXED BY sqlite_autoindex_entry_1", lost, |id, row| {
+            let hash = Digest(row.get(1)?);
+            let text = known.entry(id).or_default();
+            text.push_str(if text.is_empty() { "entry " } else { ", " });
+            text.push_str(&hash.to_string());
+            Ok(())
+        });
+        known
+    }
+
+    /// Reads an index from its beginning as far as it can be read.
+    fn scan(
+        &self,
+        sql: &str,
+        wanted: &BTreeSet<i64>,
+        mut take: impl FnMut(i64, &rusqlite::Row<'_>) -> rusqlite::Result<()>,
+    ) {
+        let Ok(mut statement) = self.db.prepare(sql) else { return };
+        let Ok(mut rows) = statement.query([]) else { return };
+        while let Ok(Some(row)) = rows.next() {
+            let Ok(id) = row.get::<_, i64>(0) else { continue };
+            if wanted.contains(&id) && take(id, row).is_err() {
+                continue; // that cell is damaged as well
+            }
+        }
+    }
+}
+
+impl Snapshot<'_> {
+    /// About how many entries are chosen: exactly, unless some are damaged or not there.
+    pub fn count(&self, chosen: &Chosen) -> Result<u64, StoreError> {
+        match chosen {
+            Chosen::Hashes(hashes) => Ok(hashes.len() as u64),
+            Chosen::Keys(agent, prefix) => Ok(self.0.db.query_row(
+                "SELECT count(*) FROM entry WHERE (?1 IS NULL OR agent = ?1) AND substr(key, 1, length(?2)) = ?2",
+                params![agent.as_ref().map(AgentName::as_str), prefix],
+                |row| row.get(0),
+            )?),
+        }
+    }
+
+    /// Hands on the chosen entries that are whole, and returns the others.
+    pub fn each<E: From<StoreError>>(
+        &self,
+        chosen: &Chosen,
+        mut sink: impl FnMut(&Borrowed<'_>, Option<&[u8]>) -> Result<(), E>,
+    ) -> Result<Vec<Lost>, E> {
+        let mut lost = Vec::new();
+        let mut one = |id: i64, agent: Option<&AgentName>, prefix: &str| -> Result<(), E> {
+            let handed = self.0.with_row(id, |row, vector| {
+                let meant = agent.is_none_or(|agent| row.agent() == agent.as_str());
+                if meant && row.key().starts_with(prefix) { sink(row, vector) } else { Ok(()) }
+            });
+            match handed? {
+                Ok(done) => done?,
+                Err(damage) => lost.push(damage),
+            }
+            Ok(())
+        };
+        match chosen {
+            Chosen::Hashes(hashes) => {
+                for hash in hashes {
+                    if let Some(id) = self.id_of(hash)? {
+                        one(id, None, "")?;
+                    }
+                }
+            }
+            Chosen::Keys(agent, prefix) => {
+                for id in 1..=self.0.last_row()? {
+                    one(id, agent.as_ref(), prefix)?;
+                }
+            }
+        }
+        Ok(lost)
+    }
+
+    fn id_of(&self, hash: &Digest) -> Result<Option<i64>, StoreError> {
+        let mut statement = self.0.db.prepare_cached("SELECT id FROM entry WHERE hash = ?1")?;
+        Ok(statement.query_row([hash.0], |row| row.get(0)).optional()?)
+    }
+}
+
+/// Whether SQLite says that the file is not what it wrote; a wrong type in a row says so too.
+pub fn is_damage(error: &rusqlite::Error) -> bool {
+    match error {
+        rusqlite::Error::SqliteFailure(failure, _) => {
+            matches!(failure.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+        }
+        rusqlite::Error::FromSqlConversionFailure(..)
+        | rusqlite::Error::InvalidColumnType(..)
+        | rusqlite::Error::IntegralValueOutOfRange(..)
+        | rusqlite::Error::Utf8Error(..) => true,
+        _ => false,
+    }
+}
+
+/// A lost entry as it is reported.
+pub fn damage(lost: &Lost, known: &BTreeMap<i64, String>) -> Damage {
+    Damage {
+        place: format!("memory.db, row {} of entry", lost.id),
+        why: lost.why.clone(),
+        lost: known.get(&lost.id).cloned().unwrap_or_else(|| "an entry whose key is not known".into()),
+    }
+}
