@@ -15,6 +15,7 @@ use std::io::{self, BufRead, Read, Write};
 
 use crate::canonical;
 use crate::entry::{Header, sha256};
+use crate::store::vector::Vector;
 use ::ledger::keys::{KeyTextError, PublicKey, Signer};
 
 pub mod transfer;
@@ -43,7 +44,7 @@ pub enum Held<'a> {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Content {
     /// The value's canonical text, and its vector.
-    Whole { value: String, vector: Option<Vec<f32>> },
+    Whole { value: String, vector: Option<Vector> },
     /// The value is not there any more, and why.
     Forgotten(String),
 }
@@ -55,7 +56,7 @@ impl Item {
         let words: usize = labels.iter().map(|(name, value)| name.len() + value.len()).sum();
         let content = match &self.content {
             Content::Whole { value, vector } => {
-                value.len() + vector.as_ref().map_or(0, |numbers| numbers.len() * 4)
+                value.len() + vector.as_ref().map_or(0, |vector| vector.bytes().len())
             }
             Content::Forgotten(why) => why.len(),
         };
@@ -327,26 +328,20 @@ fn bounded(header: &Header) -> Result<(), String> {
     Ok(())
 }
 
-fn vector(header: &Header, text: Option<String>) -> Result<Option<Vec<f32>>, String> {
+fn vector(header: &Header, text: Option<String>) -> Result<Option<Vector>, String> {
     let (label, text) = match (header.labels.get(LABEL_VECTOR), text) {
         (None, None) => return Ok(None),
         (Some(label), Some(text)) => (label, text),
         _ => return Err("a vector and its label come together".into()),
     };
     let bytes = STANDARD.decode(text).map_err(|error| format!("the vector: {error}"))?;
-    if sha256(&bytes).to_string() != *label {
+    let (numbers, []) = bytes.as_chunks::<4>() else { return Err("the vector ends within a number".into()) };
+    let numbers: Vec<f32> = numbers.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    let vector = Vector::new(&numbers).map_err(|error| error.to_string())?;
+    if vector.digest().to_string() != *label {
         return Err("the vector is not the one of its label".into());
     }
-    let numbers: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect();
-    let dimensions = 1..=limits::MEMORY_VECTOR_DIMENSIONS_MAX;
-    if !bytes.len().is_multiple_of(4)
-        || !dimensions.contains(&numbers.len())
-        || numbers.iter().any(|number| !number.is_finite())
-        || numbers.iter().all(|number| *number == 0.0)
-    {
-        return Err("a vector is 1 to 2048 finite numbers, not all zero".into());
-    }
-    Ok(Some(numbers))
+    Ok(Some(vector))
 }
 
 fn message(lines: Sha256) -> Vec<u8> {

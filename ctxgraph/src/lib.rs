@@ -22,6 +22,7 @@ pub mod lease;
 pub mod ledger;
 pub mod memory;
 pub mod notary;
+pub mod scrub;
 pub mod service;
 pub mod settings;
 pub mod speaker;

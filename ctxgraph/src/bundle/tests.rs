@@ -13,7 +13,7 @@ fn item(number: u64, content: Content) -> Item {
     let text = match &content {
         Content::Whole { value, vector } => {
             if let Some(numbers) = vector {
-                labels.insert(LABEL_VECTOR.into(), sha256(&bytes_of(numbers)).to_string());
+                labels.insert(LABEL_VECTOR.into(), numbers.digest().to_string());
             }
             value.clone()
         }
@@ -32,15 +32,15 @@ fn item(number: u64, content: Content) -> Item {
     Item { hash: header.hash().unwrap(), header, content }
 }
 
-fn bytes_of(numbers: &[f32]) -> Vec<u8> {
-    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+fn vector(numbers: &[f32]) -> Option<Vector> {
+    Some(Vector::new(numbers).unwrap())
 }
 
 fn some() -> Vec<Item> {
     let whole = |value: &str, vector| Content::Whole { value: value.into(), vector };
     vec![
         item(0, whole("{\"a\":1,\"é\":null}", None)),
-        item(1, whole("null", Some(vec![0.5, -1.0, 3.25]))),
+        item(1, whole("null", vector(&[0.5, -1.0, 3.25]))),
         item(2, Content::Forgotten("its time to live is over".into())),
     ]
 }
@@ -49,11 +49,11 @@ fn written(items: &[Item], key: &Signer) -> (Vec<u8>, Written) {
     let mut bytes = Vec::new();
     let mut writer = Writer::new(&mut bytes, &[7; 32]).unwrap();
     for item in items {
-        let vector;
+        let bytes;
         let held = match &item.content {
             Content::Whole { value, vector: numbers } => {
-                vector = numbers.as_deref().map(bytes_of);
-                Held::Value(value, vector.as_deref())
+                bytes = numbers.as_ref().map(Vector::bytes);
+                Held::Value(value, bytes.as_deref())
             }
             Content::Forgotten(why) => Held::Forgotten(why),
         };
@@ -116,12 +116,12 @@ fn what_is_signed_and_wrong_all_the_same_is_refused_by_its_line() {
     assert!(refused(&|item| item.header.seq = 9).contains("hash"));
     assert!(
         refused(
-            &|item| item.content = Content::Whole { value: "1".into(), vector: Some(vec![0.5, -1.0, 3.25]) }
+            &|item| item.content = Content::Whole { value: "1".into(), vector: vector(&[0.5, -1.0, 3.25]) }
         )
         .contains("another value")
     );
     assert!(
-        refused(&|item| item.content = Content::Whole { value: "null".into(), vector: Some(vec![0.5]) })
+        refused(&|item| item.content = Content::Whole { value: "null".into(), vector: vector(&[0.5]) })
             .contains("vector")
     );
     assert!(

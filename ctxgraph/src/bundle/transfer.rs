@@ -300,7 +300,7 @@ fn store_one(
         // Somebody else says that this node wrote what this node does not know.
         (None, _) if !allowed(&item) => stored.refused += 1,
         (None, Content::Whole { value, vector }) => {
-            batch.put(&item.header, item.hash, &batch::Held::Value(value), vector.as_deref())?;
+            batch.put(&item.header, item.hash, &batch::Held::Value(value), vector.as_ref())?;
             stored.new += 1;
         }
         (None, Content::Forgotten(why)) => {
