@@ -14,6 +14,7 @@ use std::sync::atomic::AtomicUsize;
 
 mod ledger_calls;
 mod proof_calls;
+mod whole_calls;
 
 use crate::calls;
 use crate::lease::Leases;
@@ -27,6 +28,7 @@ use crate::store::Quotas;
 use crate::store::forget::Retention;
 use crate::watch::Watchers;
 use crate::watching;
+use whole_calls::Whole;
 
 /// ctxgraph's methods.
 #[derive(Debug)]
@@ -39,6 +41,8 @@ pub struct Ctxgraph {
     readers: AtomicUsize,
     /// Signs what the ledger is; else why it cannot.
     notary: Result<Arc<Notary>, String>,
+    /// Export, import, hashes, verify; else why not.
+    whole: Result<Whole, String>,
 }
 
 /// Why the service cannot start.
@@ -96,6 +100,7 @@ pub fn open(
         sign_each_segment(&ledger, notary.clone());
     }
     let watchers = Arc::new(Watchers::default());
+    let trust = settings.trust.clone();
     let settings = memory_settings(node, settings, watchers.clone());
     let memory = store.and_then(|store| {
         Memory::start(store, &memory::database(state), ledger.clone(), settings)
@@ -112,6 +117,10 @@ pub fn open(
         let leases = Arc::new(Leases::new(memory.clone(), ledger.clone(), watchers.clone()));
         (memory, leases)
     });
+    let whole = memory
+        .as_ref()
+        .map_err(Clone::clone)
+        .and_then(|(memory, _)| Whole::start(state, memory.clone(), ledger.clone(), notary.clone(), trust));
     log::info("ctxgraph_opened", &[("events", &ledger.durable().seq), ("ledger_bytes", &ledger.bytes())]);
     let service = Ctxgraph {
         ledger,
@@ -120,6 +129,7 @@ pub fn open(
         followers: AtomicUsize::new(0),
         readers: AtomicUsize::new(0),
         notary,
+        whole,
     };
     Ok((service, lock))
 }
@@ -151,6 +161,9 @@ impl Handler for Ctxgraph {
         if let Err(why) = &self.memory {
             return Some(format!("no memory of agents: {why}"));
         }
+        if let Some(damage) = self.whole.as_ref().ok().and_then(Whole::status) {
+            return Some(damage);
+        }
         let key = match &self.notary {
             Ok(notary) => notary.signer().public().fingerprint().to_string(),
             Err(_) => "none".into(),
@@ -161,6 +174,10 @@ impl Handler for Ctxgraph {
     fn call(&self, call: Call<'_>) -> Result<Outcome, RpcError> {
         match call.request.method.as_str() {
             method if method.starts_with("ledger.") => ledger_calls::answer(self, call),
+            method if Whole::has(method) => match &self.whole {
+                Ok(whole) => whole.answer(call),
+                Err(why) => Err(unusable(why)),
+            },
             "memory.attach" => {
                 let (_, leases) = self.memory()?;
                 leases.attach(call)
@@ -178,6 +195,9 @@ impl Handler for Ctxgraph {
 impl Ctxgraph {
     /// Finishes what is under way and syncs. For an orderly stop.
     pub fn close(&self) {
+        if let Ok(whole) = &self.whole {
+            whole.close();
+        }
         if let Ok((memory, _)) = &self.memory {
             memory.close();
         }
@@ -186,12 +206,7 @@ impl Ctxgraph {
     }
 
     fn memory(&self) -> Result<&(Arc<Memory>, Arc<Leases>), RpcError> {
-        self.memory.as_ref().map_err(|error| {
-            RpcError::new(Code::FAILED, format!("memory cannot be used: {error}")).explained(
-                "memory.db is opened and checked at start",
-                "see the log of ctxgraph; the ledger is served all the same",
-            )
-        })
+        self.memory.as_ref().map_err(|error| unusable(error))
     }
 
     fn watch(&self, mut call: Call<'_>) -> Result<Outcome, RpcError> {
@@ -206,6 +221,13 @@ impl Ctxgraph {
         log::info("memory_watch_ended", &[("by", call.caller), ("why", &why)]);
         Ok(Outcome::Answered)
     }
+}
+
+fn unusable(error: &str) -> RpcError {
+    RpcError::new(Code::FAILED, format!("memory cannot be used: {error}")).explained(
+        "memory.db is opened and checked at start; the ledger is served all the same",
+        "docs/memory-sync.md says how a node begins anew from an export",
+    )
 }
 
 fn result(value: impl serde::Serialize) -> Result<Outcome, RpcError> {

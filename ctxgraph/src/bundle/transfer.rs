@@ -19,7 +19,7 @@ use rustix::fs::{Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Seek, SeekFrom, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -28,10 +28,11 @@ use super::{BundleError, Content, Held, Item, Reader, Writer};
 use crate::draft::Author;
 use crate::ledger::Ledger;
 use crate::memory::{self, Memory, MemoryError};
+use crate::notary::Notary;
 use crate::store::whole::Chosen;
 use crate::store::{Batch, Store, StoreError, batch};
 use ::ledger::frame::Source;
-use ::ledger::keys::{PublicKey, Signer};
+use ::ledger::keys::PublicKey;
 
 /// Bytes of entries that are stored in one transaction.
 const TRANSACTION_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -39,15 +40,15 @@ const TRANSACTION_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// What leads in and out of memory as a whole.
 #[derive(Debug)]
 pub struct Transfers {
-    pub memory: Arc<Memory>,
-    pub ledger: Arc<Ledger>,
-    pub state: PathBuf,
-    pub ledger_id: [u8; 32],
-    pub key: Arc<Signer>,
+    memory: Arc<Memory>,
+    ledger: Arc<Ledger>,
+    state: PathBuf,
+    /// Signs; else why nothing can be signed.
+    notary: Result<Arc<Notary>, String>,
     /// Public keys of `[memory] trust`.
-    pub trust: Vec<String>,
-    pub exports: AtomicUsize,
-    pub importing: Mutex<()>,
+    trust: Vec<String>,
+    exports: AtomicUsize,
+    importing: Mutex<()>,
 }
 
 /// What became of a bundle's entries.
@@ -67,8 +68,21 @@ struct Trusted {
 }
 
 impl Transfers {
+    /// For one node's memory.
+    pub fn new(
+        memory: Arc<Memory>,
+        ledger: Arc<Ledger>,
+        state: &Path,
+        notary: Result<Arc<Notary>, String>,
+        trust: Vec<String>,
+    ) -> Transfers {
+        let (exports, importing) = (AtomicUsize::new(0), Mutex::new(()));
+        Transfers { memory, ledger, state: state.to_owned(), notary, trust, exports, importing }
+    }
+
     /// A page of all hashes.
-    pub fn hashes(&self, params: &MemoryHashes) -> Result<Hashes, RpcError> {
+    pub fn hashes(&self, call: &Call<'_>) -> Result<Outcome, RpcError> {
+        let params: MemoryHashes = call.request.params()?;
         let after = match &params.cursor {
             None => None,
             Some(text) => Some(
@@ -79,11 +93,20 @@ impl Transfers {
         let page = self.memory.read(|store| store.hashes(after, limits::MEMORY_HASHES_MAX));
         let page = page.map_err(|error| failed(&error))?;
         let full = page.len() == limits::MEMORY_HASHES_MAX;
-        Ok(Hashes {
+        result(Hashes {
             cursor: page.last().filter(|_| full).map(|(hash, _)| hash.to_string()),
             forgotten: page.iter().filter(|(_, forgotten)| *forgotten).map(|(hash, _)| *hash).collect(),
             hashes: page.into_iter().map(|(hash, _)| hash).collect(),
         })
+    }
+
+    fn ledger_id(&self) -> Result<[u8; 32], RpcError> {
+        let snapshot = self.ledger.snapshot().map_err(|error| failed(&MemoryError::Receipt(error)))?;
+        Ok(snapshot.ledger_id)
+    }
+
+    fn is_own(&self, signer: &PublicKey) -> bool {
+        self.notary.as_ref().is_ok_and(|notary| notary.signer().public() == *signer)
     }
 
     /// Sends a bundle of one moment's memory; writes go on beside it.
@@ -95,6 +118,11 @@ impl Transfers {
                 .explained(rule, "ask for them in parts"));
         }
         let _place = Place::take(&self.exports)?;
+        let notary = self.notary.as_ref().map_err(|why| {
+            RpcError::new(Code::FAILED, format!("there is no key to sign a bundle: {why}"))
+                .explained("a bundle is signed with the ledger's key", "see the log of ctxgraph")
+        })?;
+        let ledger_id = self.ledger_id()?;
         let chosen = match params.hashes.is_empty() {
             true => Chosen::Keys(params.agent, params.prefix),
             false => Chosen::Hashes(params.hashes),
@@ -112,7 +140,7 @@ impl Transfers {
         let until = Instant::now() + Duration::from_millis(limits::MEMORY_EXPORT_MS_MAX);
         let out = BufWriter::with_capacity(limits::MEMORY_CHUNK_BYTES_MAX, Chunks { call, until });
         let written = (|| -> Result<_, ExportError> {
-            let mut writer = Writer::new(out, &self.ledger_id)?;
+            let mut writer = Writer::new(out, &ledger_id)?;
             let lost = snapshot.each(&chosen, |row, vector| -> Result<(), ExportError> {
                 let held = match row.held() {
                     Ok(value) => Held::Value(value, vector),
@@ -120,7 +148,7 @@ impl Transfers {
                 };
                 Ok(writer.entry(&row.hash(), &row.header()?, held)?)
             })?;
-            Ok((writer.finish(&self.key)?, lost.len()))
+            Ok((writer.finish(notary.signer())?, lost.len()))
         })();
         let (written, lost) = written.map_err(|error| match error {
             ExportError::Io(error) => cut(&error),
@@ -200,7 +228,7 @@ impl Transfers {
     }
 
     fn trusted(&self, mut spool: File, digest: Digest, from: Option<&str>) -> Result<Trusted, RpcError> {
-        let check = || -> Result<(u64, Option<PublicKey>), BundleError> {
+        let mut check = || -> Result<(u64, Option<PublicKey>), BundleError> {
             spool.seek(SeekFrom::Start(0))?;
             let mut reader = Reader::new(BufReader::new(&spool))?;
             let mut entries = 0;
@@ -209,13 +237,10 @@ impl Transfers {
             }
             Ok((entries, reader.signer()))
         };
-        let (entries, signer) = {
-            let mut check = check;
-            check().map_err(|error| refused(&error))?
-        };
+        let (entries, signer) = check().map_err(|error| refused(&error))?;
         let signer = signer.ok_or_else(|| refused(&BundleError::Cut(entries)))?;
         let text = signer.to_string();
-        if signer == self.key.public() || self.trust.contains(&text) || from == Some(text.as_str()) {
+        if self.is_own(&signer) || self.trust.contains(&text) || from == Some(text.as_str()) {
             return Ok(Trusted { spool, digest, entries, signer });
         }
         Err(RpcError::new(Code::INVALID_PARAMS, format!("the bundle was signed by {text}, which is not trusted here")).explained(
@@ -227,8 +252,8 @@ impl Transfers {
     /// Stores a bundle in transactions of bounded size, in its order; each stands by itself.
     fn store(&self, bundle: Trusted, author: &Author) -> Result<Stored, RpcError> {
         let Trusted { mut spool, digest, entries, signer } = bundle;
-        let own = signer == self.key.public();
-        let node = Digest(self.ledger_id).hex().chars().take(16).collect::<String>();
+        let own = self.is_own(&signer);
+        let node = Digest(self.ledger_id()?).hex().chars().take(16).collect::<String>();
         let mut receipts = vec![Event::MemoryImported {
             entries,
             signer: signer.to_string(),

@@ -16,6 +16,7 @@ use crate::print::visible;
 
 /// An object is held in memory whole; a node's own bundles of a sync stay below it.
 const OBJECT_BYTES_MAX: u64 = 256 * 1024 * 1024;
+const DENIED: &str = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do";
 /// How often, and for how long, one request is tried again.
 const TRIES_MAX: usize = 4;
 const TRIES: Duration = Duration::from_secs(30);
@@ -195,13 +196,23 @@ fn allow_http(endpoint: &str, said_so: bool) -> Result<bool, Failure> {
 }
 
 fn failed(store: &str, what: &str, error: &Error) -> Failure {
+    // object_store has no name for what S3 says of a wrong key on a list.
+    let text = told(error);
+    let denied = ["SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied"]
+        .iter()
+        .any(|code| text.contains(code));
     let (exit, remedy) = match error {
         Error::NotFound { .. } => (status::NOT_FOUND, "check the bucket's name; make it first"),
-        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
-            (status::DENIED, "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do")
-        }
+        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => (status::DENIED, DENIED),
+        _ if denied => (status::DENIED, DENIED),
         _ => (status::UNREACHABLE, "try again: what was done is kept; check --endpoint and --region"),
     };
+    let text: String = text.chars().take(600).collect();
+    Failure::local(exit, format!("{store}: {what}: {}", visible(&text)), "", remedy)
+}
+
+/// An error with its causes.
+fn told(error: &Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
@@ -210,8 +221,7 @@ fn failed(store: &str, what: &str, error: &Error) -> Failure {
         }
         source = cause.source();
     }
-    let text: String = text.chars().take(600).collect();
-    Failure::local(exit, format!("{store}: {what}: {}", visible(&text)), "", remedy)
+    text
 }
 
 #[cfg(test)]
