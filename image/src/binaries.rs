@@ -73,6 +73,8 @@ pub fn build(tree: &Tree) -> Result<Built> {
     for (package, binary) in BINARIES {
         command.args(["-p", package, "--bin", binary]);
     }
+    // nullctl's `memory sync` is the operator's (docs/decisions/0010).
+    command.args(["--no-default-features", "--features", "cage/vmm"]);
     let result = run(&mut command);
     result.context("the node's binaries do not build")?;
     let mut built = BTreeMap::new();

@@ -2,7 +2,7 @@
 
 #![cfg(feature = "sync")]
 
-use abi::door::{self, Handler};
+use abi::door;
 use abi::identity::{Caller, Role, Service};
 use abi::rpc::{Incoming, Request};
 use abi::wire::Connection;
@@ -33,7 +33,11 @@ struct Node {
 
 impl Node {
     fn start(trust: &[&Node]) -> Node {
-        let directory = tempfile::tempdir().unwrap();
+        Node::over(tempfile::tempdir().unwrap(), trust)
+    }
+
+    /// On a state that may be there.
+    fn over(directory: tempfile::TempDir, trust: &[&Node]) -> Node {
         let trust = trust.iter().map(|node| node.key()).collect();
         let settings = abi::node::Memory { trust, ..abi::node::Memory::default() };
         let (ctxgraph, lock) = service::open(&directory.path().join("state"), &settings, 64 << 20).unwrap();
@@ -475,10 +479,38 @@ fn a_backup_comes_back_into_a_fresh_node_and_to_import_twice_changes_nothing() {
     assert_eq!(text.lines().count(), 11 + 2, "k/1 and k/10 to k/19, a first and a last line");
 }
 
-/// The trait is what the door calls; a status shows the key nodes are told apart by.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
 #[test]
-fn a_node_says_how_it_is() {
-    let node = Node::start(&[]);
-    assert!(node.ctxgraph.status().is_some());
-    assert!(Path::new(&node.path("state/ledger.key")).exists());
+fn nobody_else_says_what_this_node_wrote() {
+    let a = Node::start(&[]);
+    let b = Node::start(&[]);
+    let set_back = tempfile::tempdir().unwrap();
+    copy(&a.directory.path().join("state"), &set_back.path().join("state"));
+    a.write("one", json!(1));
+    let (of_a, of_b) = (a.path("a.bundle"), b.path("b.bundle"));
+    assert!(a.nullctl(&["memory", "export", &of_a]).status.success());
+    assert!(b.nullctl(&["memory", "import", &of_a, "--from", &a.key()]).status.success());
+    assert!(b.nullctl(&["memory", "export", &of_b]).status.success());
+    // The same node as it was before: what it wrote since it takes from itself, and not from another.
+    let earlier = Node::over(set_back, &[&b]);
+    let imported = |file: &str| -> Value {
+        let output = earlier.nullctl(&["--json", "memory", "import", file]);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let said = imported(&of_b);
+    assert_eq!((&said["entries"], &said["refused"]), (&json!(0), &json!(1)), "{said}");
+    let said = imported(&of_a);
+    assert_eq!((&said["entries"], &said["refused"]), (&json!(1), &json!(0)), "{said}");
 }

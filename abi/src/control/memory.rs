@@ -385,7 +385,7 @@ pub struct Imported {
     pub entries: u64,
     /// That were there.
     pub known: u64,
-    /// Values that came back to a tombstone: none, by rule; counted as refused.
+    /// Values that were forgotten here and stay so; entries that another node says this one wrote.
     pub refused: u64,
     /// Keys with several heads now.
     pub conflicts: u64,
