@@ -63,6 +63,7 @@ pub fn open(
     state: &Path,
     settings: &abi::node::Memory,
     segment_bytes: u64,
+    quotas: Quotas,
 ) -> Result<(Ctxgraph, std::fs::File), StartError> {
     let shown = || state.display().to_string();
     memory::make_state(state).map_err(|error| StartError::State(shown(), error))?;
@@ -70,7 +71,7 @@ pub fn open(
         std::fs::File::create(state.join("lock")).map_err(|error| StartError::State(shown(), error))?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
         .map_err(|_| StartError::Locked(shown()))?;
-    let store = memory::open_store(state, Quotas::default()).map_err(|error| error.to_string());
+    let store = memory::open_store(state, quotas).map_err(|error| error.to_string());
     let witness = match &store {
         Ok(store) => store.witness().unwrap_or_else(|error| {
             log::error("ledger_witness_unreadable", &[("error", &error)]);

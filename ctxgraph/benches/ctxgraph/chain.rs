@@ -16,9 +16,8 @@ const TIMED: usize = 2000;
 const THREADS: usize = 64;
 
 fn open(path: &Path) -> Result<Ledger, String> {
-    let file = SegmentFile::open_or_create(path, || SegmentHeader::genesis([7; 32]).encode())
-        .map_err(|error| error.to_string())?;
-    Ledger::open(Box::new(file), None).map_err(|error| error.to_string())
+    let directory = RealDirectory::open_or_create(path).map_err(|error| error.to_string())?;
+    Ledger::open(Box::new(directory), Setup::default()).map_err(|error| error.to_string())
 }
 
 fn append(ledger: &Ledger, number: u64, durable: bool) {
@@ -56,7 +55,7 @@ pub fn verify(figures: &mut Figures, directory: &Path, bytes: u64, rounds: usize
     eprintln!("verify: a ledger of {} MiB is written", bytes >> 20);
     let ledger = open(&directory.join("ledger"))?;
     let mut number = 0;
-    while ledger.durable().offset < bytes {
+    while ledger.bytes() < bytes {
         (0..1000).for_each(|more| append(&ledger, number + more, false));
         number += 1000;
     }

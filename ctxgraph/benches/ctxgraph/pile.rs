@@ -196,8 +196,7 @@ fn pages(figures: &mut Figures, store: &Store, size: u64) -> Result<(), String> 
 fn searches(figures: &mut Figures, store: &Store, size: u64) -> Result<(), String> {
     for (what, words, asked) in [("two words", 2, ASKED / 4), ("one word", 1, 10)] {
         let us = median_us(asked, |number| {
-            let text = writers::text(number + 7, words);
-            let query = Query::parse(&text).map_err(|error| error.to_string())?;
+            let query = Query::parse(&writers::text(number + 7, words)).map_err(|error| error.to_string())?;
             let found = store.search(&agent(), "", &query, Some(20)).map_err(|error| error.to_string())?;
             drop(std::hint::black_box(found));
             Ok(())
@@ -207,11 +206,10 @@ fn searches(figures: &mut Figures, store: &Store, size: u64) -> Result<(), Strin
     let vectors = size.min(1_000_000) / VECTORS_EVERY;
     let us = median_us(10, |number| {
         let to = Vector::new(&vector(number + 3)).map_err(|error| error.to_string())?;
-        let found = store.nearest(&agent(), "", &to, 10).map_err(|error| error.to_string())?;
-        if found.len() as u64 == 10.min(vectors) {
-            Ok(())
-        } else {
-            Err("fewer vectors than there are".into())
+        let found = store.nearest(&agent(), "", &to, Some(10)).map_err(|error| error.to_string())?;
+        match found.hits.len() as u64 == 10.min(vectors) {
+            true => Ok(()),
+            false => Err("fewer vectors than there are".into()),
         }
     })?;
     figures.push(&format!("nearest, of {vectors} vectors of {DIMENSIONS}, {size} entries"), "us", us);
