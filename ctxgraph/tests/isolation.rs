@@ -48,7 +48,7 @@ fn an_agent_writes_and_reads_its_own_memory() {
     assert_eq!(list["agents"][0]["entries"], 2);
     let kinds: Vec<_> =
         events(&node).iter().map(|e| e["event"]["event"].as_str().unwrap().to_owned()).collect();
-    assert_eq!(kinds, ["memory_attached", "memory_written", "memory_written"]);
+    assert_eq!(kinds, ["ledger_key_made", "memory_attached", "memory_written", "memory_written"]);
     assert!(events(&node).iter().all(|e| e["source"] == "ctxgraph"));
 }
 
