@@ -40,7 +40,8 @@ impl Node {
     fn over(directory: tempfile::TempDir, trust: &[&Node]) -> Node {
         let trust = trust.iter().map(|node| node.key()).collect();
         let settings = abi::node::Memory { trust, ..abi::node::Memory::default() };
-        let (ctxgraph, lock) = service::open(&directory.path().join("state"), &settings, 64 << 20).unwrap();
+        let (ctxgraph, lock) =
+            service::open(&directory.path().join("state"), &settings, 64 << 20, Quotas::default()).unwrap();
         let ctxgraph = Arc::new(ctxgraph);
         let listener = UnixListener::bind(directory.path().join("door.sock")).unwrap();
         let serving = ctxgraph.clone();
