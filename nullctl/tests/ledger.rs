@@ -21,8 +21,13 @@ struct Node {
 impl Node {
     fn start() -> Node {
         let directory = tempfile::tempdir().unwrap();
-        let (ctxgraph, lock) =
-            ctxgraph::service::open(&directory.path().join("state"), &Default::default(), 2000).unwrap();
+        let (ctxgraph, lock) = ctxgraph::service::open(
+            &directory.path().join("state"),
+            &Default::default(),
+            2000,
+            Default::default(),
+        )
+        .unwrap();
         let ctxgraph = Arc::new(ctxgraph);
         let listener = UnixListener::bind(directory.path().join("socket")).unwrap();
         let served = ctxgraph.clone();

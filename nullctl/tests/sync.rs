@@ -7,6 +7,7 @@ use abi::identity::{Caller, Role, Service};
 use abi::rpc::{Incoming, Request};
 use abi::wire::Connection;
 use ctxgraph::service::{self, Ctxgraph};
+use ctxgraph::store::Quotas;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
