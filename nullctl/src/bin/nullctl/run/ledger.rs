@@ -106,7 +106,15 @@ pub fn verify(context: &Context, given: &Arguments) -> Result<u8, Failure> {
         None => Ok(0),
         Some(broken) => Err(Failure::local(
             status::FAILED,
-            format!("the ledger is broken at event {}, byte {}: {}", broken.seq, broken.offset, broken.why),
+            format!(
+                "the ledger is broken at event {}, segment {}, byte {}: {}{}{}",
+                broken.seq,
+                broken.segment,
+                broken.offset,
+                broken.why,
+                if broken.lost.is_empty() { "" } else { "; lost: " },
+                broken.lost
+            ),
             "each event's digest covers all before it",
             "keep the disk as evidence; what stands before that byte is sound",
         )),
