@@ -132,18 +132,25 @@ fn nothing_acknowledged_is_lost_when_the_service_is_killed() {
     let directory = tempfile::tempdir().unwrap();
     let acknowledged = Mutex::new(Acknowledged::default());
     let rounds = if std::env::var_os("NULLBOX_SOAK").is_some() { 1000 } else { 40 };
-    for round in 0..rounds {
+    let wrote =
+        |acknowledged: &Acknowledged| acknowledged.entries.len() > 20 && acknowledged.receipts.len() > 20;
+    // On a busy machine a short life may see no write at all: then there are more lives.
+    for round in 0..4 * rounds {
         run_and_kill(directory.path(), round, 1 + random(60), &acknowledged);
         if round % 10 == 9 {
-            check(directory.path(), &acknowledged.lock().unwrap());
+            let acknowledged = acknowledged.lock().unwrap();
+            check(directory.path(), &acknowledged);
+            if round >= rounds - 1 && wrote(&acknowledged) {
+                break;
+            }
         }
     }
     let acknowledged = acknowledged.lock().unwrap();
-    assert!(acknowledged.entries.len() > 20 && acknowledged.receipts.len() > 20, "the writers did write");
+    assert!(wrote(&acknowledged), "the writers did write");
     let segments = std::fs::read_dir(directory.path().join("state/ledger")).unwrap().count();
     assert!(segments > 5, "{segments} segments");
     println!(
-        "{} entries and {} receipts survived {rounds} kills, in {segments} segments",
+        "{} entries and {} receipts survived {rounds} kills or more, in {segments} segments",
         acknowledged.entries.len(),
         acknowledged.receipts.len()
     );
