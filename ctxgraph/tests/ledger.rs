@@ -234,7 +234,7 @@ fn a_damaged_ledger_stops_writes_names_the_place_and_memory_is_still_read() {
     let refused =
         call(&mut operator, "memory.write", json!({ "agent": "a", "key": "k", "value": 9 })).unwrap_err();
     assert!(
-        refused.message.contains("no receipt, so no write") && refused.message.contains("offset 96"),
+        refused.message.contains("no receipt, so nothing changed") && refused.message.contains("offset 96"),
         "{refused}"
     );
     let refused = call(&mut node.service(Service::Egress), "ledger.append", append(1, true)).unwrap_err();
