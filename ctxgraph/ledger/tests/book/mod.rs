@@ -57,7 +57,7 @@ impl Book {
             pieces.push(header.encode());
             for nth in 0..*events {
                 let seq = chain.seq();
-                if nth == 0 || seq % 3 == 0 {
+                if nth == 0 || seq.is_multiple_of(3) {
                     batch = seq;
                 }
                 let salt = if self.rewritten.is_some_and(|from| seq >= from) { 1 } else { 0 };
