@@ -273,12 +273,12 @@ pub const MEMORY_WRITE_BATCH_MAX: usize = 64;
 pub const MEMORY_WRITES_WAITING_MAX: usize = 1024;
 /// Of those, writes of one agent or operator; they are taken in turn. One more: refused, try again.
 pub const MEMORY_WRITES_WAITING_PER_AUTHOR_MAX: usize = 128;
+/// Largest position of an entry in its agent's memory; an import beyond it is refused, or nothing could follow it.
+pub const MEMORY_SEQ_MAX: u64 = 1 << 48;
 /// Entries that one query looks at. Then: the page ends there with a cursor, however few it has.
 pub const MEMORY_QUERY_LOOKED_MAX: usize = 4096;
 /// Replaced values that retention looks at each time.
 pub const MEMORY_RETENTION_LOOKED_MAX: usize = 10_000;
-/// Pages of the index of words that are merged at a time to be rid of words of forgotten values.
-pub const MEMORY_WORDS_MERGED_PAGES: i64 = 256;
 /// How long an agent's memory connection may be silent. Later: closed, the agent connects again.
 pub const MEMORY_IDLE_MS_MAX: u64 = 60 * 60 * 1000;
 /// How long an agent may take to read its answer. Later: closed.

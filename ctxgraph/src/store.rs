@@ -49,6 +49,8 @@ pub enum StoreError {
     Conflict { key: String, newest: Option<Digest> },
     #[error("`{key}` has several heads: {}", heads.iter().map(Digest::to_string).collect::<Vec<_>>().join(", "))]
     Heads { key: String, heads: Vec<Digest> },
+    #[error("the entry's position {0} is beyond {max}", max = limits::MEMORY_SEQ_MAX)]
+    Seq(u64),
     #[error("the cursor `{0}` is not one that an answer gave")]
     Cursor(String),
 }
@@ -56,7 +58,8 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the writer was refused, before anything was changed; every other error may have left half of an entry in the batch.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, StoreError::Quota { .. } | StoreError::Conflict { .. } | StoreError::Heads { .. })
+        use StoreError::{Conflict, Heads, Quota, Seq};
+        matches!(self, Quota { .. } | Conflict { .. } | Heads { .. } | Seq(_))
     }
 }
 

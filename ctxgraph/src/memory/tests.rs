@@ -332,11 +332,6 @@ fn what_is_forgotten_is_gone_from_the_disk_and_its_entry_proves_the_chain() {
         assert_eq!(memory.forget(&author, &ask).unwrap().values, 1);
         assert_eq!(memory.forget(&author, &ask).unwrap().values, 0, "there is nothing left to forget");
     }
-    let purge = |store: &mut Store, _: &Ledger| {
-        while store.clear_words().unwrap() {}
-        store.clear_log().unwrap();
-    };
-    memory.exclusively(&author, purge).unwrap();
     for n in 0..39 {
         assert!(!on_disk(state, &rest(n)), "{n} is still on the disk");
     }

@@ -60,7 +60,13 @@ impl Writer {
     }
 
     fn write_all(&mut self, writes: Vec<Write>) {
-        let outcomes = self.write_batch(&writes);
+        let mut outcomes = self.write_batch(&writes);
+        let failed = |outcome: &Result<_, _>| matches!(outcome, Err(MemoryError::Store(_)));
+        if writes.len() > 1 && outcomes.iter().all(failed) {
+            // Perhaps one of them met a damaged page: that is no reason to fail the others.
+            outcomes =
+                writes.iter().flat_map(|write| self.write_batch(std::slice::from_ref(write))).collect();
+        }
         let entries = outcomes.iter().flatten().flatten();
         let dropped = self.settings.watchers.publish(entries.map(|entry| Committed {
             agent: &entry.agent,
@@ -115,11 +121,6 @@ impl Writer {
         let now = (self.settings.clock)();
         let retention = self.settings.retention;
         let more = forget_due(&mut self.store, &self.ledger, retention, now, &mut self.looked)?;
-        for _ in 0..ROUNDS_MAX {
-            if !self.store.clear_words()? {
-                break;
-            }
-        }
         self.store.clear_log()?;
         Ok(more)
     }

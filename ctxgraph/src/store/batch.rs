@@ -3,16 +3,16 @@
 //! Must hold: heads, labels, links, words and use say what the entries say, in every transaction.
 //! Must never: change an entry's header.
 
+use abi::control::Entry;
 use abi::ids::{AgentName, Digest};
 use abi::ledger::Receipt;
+use abi::limits;
 use abi::memory::{Expected, LABEL_EXPIRES, LABEL_NODE, LINK_SUPERSEDES, Link, NODE_PREFIX};
 use abi::node::Conflicts;
 use rusqlite::{Connection, OptionalExtension, params};
-use serde_json::Value;
-use std::collections::BTreeMap;
 
 use super::vector::{self, Vector};
-use super::{Store, StoreError, search};
+use super::{Store, StoreError, row, search};
 use crate::draft::Draft;
 use crate::entry::{Header, sha256};
 
@@ -106,6 +106,9 @@ impl<'a> Batch<'a> {
         let db = self.db();
         if db.prepare_cached("SELECT 1 FROM entry WHERE hash = ?1")?.exists([hash.0])? {
             return Ok(false);
+        }
+        if header.seq > limits::MEMORY_SEQ_MAX {
+            return Err(StoreError::Seq(header.seq));
         }
         let (labels, links) = (header.labels_text(), header.links_text());
         let (value, forgotten) = match held {
@@ -240,15 +243,14 @@ impl<'a> Batch<'a> {
             .query_row([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
             .optional()?;
         let Some((agent, length, newest)) = found else { return Ok(None) };
-        if newest {
-            words(db, id, search::unindex)?;
+        if newest && let Some(entry) = sound(db, id)? {
+            search::unindex(db, id, &entry.agent, &entry.key, &entry.labels, &entry.value)?;
         }
         let bytes = length + vector::forget(db, id)?;
         db.prepare_cached(
             "UPDATE entry SET value = NULL, forgotten = ?2, expires_unix_ms = NULL WHERE id = ?1",
         )?
         .execute(params![id, why])?;
-        db.prepare_cached("INSERT OR IGNORE INTO pending VALUES ('words')")?.execute([])?;
         db.prepare_cached("UPDATE agent SET bytes = bytes - ?2 WHERE name = ?1")?
             .execute(params![agent, bytes])?;
         Ok(Some(bytes))
@@ -299,48 +301,36 @@ pub enum Held<'a> {
     Forgotten(&'a str),
 }
 
-/// Hands a row's words to the index; what a row without a value has is nothing.
-fn words(
-    db: &Connection,
-    id: i64,
-    work: fn(&Connection, i64, &AgentName, &str, &BTreeMap<String, String>, &Value) -> Result<(), StoreError>,
-) -> Result<(), StoreError> {
-    let mut statement = db.prepare_cached("SELECT agent, key, labels, value FROM entry WHERE id = ?1")?;
-    let mut rows = statement.query([id])?;
-    let Some(row) = rows.next()? else { return Ok(()) };
-    let text = |column| row.get_ref(column)?.as_str().map_err(rusqlite::Error::from);
-    let damaged = |what| StoreError::Damaged(id, what);
-    let Some(value) = row.get_ref(3)?.as_str_or_null().map_err(rusqlite::Error::from)? else { return Ok(()) };
-    let agent = text(0)?.parse().map_err(|_| damaged("its agent's name"))?;
-    let labels = serde_json::from_str(text(2)?).map_err(|_| damaged("its labels"))?;
-    let value = serde_json::from_str(value).map_err(|_| damaged("its value is not JSON"))?;
-    work(db, id, &agent, text(1)?, &labels, &value)
-}
-
-/// Adds the words and labels of a newest entry, or takes them out.
+/// Adds the words and labels of a newest entry, or takes them out. A damaged entry is reported when it is read; it must not keep its
+/// key from being written, so what it left in the indices stays there.
 fn index(db: &Connection, id: i64, add: bool) -> Result<(), StoreError> {
-    let (agent, key, labels, links): (String, String, String, String) = db
-        .prepare_cached("SELECT agent, key, labels, links FROM entry WHERE id = ?1")?
-        .query_row([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
-    let damaged = |what| StoreError::Damaged(id, what);
-    let labels: BTreeMap<String, String> =
-        serde_json::from_str(&labels).map_err(|_| damaged("its labels"))?;
-    words(db, id, if add { search::index } else { search::unindex })?;
     if add {
-        vector::revive(db, id)?
+        vector::revive(db, id)?;
     } else {
-        vector::retire(db, id)?
+        vector::retire(db, id)?;
     }
-    let links: Vec<Link> = serde_json::from_str(&links).map_err(|_| damaged("its links"))?;
-    let own = labels.into_iter().filter(|(name, _)| !name.starts_with(NODE_PREFIX));
-    let targets = links.into_iter().map(|link| (LABEL_LINK.to_owned(), link.to.to_string()));
+    let Some(entry) = sound(db, id)? else { return Ok(()) };
+    if entry.forgotten.is_none() {
+        let work = if add { search::index } else { search::unindex };
+        work(db, id, &entry.agent, &entry.key, &entry.labels, &entry.value)?;
+    }
+    let own = entry.labels.into_iter().filter(|(name, _)| !name.starts_with(NODE_PREFIX));
+    let targets = entry.links.into_iter().map(|link| (LABEL_LINK.to_owned(), link.to.to_string()));
     for (name, text) in own.chain(targets) {
         let sql = if add {
             "INSERT OR IGNORE INTO label VALUES (?1, ?2, ?3, ?4, ?5)"
         } else {
             "DELETE FROM label WHERE agent = ?1 AND name = ?2 AND value = ?3 AND key = ?4 AND entry = ?5"
         };
-        db.prepare_cached(sql)?.execute(params![agent, name, text, key, id])?;
+        db.prepare_cached(sql)?.execute(params![entry.agent.as_str(), name, text, entry.key, id])?;
     }
     Ok(())
+}
+
+/// A row's entry, if it is undamaged: words are counted out of FTS5's index only with the texts that they were counted in with.
+fn sound(db: &Connection, id: i64) -> Result<Option<Entry>, StoreError> {
+    match row::by_id(db, id) {
+        Err(StoreError::Damaged(..)) => Ok(None),
+        other => other,
+    }
 }

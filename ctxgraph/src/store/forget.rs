@@ -128,24 +128,6 @@ impl Store {
         self.log_holds_forgotten = true;
     }
 
-    /// Takes words of what was forgotten out of the index: FTS5 only marks rows as deleted and drops their words when it merges. One
-    /// step, of bounded cost; false once there is nothing left to do.
-    pub fn clear_words(&mut self) -> Result<bool, StoreError> {
-        if !self.db.prepare_cached("SELECT 1 FROM pending WHERE what = 'words'")?.exists([])? {
-            return Ok(false);
-        }
-        let before = self.db.total_changes();
-        self.db
-            .prepare_cached("INSERT INTO search (search, rank) VALUES ('merge', ?1)")?
-            .execute([-limits::MEMORY_WORDS_MERGED_PAGES])?;
-        // As FTS5's documentation has it: a merge that changed fewer than two rows found nothing to do.
-        if self.db.total_changes() - before < 2 {
-            self.db.execute_batch("DELETE FROM pending WHERE what = 'words'")?;
-        }
-        self.forgot();
-        Ok(true)
-    }
-
     /// Takes what was forgotten out of the write-ahead log too. Where a reader stands on it, it stays for the next time.
     pub fn clear_log(&mut self) -> Result<(), StoreError> {
         if !self.log_holds_forgotten {

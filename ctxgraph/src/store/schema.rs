@@ -67,7 +67,6 @@ CREATE TABLE link (
     type TEXT NOT NULL,
     PRIMARY KEY (target, source, type)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE pending (what TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 CREATE TABLE exposure (
     agent TEXT NOT NULL,
     generation INTEGER NOT NULL,
