@@ -25,7 +25,9 @@ impl Place {
         let directory = tempfile::tempdir().unwrap();
         let place = Place { directory, hashes: Vec::new() };
         let settings = abi::node::Memory::default();
-        let (service, _lock) = crate::service::open(place.directory.path(), &settings, 64 << 20).unwrap();
+        let quotas = crate::store::Quotas::default();
+        let (service, _lock) =
+            crate::service::open(place.directory.path(), &settings, 64 << 20, quotas).unwrap();
         let mut hashes = Vec::new();
         for n in 0..entries {
             let text = "x".repeat(if n % 7 == 0 { 9000 } else { 300 });
