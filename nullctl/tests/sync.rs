@@ -380,8 +380,9 @@ fn two_syncs_at_once_and_one_that_was_killed_do_no_harm() {
     }
     assert_eq!(store.objects("bundle").len(), 1);
     let both: Vec<Child> = (0..2).map(|_| b.syncing(&store, &[])).collect();
-    let ended: Vec<Output> = both.into_iter().map(finish).collect();
-    assert!(ended.iter().any(|output| output.status.success()));
+    for output in both.into_iter().map(finish) {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
     assert_eq!(b.sync(&store, &[]).0, Some(0));
     assert_eq!(a.all(), b.all());
 }

@@ -11,6 +11,7 @@ use abi::rpc::Code;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use super::bundle;
 use crate::cli::Arguments;
@@ -24,6 +25,10 @@ mod store;
 
 use index::Index;
 use store::Store;
+
+/// How long a node may be busy with another sync, and how often it is asked.
+const PATIENCE: Duration = Duration::from_secs(300);
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// What was done.
 #[derive(Debug, Default, Serialize)]
@@ -179,7 +184,7 @@ impl Sync<'_> {
         }
         let index = Index::of_bundle(&bytes).map_err(Fetch::Refused)?;
         let signer = self.from.iter().find(|key| index::signed_by(&bytes, key)).map(String::as_str);
-        match bundle::send(self.context, signer, &mut bytes.as_slice()) {
+        match patiently(|| bundle::send(self.context, signer, &mut bytes.as_slice())) {
             Ok(Imported { entries, conflicts, .. }) => {
                 self.summary.fetched += 1;
                 self.summary.entries += entries;
@@ -204,10 +209,13 @@ impl Sync<'_> {
             done += hashes.len();
             self.say(format!("entry {done} of {total}"));
             let params = MemoryExport { agent: None, prefix: String::new(), hashes: hashes.to_vec() };
-            let mut bytes = Vec::new();
-            let result = bundle::receive(self.context, &params, &mut |chunk| {
-                bytes.extend_from_slice(chunk);
-                Ok(())
+            let (result, bytes) = patiently(|| {
+                let mut bytes = Vec::new();
+                let result = bundle::receive(self.context, &params, &mut |chunk| {
+                    bytes.extend_from_slice(chunk);
+                    Ok(())
+                })?;
+                Ok((result, bytes))
             })?;
             let exported: Exported = typed(&result)?;
             if exported.entries == 0 {
@@ -244,6 +252,21 @@ impl Fetch {
                 Fetch::Refused(error.message.clone())
             }
             _ => Fetch::Failed(failure),
+        }
+    }
+}
+
+/// Tries again while the node does what another sync asked of it.
+fn patiently<T>(mut call: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    let begun = Instant::now();
+    loop {
+        match call() {
+            Err(Failure { exit: status::FAILED, error: Some(error) })
+                if error.code == Code::UNAVAILABLE && begun.elapsed() < PATIENCE =>
+            {
+                std::thread::sleep(PAUSE);
+            }
+            other => return other,
         }
     }
 }
