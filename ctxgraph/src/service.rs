@@ -22,7 +22,7 @@ use crate::ledger::scan::Anchors;
 use crate::ledger::storage::RealDirectory;
 use crate::ledger::{Ledger, ReadError, Setup};
 use crate::memory::{self, Memory, Settings};
-use crate::notary::Notary;
+use crate::notary::{Notary, NotaryError};
 use crate::speaker::Speaker;
 use crate::store::Quotas;
 use crate::store::forget::Retention;
@@ -88,18 +88,7 @@ pub fn open(
     // A damaged ledger has no snapshot, and takes no writes that could bear the label.
     let id = ledger.snapshot().map(|snapshot| snapshot.ledger_id).unwrap_or_default();
     let node: String = Digest(id).hex().chars().take(16).collect();
-    let notary = match notary {
-        Ok(Some(notary)) => Ok(notary),
-        Ok(None) => Notary::make(state, &ledger),
-        Err(error) => Err(error),
-    };
-    let notary = notary.map(Arc::new).map_err(|error| {
-        log::error("ledger_unsigned", &[("error", &error), ("effect", &"no checkpoints and no proofs")]);
-        error.to_string()
-    });
-    if let Ok(notary) = &notary {
-        sign_each_segment(&ledger, notary.clone());
-    }
+    let notary = signs(notary, state, &ledger);
     let watchers = Arc::new(Watchers::default());
     let trust = settings.trust.clone();
     let settings = memory_settings(node, settings, watchers.clone());
@@ -133,6 +122,25 @@ pub fn open(
         whole,
     };
     Ok((service, lock))
+}
+
+/// The key that was found, or a new one, ready to sign.
+fn signs(
+    found: Result<Option<Notary>, NotaryError>,
+    state: &Path,
+    ledger: &Ledger,
+) -> Result<Arc<Notary>, String> {
+    let notary = match found {
+        Ok(Some(notary)) => Ok(notary),
+        Ok(None) => Notary::make(state, ledger),
+        Err(error) => Err(error),
+    };
+    let notary = notary.map(Arc::new).map_err(|error| {
+        log::error("ledger_unsigned", &[("error", &error), ("effect", &"no checkpoints and no proofs")]);
+        error.to_string()
+    })?;
+    sign_each_segment(ledger, notary.clone());
+    Ok(notary)
 }
 
 /// So that a ledger that was set back is noticed, though nobody asks for checkpoints.
