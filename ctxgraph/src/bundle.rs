@@ -184,7 +184,7 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// Reads a bundle and checks all of it. Nothing in it may be believed before [`Reader::next`] returned none.
+/// Reads a bundle and checks all of it. Nothing in it may be believed before [`Reader::item`] returned none.
 #[derive(Debug)]
 pub struct Reader<R: BufRead> {
     input: R,
@@ -207,7 +207,7 @@ impl<R: BufRead> Reader<R> {
     }
 
     /// The next entry; none when the bundle ended well and its signature holds.
-    pub fn next(&mut self) -> Result<Option<Item>, BundleError> {
+    pub fn item(&mut self) -> Result<Option<Item>, BundleError> {
         if self.signer.is_some() {
             return Ok(None);
         }
@@ -221,7 +221,7 @@ impl<R: BufRead> Reader<R> {
         checked(raw).map(Some).map_err(|why| self.wrong(why))
     }
 
-    /// The signer's public key, once [`Reader::next`] returned none.
+    /// The signer's public key, once [`Reader::item`] returned none.
     pub fn signer(&self) -> Option<PublicKey> {
         self.signer
     }

@@ -66,7 +66,7 @@ fn written(items: &[Item], key: &Signer) -> (Vec<u8>, Written) {
 fn read(bytes: &[u8]) -> Result<(Vec<Item>, PublicKey), BundleError> {
     let mut reader = Reader::new(bytes)?;
     let mut items = Vec::new();
-    while let Some(item) = reader.next()? {
+    while let Some(item) = reader.item()? {
         items.push(item);
     }
     Ok((items, reader.signer().unwrap()))
@@ -163,7 +163,7 @@ fn a_line_without_an_end_costs_no_more_than_a_line() {
 
 fn read_all(input: impl BufRead) -> Result<(), BundleError> {
     let mut reader = Reader::new(input)?;
-    while reader.next()?.is_some() {}
+    while reader.item()?.is_some() {}
     Ok(())
 }
 

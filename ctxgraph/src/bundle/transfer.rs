@@ -232,7 +232,7 @@ impl Transfers {
             spool.seek(SeekFrom::Start(0))?;
             let mut reader = Reader::new(BufReader::new(&spool))?;
             let mut entries = 0;
-            while reader.next()?.is_some() {
+            while reader.item()?.is_some() {
                 entries += 1;
             }
             Ok((entries, reader.signer()))
@@ -266,7 +266,7 @@ impl Transfers {
         loop {
             let (mut items, mut bytes) = (Vec::new(), 0);
             while items.len() < limits::MEMORY_IMPORT_ENTRIES_MAX && bytes < TRANSACTION_BYTES_MAX {
-                let Some(item) = reader.next().map_err(|error| refused(&error))? else { break };
+                let Some(item) = reader.item().map_err(|error| refused(&error))? else { break };
                 bytes += item.size();
                 items.push(item);
             }

@@ -40,7 +40,7 @@ pub const COMMANDS: &[Command] = &[
         path: "ledger verify",
         arguments: &[],
         rest: "",
-        about: "check the ledger, an export or a proof; status 1 and the place if it is wrong",
+        about: "check the ledger, an export or a proof; status 1 and the place if wrong",
         details: "Without --export and --proof the node checks its ledger. With one of them no node is asked: the file and the ledger's public key \
                   (nullctl ledger key, once, over a connection you trust) are all that is needed. Keep checkpoints: only an older one shows that a \
                   ledger was set back or written anew.",
