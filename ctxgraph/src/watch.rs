@@ -31,9 +31,12 @@ pub struct Watchers {
     open: Mutex<Vec<Watcher>>,
 }
 
+/// Whether a watcher hears of an entry of an agent under a key.
+type Wants = Box<dyn Fn(&AgentName, &str) -> bool + Send>;
+
 struct Watcher {
     who: Option<AgentName>,
-    wants: Box<dyn Fn(&AgentName, &str) -> bool + Send>,
+    wants: Wants,
     queue: Arc<Queue>,
 }
 
