@@ -4,9 +4,9 @@ use crate::figures::{Figures, rank};
 use crate::writers::rate;
 use abi::identity::Service;
 use abi::ledger::Event;
-use ctxgraph::ledger::Ledger;
-use ctxgraph::ledger::storage::SegmentFile;
-use ledger::frame::{SegmentHeader, Source};
+use ctxgraph::ledger::storage::RealDirectory;
+use ctxgraph::ledger::{Ledger, Setup};
+use ledger::frame::Source;
 use std::path::Path;
 use std::time::{Duration, Instant};
 

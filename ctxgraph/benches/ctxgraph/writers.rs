@@ -33,7 +33,7 @@ pub fn rate<T>(
     work: impl Fn(&mut T, usize, u64) + Sync,
 ) -> f64 {
     let barrier = Barrier::new(threads);
-    let done = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let (open, work, barrier) = (&open, &work, &barrier);
         let run = move |thread| {
             let mut own = open(thread);
@@ -48,8 +48,7 @@ pub fn rate<T>(
         };
         let running: Vec<_> = (0..threads).map(|thread| scope.spawn(move || run(thread))).collect();
         running.into_iter().map(|thread| thread.join().expect("a writer")).sum()
-    });
-    done
+    })
 }
 
 /// `memory.write` a second, each acknowledged when it and its receipt are durable.

@@ -61,13 +61,12 @@ fn naive_words(key: &str, labels: &BTreeMap<String, String>, value: &Value) -> V
 /// How often a phrase, whose last word may be a beginning, is in the strings.
 fn naive_times(strings: &[Vec<String>], phrase: &[String], begins: bool) -> usize {
     let is = |window: &[String]| {
-        let pairs = window.iter().zip(phrase).enumerate();
-        pairs
-            .map(|(n, (word, wanted))| match begins && n + 1 == phrase.len() {
+        window.iter().zip(phrase).enumerate().all(|(n, (word, wanted))| {
+            match begins && n + 1 == phrase.len() {
                 true => word.starts_with(wanted),
                 false => word == wanted,
-            })
-            .all(|same| same)
+            }
+        })
     };
     strings.iter().map(|words| words.windows(phrase.len()).filter(|window| is(window)).count()).sum()
 }
@@ -83,7 +82,7 @@ fn what_is_found_and_its_distance_are_those_of_a_naive_search() {
         (words.join([" ", ", ", "-", "\""][random.below(4) as usize]), random.below(1000))
     };
     let db = database();
-    let mut model: BTreeMap<i64, (&str, String, BTreeMap<String, String>, Value)> = BTreeMap::new();
+    let mut model = BTreeMap::new();
     for id in 1..=300 {
         let (key, choice) = text(3);
         let agent = ["a", "A", "b"][choice as usize % 3];
