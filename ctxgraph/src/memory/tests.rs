@@ -327,8 +327,8 @@ fn what_is_forgotten_is_gone_from_the_disk_and_its_entry_proves_the_chain() {
         .unwrap();
     assert!((0..40).all(|n| on_disk(state, &secret(n))), "they are there before");
     let used = memory.list().unwrap()[0].bytes;
-    for n in 0..39 {
-        let ask = MemoryForget { agent: None, hash: Some(entries[n].hash), key: None };
+    for entry in &entries[..39] {
+        let ask = MemoryForget { agent: None, hash: Some(entry.hash), key: None };
         assert_eq!(memory.forget(&author, &ask).unwrap().values, 1);
         assert_eq!(memory.forget(&author, &ask).unwrap().values, 0, "there is nothing left to forget");
     }

@@ -179,10 +179,10 @@ fn torn(file: &File, random: &mut Random) -> Vec<u8> {
         let from = if random.below(2) == 0 { &file.seen } else { &file.durable };
         let end = (start + BLOCK).min(length);
         // What was synced and is the same in both is the same in any choice.
-        for at in start..end {
-            left[at] = from.get(at).copied().unwrap_or(0);
+        for (at, byte) in left.iter_mut().enumerate().take(end).skip(start) {
+            *byte = from.get(at).copied().unwrap_or(0);
             if at < short && file.seen[at] == file.durable[at] {
-                left[at] = file.seen[at];
+                *byte = file.seen[at];
             }
         }
     }
