@@ -1,3 +1,5 @@
+//! Bundles, good and altered, against real stores.
+
 use super::*;
 use crate::testing::{Random, property};
 use abi::memory::{LABEL_NODE, Link};
