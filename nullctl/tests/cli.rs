@@ -115,7 +115,7 @@ fn each_failure_has_its_status_rule_and_remedy() {
             125,
             "capabilities.exec",
         ),
-        ("broken ledger", with(&gate, "rita", &["ledger", "verify"]), 1, "event 4, byte 412"),
+        ("broken ledger", with(&gate, "rita", &["ledger", "verify"]), 1, "event 4, segment 0, byte 412"),
     ];
     for (case, mut command, status, text) in cases {
         let ran = run(&mut command);

@@ -374,6 +374,8 @@ mod tests {
                 "agent.remove_evidence" => "agent evidence remove".to_owned(),
                 "net.reset_budget" => "net budget".to_owned(),
                 "secret.remove" => "secret rm".to_owned(),
+                "memory.hashes" => "memory sync".to_owned(),
+                "ledger.consistency" => "ledger prove".to_owned(),
                 name => name.replace('.', " "),
             };
             if matches!(method.audience, Audience::Operators(_)) {
