@@ -77,7 +77,7 @@ fn another_agent_cannot_read_list_or_write() -> Result<()> {
 fn what_both_manifests_say_is_shared_and_no_more() -> Result<()> {
     let lab = lab()?;
     let write = |key: &str| format!(r#"memory.write {{"key":"{key}","value":"pin 4711"}}"#);
-    let keys = ["shared/1", "offered/1", "wished/1"].map(|key| write(key));
+    let keys = ["shared/1", "offered/1", "wished/1"].map(write);
     let written = lab.probe("tester", &["memory", &keys[0], &keys[1], &keys[2]])?;
     let hash = written["answers"][0]["result"]["hash"].as_str().with_context(|| written.to_string())?;
     let by_hash = format!(r#"memory.read {{"hash":"{hash}"}}"#);
