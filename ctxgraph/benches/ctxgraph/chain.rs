@@ -3,6 +3,7 @@
 use crate::figures::{Figures, rank};
 use crate::writers::rate;
 use abi::identity::Service;
+use abi::ids::Digest;
 use abi::ledger::Event;
 use ctxgraph::ledger::storage::RealDirectory;
 use ctxgraph::ledger::{Ledger, Setup};
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// Appends whose time is taken one by one.
 const TIMED: usize = 2000;
+/// Whose memory the events are about.
+const AGENT: &str = "researcher";
 /// Writers that wait for one fsync together.
 const THREADS: usize = 64;
 
@@ -21,7 +24,13 @@ fn open(path: &Path) -> Result<Ledger, String> {
 }
 
 fn append(ledger: &Ledger, number: u64, durable: bool) {
-    let event = Event::CallMade { by: format!("admin {number}"), method: "agent.list".into() };
+    // What a node records most.
+    let event = Event::MemoryWritten {
+        agent: AGENT.parse().expect("a name"),
+        key: format!("notes/{number:012}"),
+        entry: Digest([7; 32]),
+        writer: None,
+    };
     let source = Source::Service(Service::Cage);
     ledger.append(source, &[event], durable).expect("a receipt");
 }
