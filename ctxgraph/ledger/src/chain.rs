@@ -69,7 +69,7 @@ impl Chain {
 
     /// Takes the next frame.
     pub fn push(&mut self, frame: &Frame) -> Result<(), FrameError> {
-        if frame.seq != self.seq {
+        if frame.seq != self.seq || frame.seq == u64::MAX {
             return Err(FrameError::Seq { found: frame.seq, expected: self.seq });
         }
         if frame.previous != self.before {
@@ -81,6 +81,19 @@ impl Chain {
         }
         self.take(frame.batch, frame.digest);
         Ok(())
+    }
+
+    /// The same with another digest of the last frame, and another batch that the next one may belong to. `roots` are the tree's before the last
+    /// frame. None where they are not.
+    pub(crate) fn amended(&self, roots: Vec<Digest>, last: Digest, batch: u64) -> Option<Chain> {
+        let mut tree = Frontier::at(self.seq.checked_sub(1)?, roots)?;
+        tree.push(&last);
+        Some(Chain { last, before: last, batch, tree, ..self.clone() })
+    }
+
+    /// The same with another digest before the next frame.
+    pub(crate) fn after(&self, before: Digest) -> Chain {
+        Chain { before, ..self.clone() }
     }
 
     /// Makes the next frame, adds its bytes to `out` and takes it. `batch` is the seq of the first frame of its batch; the body
@@ -100,7 +113,7 @@ impl Chain {
     }
 
     fn take(&mut self, batch: u64, digest: Digest) {
-        self.seq += 1;
+        self.seq = self.seq.saturating_add(1);
         self.batch = batch;
         self.last = digest;
         self.before = digest;

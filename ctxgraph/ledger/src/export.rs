@@ -1,7 +1,7 @@
 //! An export: the whole ledger as one stream that a stranger checks with the public key.
 //!
 //! Must hold: [`Opened::check`] is `Ok` only if every byte is as it was written and the tree is the one that was signed; else it says
-//! the first place that is wrong. Holds one window, whatever the export's size.
+//! the first place that is wrong; of one event that was made anew with its digest, that event. Holds one window, whatever the export's size.
 
 use abi::ids::Digest;
 use abi::limits;
@@ -46,7 +46,7 @@ pub struct Place {
     pub segment: u64,
     /// As `offset`, from the segment's beginning.
     pub segment_offset: u64,
-    /// The event that is due there. All before it hold.
+    /// The event that is due there. All before it hold together; that they are right is shown only by an older checkpoint that covers them.
     pub seq: u64,
 }
 
@@ -111,6 +111,10 @@ impl<R: Read> Opened<R> {
             return Err(wrong("it is not written as exports of version 1 write it"));
         }
         let checkpoint = Checkpoint::open(&head.checkpoint, key)?;
+        // Others may sign a checkpoint beside; of an export nobody could tell such a line from one that was put in.
+        if head.checkpoint.split_once("\n\n").is_none_or(|(_, signatures)| signatures.lines().count() != 1) {
+            return Err(wrong("its checkpoint has not one signature"));
+        }
         if !receipt::has_signed(key, &checkpoint.root, &receipts) {
             return Err(wrong("`receipts` is not the key's signature over the checkpoint's root"));
         }
@@ -159,13 +163,16 @@ impl<R: Read> Opened<R> {
             if walk.chain.seq() == checkpoint.size {
                 break;
             }
-            walk.step(&mut input, checkpoint.size, &mut each)?;
+            walk.step(&mut input, &checkpoint, &mut each)?;
         }
         if !input.at(1)?.is_empty() {
             let why = "bytes follow after the last event of the checkpoint".into();
             return Err(ExportError::Wrong { place: walk.place(input.offset), why });
         }
         if !is_at(&walk.chain, &checkpoint) {
+            if let Some(wrong) = walk.last_made_anew(&checkpoint) {
+                return Err(wrong);
+            }
             let why = "all events hold together, but they are not those that were signed: some event from here on is another";
             return Err(ExportError::Wrong { place: sound, why: why.into() });
         }
@@ -199,6 +206,11 @@ struct Walk {
     /// First seq of the segment, and where it begins in the export.
     segment: u64,
     begins: u64,
+    /// Where the newest frame of this segment is.
+    last: Option<Place>,
+    /// Roots of the tree before it.
+    roots: Vec<Digest>,
+    spare: Vec<Digest>,
 }
 
 impl Walk {
@@ -207,7 +219,8 @@ impl Walk {
         let begins = input.offset;
         let wrong =
             |why: String| ExportError::Wrong { place: Place { offset: begins, ..Place::default() }, why };
-        let header = header(input)?.map_err(|error| wrong(error.to_string()))?;
+        let (length, header) = next_header(input)?.map_err(|error| wrong(error.to_string()))?;
+        input.skip(length);
         if header.first_seq != 0 {
             return Err(wrong("the first segment of a ledger begins with event 0".into()));
         }
@@ -215,7 +228,7 @@ impl Walk {
             return Err(wrong("the ledger's id is not that of the checkpoint".into()));
         }
         let chain = Chain::begin(&header).map_err(|error| wrong(error.to_string()))?;
-        Ok(Walk { chain, segments: 1, segment: 0, begins })
+        Ok(Walk { chain, segments: 1, segment: 0, begins, last: None, roots: Vec::new(), spare: Vec::new() })
     }
 
     fn place(&self, offset: u64) -> Place {
@@ -226,24 +239,38 @@ impl Walk {
     fn step<R: Read>(
         &mut self,
         input: &mut Window<R>,
-        size: u64,
+        checkpoint: &Checkpoint,
         each: &mut impl FnMut(&Frame, &[u8]),
     ) -> Result<(), ExportError> {
         let mut place = self.place(input.offset);
         let seq = self.chain.seq();
         if input.at(8)?.is_empty() {
-            let why = format!("the export ends here, and its checkpoint has {size} events");
+            let why = format!("the export ends here, and its checkpoint has {} events", checkpoint.size);
             return Err(ExportError::Wrong { place, why });
         }
         let taken = if seq > self.segment && frame::begins_segment(input.at(8)?) {
             place = Place { segment: seq, segment_offset: 0, ..place };
-            let taken = header(input)?.and_then(|header| self.chain.go_on(&header));
-            (self.segment, self.begins, self.segments) = (seq, place.offset, self.segments + 1);
-            taken
+            self.header(input)?
         } else {
             self.frame(input, each)?
         };
-        taken.map_err(|error| ExportError::Wrong { place, why: error.to_string() })
+        let Err(error) = taken else { return Ok(()) };
+        if matches!(error, FrameError::Previous | FrameError::Segment(_))
+            && let Some(wrong) = self.made_anew(input, checkpoint)?
+        {
+            return Err(wrong);
+        }
+        Err(ExportError::Wrong { place, why: error.to_string() })
+    }
+
+    fn header<R: Read>(&mut self, input: &mut Window<R>) -> io::Result<Result<(), FrameError>> {
+        let begins = input.offset;
+        let taken = next_header(input)?.and_then(|(length, header)| self.chain.go_on(&header).map(|()| length));
+        Ok(taken.map(|length| {
+            input.skip(length);
+            (self.segment, self.begins, self.segments) = (self.chain.seq(), begins, self.segments + 1);
+            self.last = None;
+        }))
     }
 
     fn frame<R: Read>(
@@ -251,28 +278,141 @@ impl Walk {
         input: &mut Window<R>,
         each: &mut impl FnMut(&Frame, &[u8]),
     ) -> io::Result<Result<(), FrameError>> {
-        let length = match frame::frame_length(input.at(8)?) {
-            Ok(length) => length,
+        let place = self.place(input.offset);
+        let (length, frame) = match next_frame(input)? {
+            Ok(read) => read,
             Err(error) => return Ok(Err(error)),
         };
-        let bytes = input.at(length)?;
-        let taken = frame::decode(bytes).and_then(|frame| self.chain.push(&frame).map(|()| frame));
-        if let Ok(frame) = &taken {
-            each(frame, bytes);
-            input.skip(length);
+        self.spare.clear();
+        self.spare.extend_from_slice(self.chain.tree().roots());
+        if let Err(error) = self.chain.push(&frame) {
+            return Ok(Err(error));
         }
-        Ok(taken.map(|_| ()))
+        std::mem::swap(&mut self.roots, &mut self.spare);
+        self.last = Some(place);
+        each(&frame, input.at(length)?);
+        input.skip(length);
+        Ok(Ok(()))
+    }
+
+    /// The newest frame is not the one that the next piece, which does not follow it, was written after: where all pieces from that on hold
+    /// together and end in the signed head, they are the signed ones, and so that frame was made anew. None where they do not.
+    fn made_anew<R: Read>(
+        &self,
+        input: &mut Window<R>,
+        checkpoint: &Checkpoint,
+    ) -> io::Result<Option<ExportError>> {
+        let read = if frame::begins_segment(input.at(8)?) {
+            next_header(input)?.map(|(_, header)| (header.previous, self.chain.seq()))
+        } else {
+            next_frame(input)?.map(|(_, frame)| (frame.previous, frame.batch))
+        };
+        let Ok((digest, batch)) = read else { return Ok(None) };
+        let Some(place) = self.last else {
+            return self.header_made_anew(input, checkpoint, digest);
+        };
+        // A frame that was written after a segment's header: only that is missing.
+        if digest == self.chain.next_header().digest() {
+            return Ok(None);
+        }
+        let Some(chain) = self.chain.amended(self.roots.clone(), digest, batch) else {
+            return Ok(None);
+        };
+        let Some(Rest { chain, adopted }) = Rest::read(input, chain, self.segment, checkpoint.size)? else {
+            return Ok(None);
+        };
+        if chain.head() != Some(checkpoint.head) {
+            return Ok(None);
+        }
+        let why = match !adopted && chain.tree().root() == checkpoint.root {
+            true => "this event was made anew; all others are those that were signed",
+            false => "this event was made anew, and some before it; those after it are the ones that were signed",
+        };
+        Ok(Some(ExportError::Wrong { place, why: why.into() }))
+    }
+
+    /// As [`Walk::made_anew`] of the first header, whose version only the first frame covers.
+    fn header_made_anew<R: Read>(
+        &self,
+        input: &mut Window<R>,
+        checkpoint: &Checkpoint,
+        digest: Digest,
+    ) -> io::Result<Option<ExportError>> {
+        if self.chain.seq() > 0 {
+            return Ok(None);
+        }
+        let rest = Rest::read(input, self.chain.after(digest), 0, checkpoint.size)?;
+        let place = Place { offset: self.begins, ..Place::default() };
+        let why = "the segment's header was made anew; all events are those that were signed".into();
+        let is_signed = rest.is_some_and(|rest| is_at(&rest.chain, checkpoint));
+        Ok(is_signed.then_some(ExportError::Wrong { place, why }))
+    }
+
+    /// As [`Walk::made_anew`] of the last frame of all, of which the checkpoint has the digest.
+    fn last_made_anew(&self, checkpoint: &Checkpoint) -> Option<ExportError> {
+        let chain = self.chain.amended(self.roots.clone(), checkpoint.head, self.chain.seq())?;
+        let why = "this event was made anew; all others are those that were signed".into();
+        let place = self.last.filter(|_| chain.tree().root() == checkpoint.root)?;
+        Some(ExportError::Wrong { place, why })
     }
 }
 
-/// Reads a segment header.
-fn header<R: Read>(input: &mut Window<R>) -> io::Result<Result<SegmentHeader, FrameError>> {
+/// What follows a frame that was made anew.
+struct Rest {
+    chain: Chain,
+    /// A header's word was taken for the tree before it.
+    adopted: bool,
+}
+
+impl Rest {
+    /// Goes on from a chain to the end, in the segment that begins with event `segment`. None where the pieces do not hold together.
+    fn read<R: Read>(
+        input: &mut Window<R>,
+        chain: Chain,
+        mut segment: u64,
+        size: u64,
+    ) -> io::Result<Option<Rest>> {
+        let mut rest = Rest { chain, adopted: false };
+        while rest.chain.seq() < size {
+            let length = if rest.chain.seq() > segment && frame::begins_segment(input.at(8)?) {
+                let Ok((length, header)) = next_header(input)? else { return Ok(None) };
+                segment = rest.chain.seq();
+                rest.header(&header).map(|()| length)
+            } else {
+                let Ok((length, frame)) = next_frame(input)? else { return Ok(None) };
+                rest.chain.push(&frame).ok().map(|()| length)
+            };
+            let Some(length) = length else { return Ok(None) };
+            input.skip(length);
+        }
+        Ok(Some(rest))
+    }
+
+    /// Where events before the last were made anew too, only the header has the tree that was signed; the frame after it covers the header.
+    fn header(&mut self, header: &SegmentHeader) -> Option<()> {
+        if self.chain.go_on(header).is_err() {
+            let due = self.chain.next_header();
+            let follows = SegmentHeader { frontier: header.frontier.clone(), ..due } == *header;
+            self.chain = Chain::begin(header).ok().filter(|_| follows)?;
+            self.adopted = true;
+        }
+        Some(())
+    }
+}
+
+/// The segment header that is next, and its bytes.
+fn next_header<R: Read>(input: &mut Window<R>) -> io::Result<Result<(usize, SegmentHeader), FrameError>> {
     let bytes = input.at(SEGMENT_HEADER_BYTES_MAX)?;
-    let read = SegmentHeader::length(bytes).and_then(|length| Ok((length, SegmentHeader::decode(bytes)?)));
-    Ok(read.map(|(length, header)| {
-        input.skip(length);
-        header
-    }))
+    Ok(SegmentHeader::length(bytes).and_then(|length| Ok((length, SegmentHeader::decode(bytes)?))))
+}
+
+/// The frame that is next, and its bytes.
+fn next_frame<R: Read>(input: &mut Window<R>) -> io::Result<Result<(usize, Frame), FrameError>> {
+    let length = match frame::frame_length(input.at(8)?) {
+        Ok(length) => length,
+        Err(error) => return Ok(Err(error)),
+    };
+    Ok(frame::decode(input.at(length)?).map(|frame| (length, frame)))
 }
 
 /// Bytes read at a time; the first line, any header and any frame fit.

@@ -50,7 +50,7 @@ impl Frontier {
             }
         }
         self.roots.push(root);
-        self.size += 1;
+        self.size = self.size.saturating_add(1);
     }
 
     /// Leaves.

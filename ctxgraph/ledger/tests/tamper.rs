@@ -6,6 +6,7 @@ use abi::ids::Digest;
 use book::Book;
 use ledger::checkpoint::Checkpoint;
 use ledger::export::{Checked, ExportError, Opened, Place};
+use ledger::frame::{self, Draft, Frame, SegmentHeader};
 use ledger::keys::Signer;
 
 fn signer() -> Signer {
@@ -199,6 +200,11 @@ fn a_rewritten_ledger_does_not_get_through_without_the_key() {
     let head = ledger::export::head(&book().checkpoint(), &signer()).into_bytes();
     for from in 0..13 {
         let forged = [head.clone(), book().rewritten(from).pieces().concat()].concat();
+        if from == 12 {
+            // The checkpoint has the last event's digest: with that in its place the tree is the signed one.
+            assert_eq!(place_of(&forged).seq, 12);
+            continue;
+        }
         assert_eq!(place_of(&forged).seq, 0, "no event before is known to be right");
         for size in 0..=from {
             let since = book().cut(size).checkpoint();
@@ -206,6 +212,73 @@ fn a_rewritten_ledger_does_not_get_through_without_the_key() {
             assert_eq!(place.seq, size, "all before the older checkpoint are");
         }
     }
+}
+
+/// The frame with another body and the digest of that; none of a header.
+fn made_anew(piece: &[u8]) -> Option<Vec<u8>> {
+    let frame = frame::decode(piece).ok()?;
+    let body = String::from_utf8(frame.body).unwrap().replace("call_made", "call_none");
+    let Frame { seq, batch, unix_ms, source, previous, .. } = frame;
+    let mut bytes = Vec::new();
+    Draft { seq, batch, unix_ms, source, previous, body: body.as_bytes() }.encode(&mut bytes);
+    Some(bytes)
+}
+
+#[test]
+fn an_event_made_anew_with_its_digest_is_the_place() {
+    let pieces = book().pieces();
+    let head = ledger::export::head(&book().checkpoint(), &signer()).into_bytes();
+    for at in 0..pieces.len() {
+        let Some(forged) = made_anew(&pieces[at]) else { continue };
+        let mut changed = pieces.clone();
+        changed[at] = forged;
+        let error = check(&[head.clone(), changed.concat()].concat()).unwrap_err();
+        let due = head.len() + pieces[..at].iter().map(Vec::len).sum::<usize>();
+        let seq = frame::decode(&pieces[at]).unwrap().seq;
+        let place = error.place().unwrap();
+        assert_eq!((place.offset, place.seq), (due as u64, seq), "{error}");
+        assert!(error.to_string().contains("all others are those that were signed"), "{error}");
+    }
+}
+
+#[test]
+fn of_several_events_made_anew_the_last_is_the_place() {
+    let pieces = book().pieces();
+    let head = ledger::export::head(&book().checkpoint(), &signer()).into_bytes();
+    for from in 0..12 {
+        let anew = book().rewritten(from).pieces();
+        for at in 0..pieces.len() - 1 {
+            let Ok(last) = frame::decode(&pieces[at]) else { continue };
+            if last.seq <= from {
+                continue;
+            }
+            // All that was made anew holds together; the rest is what was signed.
+            let forged = [head.clone(), anew[..=at].concat(), pieces[at + 1..].concat()].concat();
+            let error = check(&forged).unwrap_err();
+            assert_eq!(error.place().unwrap().seq, last.seq, "{from} to {}: {error}", last.seq);
+            assert!(error.to_string().contains("and some before it"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_changed_version_of_the_first_header_is_found_there() {
+    let mut pieces = book().pieces();
+    let header = SegmentHeader { version: 1, ..SegmentHeader::genesis([7; 32]) };
+    pieces[0] = header.encode();
+    let head = ledger::export::head(&book().checkpoint(), &signer()).into_bytes();
+    assert_eq!(place_of(&[head.clone(), pieces.concat()].concat()).offset, head.len() as u64);
+}
+
+#[test]
+fn a_signature_that_was_put_into_the_first_line_is_found() {
+    let export = String::from_utf8_lossy(&book().export(&signer())).into_owned();
+    let (line, _) = export.split_once('\n').unwrap();
+    let changed = line.replacen("\\n\",\"receipts", "\\n— somebody AAAAAAAA\\n\",\"receipts", 1);
+    assert_ne!(changed, line);
+    let body = book().pieces().concat();
+    let error = check(&[changed.as_bytes(), b"\n", &body].concat()).unwrap_err();
+    assert!(error.to_string().contains("not one signature"), "{error}");
 }
 
 #[test]
