@@ -380,8 +380,13 @@ pub const LEDGER_NOTE_BYTES_MAX: usize = 8 * 1024;
 pub const LEDGER_RECEIPT_BYTES_MAX: usize = 8 * 1024;
 /// The first line of an export, in bytes. Longer: refused by whoever checks it.
 pub const LEDGER_EXPORT_HEAD_BYTES_MAX: usize = 2 * LEDGER_NOTE_BYTES_MAX;
-/// Proofs and exports under way at a time, each of which reads the ledger. One more: refused.
+/// Proofs, exports and checks under way at a time, each of which reads the ledger. One more: refused.
 pub const LEDGER_READERS_MAX: usize = 4;
+/// Bytes that the reader of an export takes in a second on average, after the first [`LEDGER_EXPORT_GRACE_S`]. Fewer: its connection is closed, so that
+/// no reader keeps its place for ever.
+pub const LEDGER_EXPORT_BYTES_PER_S_MIN: u64 = 64 * 1024;
+/// Seconds of an export that do not count.
+pub const LEDGER_EXPORT_GRACE_S: u64 = 60;
 
 /// An OCI archive, in bytes, as stored. Larger: refused.
 pub const ARCHIVE_BYTES_MAX: u64 = 8 * 1024 * 1024 * 1024;

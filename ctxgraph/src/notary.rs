@@ -31,6 +31,8 @@ pub enum NotaryError {
     Exposed { path: PathBuf, mode: u32 },
     #[error("the system has no random numbers")]
     Random,
+    #[error("{0} is missing, and {1} was signed with it")]
+    Lost(PathBuf, &'static str),
     #[error("the new key could not be recorded in the ledger: {0}")]
     Unrecorded(AppendError),
 }
@@ -66,8 +68,12 @@ impl Notary {
         Ok(Some(Notary { signer, path, kept: Mutex::new(kept) }))
     }
 
-    /// One with a new key. Its file has its name only after the ledger has the key.
+    /// One with a new key. Its file has its name only after the ledger has the key. None is made where another has signed: who holds that one's
+    /// public key would take what comes after for a forgery.
     pub fn make(state: &Path, ledger: &Ledger) -> Result<Notary, NotaryError> {
+        if state.join(CHECKPOINT).try_exists().unwrap_or(true) {
+            return Err(NotaryError::Lost(state.join(KEY), CHECKPOINT));
+        }
         let mut seed = [0; 32];
         match rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty()) {
             Ok(32) => {}

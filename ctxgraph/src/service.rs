@@ -67,8 +67,7 @@ pub fn open(
 ) -> Result<(Ctxgraph, std::fs::File), StartError> {
     let shown = || state.display().to_string();
     memory::make_state(state).map_err(|error| StartError::State(shown(), error))?;
-    let lock =
-        std::fs::File::create(state.join("lock")).map_err(|error| StartError::State(shown(), error))?;
+    let lock = lock_file(&state.join("lock")).map_err(|error| StartError::State(shown(), error))?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
         .map_err(|_| StartError::Locked(shown()))?;
     let store = memory::open_store(state, quotas).map_err(|error| error.to_string());
@@ -124,6 +123,15 @@ pub fn open(
     Ok((service, lock))
 }
 
+/// The file that is locked; it has no bytes. Of a file system that has become read-only the ledger is served all the same.
+fn lock_file(path: &Path) -> std::io::Result<std::fs::File> {
+    let made = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path);
+    match made {
+        Err(error) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem => std::fs::File::open(path),
+        made => made,
+    }
+}
+
 /// The key that was found, or a new one, ready to sign.
 fn signs(
     found: Result<Option<Notary>, NotaryError>,
@@ -139,6 +147,13 @@ fn signs(
         log::error("ledger_unsigned", &[("error", &error), ("effect", &"no checkpoints and no proofs")]);
         error.to_string()
     })?;
+    // So that a key that is missing later is known to be lost, though nobody asked for a checkpoint.
+    if notary.kept().is_none()
+        && let Ok(snapshot) = ledger.snapshot()
+        && let Err(error) = notary.sign(&snapshot)
+    {
+        log::error("ledger_checkpoint_unwritten", &[("error", &error)]);
+    }
     sign_each_segment(ledger, notary.clone());
     Ok(notary)
 }

@@ -91,6 +91,23 @@ fn the_first_start_makes_a_key_that_stays() {
 }
 
 #[test]
+fn a_key_that_is_missing_is_not_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state/ledger.key");
+    start(directory.path()).stop();
+    std::fs::remove_file(&path).unwrap();
+    let node = start(directory.path());
+    write(&node, 1); // the ledger goes on
+    let refused = call(&mut node.operator(), "ledger.checkpoint", json!({})).unwrap_err();
+    assert!(refused.message.contains("is missing"), "{refused:?}");
+    let asked = json!({ "events": ["ledger_key_made"] });
+    let made = call(&mut node.operator(), "ledger.query", asked).unwrap();
+    assert_eq!(made["events"].as_array().unwrap().len(), 1);
+    node.stop();
+    assert!(!path.exists());
+}
+
+#[test]
 fn every_event_every_older_ledger_and_the_whole_hold_off_the_node() {
     let directory = tempfile::tempdir().unwrap();
     let node = start(directory.path());
@@ -195,13 +212,14 @@ fn a_full_segment_is_signed_though_nobody_asks() {
     let node = start(directory.path());
     write(&node, 30);
     let path = directory.path().join("state/ledger.checkpoint");
-    for _ in 0..100 {
-        if path.exists() {
-            break;
-        }
+    // One is kept from the start on, of the event that the key was made.
+    let kept = || std::fs::read_to_string(&path).unwrap_or_default();
+    let size = |note: String| note.lines().nth(1).and_then(|line| line.parse::<u64>().ok());
+    let found = (0..100).find(|_| {
         std::thread::sleep(Duration::from_millis(100));
-    }
-    assert!(path.exists());
+        size(kept()) > Some(1)
+    });
+    assert!(found.is_some(), "{}", kept());
     node.stop();
 }
 
@@ -227,8 +245,10 @@ fn a_reader_that_takes_nothing_slows_no_writer_and_is_let_go() {
         connection.read_line().unwrap().expect("it has begun");
     }
     call(&mut egress, "ledger.append", append(2, true)).unwrap();
-    let refused = call(&mut node.operator(), "ledger.prove", json!({ "seq": 0 })).unwrap_err();
-    assert_eq!(refused.code, Code::LIMIT);
+    for (method, params) in [("ledger.prove", json!({ "seq": 0 })), ("ledger.verify", json!({}))] {
+        let refused = call(&mut node.operator(), method, params).unwrap_err();
+        assert_eq!(refused.code, Code::LIMIT, "{method}");
+    }
     // A line that was taken in part is waited for once more.
     let mut operator = node.operator();
     let freed = (0..60).find(|_| {

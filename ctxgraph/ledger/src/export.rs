@@ -191,6 +191,9 @@ pub fn can_go_on(since: &Checkpoint, checkpoint: &Checkpoint) -> Result<(), Expo
             since.size, checkpoint.size
         )));
     }
+    if since.size == checkpoint.size && (since.root, since.head) != (checkpoint.root, checkpoint.head) {
+        return Err(ExportError::Since("another ledger of the same size was signed".into()));
+    }
     Ok(())
 }
 
@@ -265,7 +268,8 @@ impl Walk {
 
     fn header<R: Read>(&mut self, input: &mut Window<R>) -> io::Result<Result<(), FrameError>> {
         let begins = input.offset;
-        let taken = next_header(input)?.and_then(|(length, header)| self.chain.go_on(&header).map(|()| length));
+        let taken =
+            next_header(input)?.and_then(|(length, header)| self.chain.go_on(&header).map(|()| length));
         Ok(taken.map(|length| {
             input.skip(length);
             (self.segment, self.begins, self.segments) = (self.chain.seq(), begins, self.segments + 1);
@@ -326,7 +330,9 @@ impl Walk {
         }
         let why = match !adopted && chain.tree().root() == checkpoint.root {
             true => "this event was made anew; all others are those that were signed",
-            false => "this event was made anew, and some before it; those after it are the ones that were signed",
+            false => {
+                "this event was made anew, and some before it; those after it are the ones that were signed"
+            }
         };
         Ok(Some(ExportError::Wrong { place, why: why.into() }))
     }

@@ -5,7 +5,7 @@ mod book;
 use abi::ids::Digest;
 use book::Book;
 use ledger::checkpoint::Checkpoint;
-use ledger::export::{Checked, ExportError, Opened, Place};
+use ledger::export::{Checked, ExportError, Opened, Place, can_go_on};
 use ledger::frame::{self, Draft, Frame, SegmentHeader};
 use ledger::keys::Signer;
 
@@ -191,6 +191,9 @@ fn a_ledger_that_was_set_back_or_rewritten_is_found_by_an_old_checkpoint() {
             assert_eq!(outcome.is_err(), size > from, "rewritten from {from}, checkpoint of {size}");
         }
     }
+    let twin = book().rewritten(3).checkpoint();
+    assert!(can_go_on(&twin, &book().checkpoint()).is_err(), "of the same size, and another");
+    assert!(can_go_on(&book().checkpoint(), &book().checkpoint()).is_ok());
     let other = Book::new(8, &[5, 3, 1, 4]).cut(2).checkpoint();
     assert!(check_since(&book().export(&signer()), Some(&other)).is_err(), "another ledger's checkpoint");
 }

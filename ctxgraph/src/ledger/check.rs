@@ -110,8 +110,12 @@ impl<'a> Survey<'a> {
     ) -> io::Result<Option<(u64, u64)>> {
         let due = self.chain.as_ref().map_or(self.lost.next(), Chain::seq);
         let file = match file {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.wrong(first_seq, 0, due, "the segment is missing".into());
+            Err(error) if storage::is_of_the_file(&error) => {
+                let why = match error.kind() {
+                    io::ErrorKind::NotFound => "the segment is missing".into(),
+                    _ => format!("the segment cannot be opened: {error}"),
+                };
+                self.wrong(first_seq, 0, due, why);
                 self.chain = None;
                 return Ok(None);
             }
@@ -292,6 +296,8 @@ fn check_older(shared: &Shared, anchors: Anchors, segments: &[Segment]) {
             }
         }
     }
+    // The newest was read at the start: all before it have been there.
+    survey.lost.ends(segments.last().map_or(0, |newest| newest.first_seq));
     match survey.broken() {
         Some(broken) => damage(shared, &broken),
         None => {

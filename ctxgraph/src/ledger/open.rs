@@ -1,6 +1,6 @@
 //! Opening: what is read before the ledger takes events.
 //!
-//! Must hold: the time it takes is bounded by one segment, however long the ledger is.
+//! Must hold: the time it takes is bounded by two segments, however long the ledger is; what was read is durable before anything is built on it.
 
 use abi::control::Broken;
 use abi::ids::Digest;
@@ -32,7 +32,7 @@ pub(super) fn read(directory: &dyn Directory, setup: &Setup) -> Result<(Head, Ta
     let lenient = Lenient::new(file.clone());
     let mut read = read_newest(&lenient, &mut newest, setup)?;
     let prior = prior_damage(directory, &segments, &read.scanned, newest.first_seq)?;
-    let mut wrong = prior.or(read.wrong.take());
+    let (mut wrong, mut failed) = (prior.or(read.wrong.take()), None);
     let tail = scan::judge(&lenient, newest.bytes, &read.scanned, &setup.anchors)?;
     let end = read.end(newest.first_seq);
     match &tail {
@@ -42,15 +42,18 @@ pub(super) fn read(directory: &dyn Directory, setup: &Setup) -> Result<(Head, Ta
         Tail::Whole => {}
         Tail::Torn { bytes, why } => {
             log::error("ledger_cut", &[("seq", &end.seq), ("bytes", bytes), ("why", why)]);
-            file.cut(end.offset)?;
+            failed = file.cut(end.offset).err();
             newest.bytes = end.offset;
         }
         Tail::Damaged(why) => wrong = Some((end, why.clone())),
     }
     let damaged = wrong.is_some();
+    if !damaged && failed.is_none() {
+        failed = settle(directory, file.as_ref(), read.last_batch, end.offset).err();
+    }
     let mut points = read.points;
     let (health, readable) = match wrong {
-        None => (Health::Good, None),
+        None => (health_after(failed), None),
         Some((at, why)) => {
             let (lost, readable) = salvage(&lenient, &newest, end, setup.anchors.size(), &mut points)?;
             let broken = Broken { seq: at.seq, segment: at.segment, offset: at.offset, why, lost };
@@ -86,6 +89,24 @@ pub(super) fn read(directory: &dyn Directory, setup: &Setup) -> Result<(Head, Ta
     Ok((head, if damaged { Tail::Whole } else { tail }))
 }
 
+/// Makes durable what was read: whoever wrote it may have died before its sync, or after a sync that failed, and then the kernel takes what it
+/// holds for written. So the last batch is written once more; all before it had been durable before it was written.
+fn settle(directory: &dyn Directory, file: &dyn Storage, from: u64, to: u64) -> io::Result<()> {
+    let mut last = vec![0; usize::try_from(to.saturating_sub(from)).map_err(io::Error::other)?];
+    let read = scan::read_full(file, &mut last, from)?;
+    file.write_at(last.get(..read).unwrap_or_default(), from)?;
+    file.sync()?;
+    directory.sync()
+}
+
+/// A disk that cannot be written at the start is one that failed: the ledger is read, and writing is tried again.
+fn health_after(failed: Option<io::Error>) -> Health {
+    failed.map_or(Health::Good, |error| {
+        log::error("ledger_disk_failed", &[("error", &error), ("events_lost", &0)]);
+        Health::Failed(error.to_string())
+    })
+}
+
 /// An older segment; where it cannot be opened, its check will tell.
 fn closed_segment(directory: &dyn Directory, first_seq: u64) -> Segment {
     let opened = directory.open(&segment_name(first_seq)).and_then(|file: Arc<dyn Storage>| file.length());
@@ -99,6 +120,8 @@ fn closed_segment(directory: &dyn Directory, first_seq: u64) -> Segment {
 struct Newest {
     scanned: Scanned,
     points: VecDeque<Point>,
+    /// Where its last batch begins.
+    last_batch: u64,
     /// What the anchors contradict, and where.
     wrong: Option<(Point, String)>,
 }
@@ -114,18 +137,25 @@ impl Newest {
 fn read_newest(file: &dyn Storage, segment: &mut Segment, setup: &Setup) -> io::Result<Newest> {
     let (mut points, mut wrong) = (VecDeque::new(), None);
     let first_seq = segment.first_seq;
+    let mut last_batch = None;
     let scanned = scan::scan(file, segment.bytes, first_seq, None, |frame, offset, chain| {
         let point = Point { segment: first_seq, offset, seq: frame.seq };
         push_newest(&mut points, point);
+        if frame.batch == frame.seq {
+            last_batch = Some(offset);
+        }
         segment.saw(frame.unix_ms);
         if wrong.is_none() {
             wrong = setup.anchors.contradict(chain).map(|why| (point, why));
         }
     })?;
-    Ok(Newest { scanned, points, wrong })
+    // Without a frame there is nothing to write: a header is made whole and synced before it has its name.
+    let last_batch = last_batch.unwrap_or(scanned.offset);
+    Ok(Newest { scanned, points, last_batch, wrong })
 }
 
-/// What is wrong with the segments before the newest, as far as can be told from the last frame of the one before it.
+/// What is wrong with the segments before the newest, as far as can be told from the last frame of the one before it; from all of that one
+/// where the newest has no frame yet that would not follow a changed header.
 fn prior_damage(
     directory: &dyn Directory,
     older: &[Segment],
@@ -140,7 +170,7 @@ fn prior_damage(
         let at = Point { segment: first, offset: 0, seq: 0 };
         return Ok(Some((at, "the segments before this one are missing".into())));
     }
-    let (Some(before), Some(_)) = (older.last(), &scanned.chain) else {
+    let (Some(before), Some(chain)) = (older.last(), &scanned.chain) else {
         return Ok(None);
     };
     let mut last = [0; 32];
@@ -149,7 +179,13 @@ fn prior_damage(
     };
     let file = Lenient::new(directory.open(&segment_name(before.first_seq))?);
     scan::read_full(&file, &mut last, offset)?;
-    let follows = previous_of(directory, newest)? == Some(Digest(last));
+    let mut follows = previous_of(directory, newest)? == Some(Digest(last));
+    if follows && chain.seq() == newest {
+        let before = scan::scan(&file, before.bytes, before.first_seq, None, |_, _, _| {})?;
+        // What is wrong in that segment itself, its check tells at its place.
+        follows = before.broken.is_some()
+            || before.chain.is_none_or(|before| before.next_header() == chain.next_header());
+    }
     Ok((!follows).then(|| (at, "this segment does not follow the last frame of the one before it".into())))
 }
 

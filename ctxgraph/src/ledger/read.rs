@@ -13,7 +13,7 @@ use std::io;
 
 use super::head::{Segment, Shared, push_newest};
 use super::scan::{self, Frames, Point, Window};
-use super::storage::{Lenient, Storage};
+use super::storage::{Lenient, Storage, is_of_the_file};
 use super::{Ledger, ReadError};
 use ::ledger::frame::{self, Frame, FrameError, SegmentHeader};
 
@@ -216,7 +216,7 @@ impl Ledger {
 }
 
 /// Hands on the frames between two points that are whole in themselves and in the order of their seqs, with their places, until `sink` says stop.
-/// Returns the point after the last one that was handed on and wanted more.
+/// Returns the point after the last one that was handed on and wanted more; `end` where none is left.
 fn walk(
     shared: &Shared,
     segments: &[Segment],
@@ -229,7 +229,7 @@ fn walk(
     for segment in segments.iter().filter(between) {
         let first_seq = segment.first_seq;
         let file = match shared.open(first_seq) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // verify tells
+            Err(error) if is_of_the_file(&error) => continue, // verify tells
             file => Lenient::new(file?),
         };
         let length = if first_seq == end.segment { end.offset } else { segment.bytes };
@@ -240,13 +240,14 @@ fn walk(
                 continue;
             }
             let goes_on = sink(&frame, Point { segment: first_seq, offset, seq: frame.seq });
-            at = Point { segment: first_seq, offset: frames.offset(), seq: frame.seq + 1 };
+            at = Point { segment: first_seq, offset: frames.offset(), seq: frame.seq.saturating_add(1) };
             if !goes_on {
                 return Ok(at);
             }
         }
     }
-    Ok(at)
+    // Where the last frames are not whole there is nothing more to wait for at their place.
+    Ok(if at.seq < end.seq { end } else { at })
 }
 
 fn read_frame(file: &dyn Storage, offset: u64) -> io::Result<Result<Frame, FrameError>> {
@@ -270,6 +271,12 @@ struct Outline<'a> {
     agent: Option<AgentName>,
     #[serde(default)]
     instance: Option<Instance>,
+    /// `agent NAME` where an agent wrote to another's memory.
+    #[serde(default, borrow)]
+    writer: Option<Cow<'a, str>>,
+    /// `forgotten by agent NAME` where it let something of another's be forgotten.
+    #[serde(default, borrow)]
+    why: Option<Cow<'a, str>>,
 }
 
 fn is_asked(asked: &LedgerQuery, frame: &Frame) -> bool {
@@ -285,9 +292,16 @@ fn is_asked(asked: &LedgerQuery, frame: &Frame) -> bool {
     let of_agent = |agent: &AgentName| {
         outline.agent.as_ref() == Some(agent)
             || outline.instance.as_ref().is_some_and(|instance| instance.agent == *agent)
+            || is_agent(outline.writer.as_deref(), agent)
+            || is_agent(outline.why.as_deref().and_then(|why| why.strip_prefix("forgotten by ")), agent)
     };
     asked.agent.as_ref().is_none_or(of_agent)
         && (asked.events.is_empty() || asked.events.iter().any(|event| *event == outline.event))
+}
+
+/// Whether an author, in words, is this agent.
+fn is_agent(author: Option<&str>, agent: &AgentName) -> bool {
+    author.and_then(|author| author.strip_prefix("agent ")).is_some_and(|name| name == agent.as_str())
 }
 
 /// The event in a frame; none if its kind is of a later version of NullBox.

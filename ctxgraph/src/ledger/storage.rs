@@ -51,6 +51,13 @@ pub fn segments(directory: &dyn Directory) -> io::Result<Vec<u64>> {
     Ok(found)
 }
 
+/// Whether a file that is not opened is itself the reason, and not that the process has no descriptor or no memory for it.
+pub fn is_of_the_file(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let wanting = [Errno::MFILE, Errno::NFILE, Errno::NOMEM].map(Errno::raw_os_error);
+    error.raw_os_error().is_none_or(|errno| !wanting.contains(&errno))
+}
+
 /// Makes a segment with these first bytes, durably, and whole or not at all. To make it again after a failure is the same.
 pub fn make_segment(
     directory: &dyn Directory,
@@ -130,9 +137,18 @@ impl Storage for Lenient {
     }
 }
 
-/// A file in the file system.
+/// A file in the file system; none to write to where that is read-only.
 #[derive(Debug)]
-struct RealFile(File);
+struct RealFile {
+    file: File,
+    writable: bool,
+}
+
+impl RealFile {
+    fn to_write(&self) -> io::Result<&File> {
+        self.writable.then_some(&self.file).ok_or(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+}
 
 /// A directory in the file system.
 #[derive(Debug)]
@@ -148,6 +164,12 @@ impl RealDirectory {
             }
         }
         Ok(RealDirectory(path.into()))
+    }
+
+    /// A file that cannot be written.
+    pub(super) fn read_only(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
+        let file = File::open(self.0.join(name))?;
+        Ok(Arc::new(RealFile { file, writable: false }))
     }
 }
 
@@ -166,10 +188,17 @@ impl Directory for RealDirectory {
         Ok(names)
     }
     fn open(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
-        Ok(Arc::new(RealFile(options().open(self.0.join(name))?)))
+        let path = self.0.join(name);
+        let file = match options().open(&path) {
+            // After an error the kernel may have made the file system read-only: what is there is read all the same.
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => return self.read_only(name),
+            file => file?,
+        };
+        Ok(Arc::new(RealFile { file, writable: true }))
     }
     fn make(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
-        Ok(Arc::new(RealFile(options().create(true).truncate(true).open(self.0.join(name))?)))
+        let file = options().create(true).truncate(true).open(self.0.join(name))?;
+        Ok(Arc::new(RealFile { file, writable: true }))
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         std::fs::rename(self.0.join(from), self.0.join(to))
@@ -181,19 +210,19 @@ impl Directory for RealDirectory {
 
 impl Storage for RealFile {
     fn length(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
     fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
-        FileExt::read_at(&self.0, out, offset)
+        FileExt::read_at(&self.file, out, offset)
     }
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_all_at(bytes, offset)
+        self.to_write()?.write_all_at(bytes, offset)
     }
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.to_write()?.sync_data()
     }
     fn cut(&self, length: u64) -> io::Result<()> {
-        self.0.set_len(length)?;
-        self.0.sync_all()
+        self.to_write()?.set_len(length)?;
+        self.file.sync_all()
     }
 }

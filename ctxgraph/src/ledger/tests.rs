@@ -195,6 +195,139 @@ fn a_power_cut_at_any_operation_loses_nothing_acknowledged_and_damages_nothing()
 }
 
 #[test]
+fn frames_that_were_seen_and_never_synced_are_durable_once_they_were_built_on() {
+    let mut random = Random::new();
+    let (bytes, receipts) = written(6);
+    let starts = starts(&bytes);
+    for kept in 1..6 {
+        for _ in 0..4 {
+            // Killed between write and sync: the next start sees all six.
+            let handle = Handle::of(0, bytes[..starts[kept]].to_vec());
+            handle.note(0, &bytes[starts[kept]..]);
+            let ledger = open_small(&handle);
+            assert_eq!(ledger.durable().seq, 6);
+            let signed = ledger.snapshot().unwrap();
+            wait_until("a full segment is followed by another", || {
+                storage::segments(&handle).unwrap().len() > 1
+            });
+            let left = handle.image().after_power_cut(&mut random);
+            drop(ledger);
+            assert_eq!(first_wrong(&left), None, "{kept} had been synced");
+            let anchors = Anchors { witness: None, checkpoint: Some((signed.size, signed.root)) };
+            let ledger = Ledger::open(Box::new(left), Setup { anchors, ..setup(SMALL) }).unwrap();
+            assert_eq!(ledger.health(), Ok(()), "what was signed is there");
+            assert_eq!(ledger.snapshot().unwrap().head, Some(receipts[5].digest));
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_takes_nothing_at_the_start_is_read_and_tried_again() {
+    let (bytes, receipts) = written(4);
+    for length in [bytes.len(), bytes.len() - 3] {
+        let handle = Handle::of(0, bytes[..length].to_vec());
+        handle.0.fails.store(true, Ordering::SeqCst);
+        let ledger = open(&handle);
+        assert!(matches!(ledger.append(Source::Root, &[event(9)], true), Err(AppendError::Disk(_))));
+        let whole = receipts.len() - usize::from(length < bytes.len());
+        assert_eq!(digests(&ledger).len(), whole, "reads go on");
+        assert_eq!(ledger.verify().unwrap().broken, None);
+        handle.0.fails.store(false, Ordering::SeqCst);
+        wait_until("it works again", || ledger.append(Source::Root, &[event(9)], true).is_ok());
+        assert_eq!(ledger.verify().unwrap().broken, None);
+        drop(ledger);
+        assert_eq!(first_wrong(&handle), None);
+    }
+}
+
+#[test]
+fn a_file_on_a_read_only_file_system_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = storage::RealDirectory::open_or_create(directory.path()).unwrap();
+    let (bytes, _) = written(3);
+    std::fs::write(directory.path().join(storage::segment_name(0)), &bytes).unwrap();
+    let shown = storage::RealDirectory::open_or_create(directory.path()).unwrap();
+    let file = shown.read_only(&storage::segment_name(0)).unwrap();
+    let mut read = vec![0; bytes.len()];
+    assert_eq!(scan::read_full(file.as_ref(), &mut read, 0).unwrap(), bytes.len());
+    assert_eq!(read, bytes);
+    for refused in [file.write_at(b"x", 0), file.sync(), file.cut(0)] {
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+    }
+    assert_eq!(Ledger::open(Box::new(files), setup(SMALL)).unwrap().durable().seq, 3);
+}
+
+#[test]
+fn a_follower_goes_on_beyond_a_last_event_that_is_rotten() {
+    let handle = Handle::empty();
+    let ledger = open(&handle);
+    (0..4).for_each(|n| drop(ledger.append(Source::Root, &[event(n)], true).unwrap()));
+    let bytes = handle.file(0);
+    handle.flip(0, bytes.len() - 1);
+    let mut told = Vec::new();
+    let next = ledger
+        .read_from(ledger.point_of(0), |recorded| {
+            told.push(recorded.seq);
+            true
+        })
+        .unwrap();
+    assert_eq!((told, next), (vec![0, 1, 2], ledger.durable()), "there is nothing to ask for again");
+}
+
+#[test]
+fn a_segment_that_cannot_be_opened_is_damage_and_hides_nothing_else() {
+    let (handle, receipts) = several(20);
+    let segments = storage::segments(&handle).unwrap();
+    for (at, segment) in segments.iter().enumerate().take(segments.len() - 1) {
+        let handle = handle.snapshot();
+        *handle.0.unopenable.lock().unwrap() = Some(*segment);
+        let broken = first_wrong(&handle).expect("found");
+        assert_eq!((broken.segment, broken.seq), (*segment, *segment), "{broken:?}");
+        assert!(broken.why.contains("cannot be opened"), "{}", broken.why);
+        let ledger = open_small(&handle);
+        wait_until("the start or the check after it finds it", || ledger.health().is_err());
+        assert_eq!(ledger.verify().unwrap().broken.unwrap().seq, *segment);
+        let left: Vec<u64> = digests(&ledger).into_keys().collect();
+        let lost = *segment..segments[at + 1];
+        let whole: Vec<u64> = (0..receipts.len() as u64).filter(|seq| !lost.contains(seq)).collect();
+        assert_eq!(left, whole);
+    }
+}
+
+#[test]
+fn a_changed_header_without_frames_is_found_at_the_start() {
+    let (handle, _) = several(10);
+    let (head, _) = open::read(&handle.snapshot(), &setup(SMALL)).unwrap();
+    let (seq, header) = (head.durable.chain.seq(), head.durable.chain.next_header().encode());
+    drop(head);
+    assert_eq!(open_small(&handle.with(seq, header.clone())).health(), Ok(()));
+    for at in 0..header.len() {
+        let mut changed = header.clone();
+        changed[at] ^= 1;
+        let ledger = open_small(&handle.with(seq, changed));
+        let Err(AppendError::Damaged(broken)) = ledger.append(Source::Root, &[event(1)], true) else {
+            panic!("byte {at}: taken");
+        };
+        assert_eq!((broken.segment, broken.offset), (seq, 0), "byte {at}");
+    }
+}
+
+#[test]
+fn the_check_after_the_start_names_a_lost_last_event_of_the_last_older_segment() {
+    let (handle, _) = several(14);
+    let segments = storage::segments(&handle).unwrap();
+    let (last, newest) = (segments[segments.len() - 2], segments[segments.len() - 1]);
+    let mut bytes = handle.file(last);
+    // In its body: the digest, which the next header has, stays.
+    let at = *starts(&bytes).last().unwrap() + frame::HEAD_BYTES + 2;
+    bytes[at] ^= 1;
+    let ledger = open_small(&handle.with(last, bytes));
+    wait_until("found", || ledger.health().is_err());
+    let Err(AppendError::Damaged(broken)) = ledger.health() else { panic!() };
+    assert_eq!((broken.seq, broken.lost), (newest - 1, format!("events {}", newest - 1)));
+}
+
+#[test]
 fn every_flipped_byte_of_several_segments_is_found_where_it_is() {
     let (handle, _) = several(10);
     let segments = storage::segments(&handle).unwrap();
@@ -315,9 +448,11 @@ fn a_torn_tail_is_cut_at_every_length_and_recorded() {
         let ledger = open_small(&handle);
         let (events, _) = ledger.tail(10, 1 << 20).unwrap();
         let whole = receipts.iter().take_while(|r| events.iter().any(|e| e.digest == r.digest)).count();
+        // A frame ends where the next begins, and the last where the file did.
+        let ends = starts(&bytes).into_iter().skip(1).filter(|end| *end <= length).count();
         let cut = events.iter().filter(|e| matches!(e.event, Event::LedgerCut { .. })).count();
         assert_eq!(events.len(), whole + cut);
-        assert!(whole as u64 >= newest);
+        assert_eq!(whole as u64, newest + ends as u64, "cut to {length}");
         assert_eq!(ledger.verify().unwrap().broken, None);
         assert!(ledger.append(Source::Root, &[event(5)], true).is_ok());
     }
@@ -392,8 +527,14 @@ fn reordered_spliced_replayed_and_removed_frames_are_found() {
         let handle = Handle::of(0, changed);
         assert_eq!(first_wrong(&handle).expect(name).seq, seq, "{name}");
         let ledger = open(&handle);
-        let told: Vec<u64> = digests(&ledger).into_keys().collect();
-        assert!(told.is_sorted(), "{name}");
+        let mut told = Vec::new();
+        ledger
+            .read_from(ledger.point_of(0), |recorded| {
+                told.push(recorded.seq);
+                true
+            })
+            .unwrap();
+        assert!(told.is_sorted_by(|one, next| one < next), "{name}: {told:?}");
     }
 }
 
@@ -485,6 +626,34 @@ fn a_query_finds_by_agent_kind_source_and_time() {
     let reads = handle.reads();
     assert_eq!(ask(past).len(), 0);
     assert_eq!(handle.reads(), reads, "no segment is read whose time is known to be another");
+}
+
+#[test]
+fn a_query_by_agent_finds_what_it_did_to_others() {
+    let ledger = open(&Handle::empty());
+    let (agent, entry) = (|name: &str| name.parse::<abi::ids::AgentName>().unwrap(), Digest([1; 32]));
+    let written = |owner, writer: Option<&str>| {
+        let (agent, writer) = (agent(owner), writer.map(str::to_owned));
+        Event::MemoryWritten { agent, key: "k".into(), entry, writer }
+    };
+    let forgotten = |owner, why: &str| Event::MemoryForgotten {
+        agent: agent(owner),
+        key: "k".into(),
+        entry,
+        why: why.into(),
+    };
+    let events = [
+        written("a", None),
+        written("b", Some("agent a")),
+        written("b", Some("agent ab")),
+        written("b", Some("operator a")),
+        forgotten("b", "forgotten by agent a"),
+        forgotten("b", "forgotten by operator a"),
+    ];
+    ledger.append(Source::Service(abi::identity::Service::Ctxgraph), &events, true).unwrap();
+    let asked = abi::control::LedgerQuery { agent: Some(agent("a")), ..Default::default() };
+    let found = ledger.query(&asked, 1 << 20).unwrap();
+    assert_eq!(found.events.iter().map(|event| event.seq).collect::<Vec<_>>(), [0, 1, 4]);
 }
 
 #[test]

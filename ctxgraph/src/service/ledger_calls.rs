@@ -2,7 +2,7 @@
 //!
 //! Must never: let a reader of the ledger slow a writer of it.
 
-use abi::control::{LedgerPage, LedgerQuery, LedgerTail};
+use abi::control::{LedgerPage, LedgerQuery, LedgerTail, Nothing};
 use abi::door::{Call, Outcome};
 use abi::ledger::Append;
 use abi::rpc::{Code, RpcError};
@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::proof_calls::Reader;
 use super::{Ctxgraph, result};
 use crate::ledger::scan::Point;
 use crate::ledger::{AppendError, ReadError};
@@ -22,7 +23,7 @@ use ::ledger::frame::Source;
 pub(super) fn answer(service: &Ctxgraph, call: Call<'_>) -> Result<Outcome, RpcError> {
     match call.request.method.as_str() {
         "ledger.append" => service.append(&call),
-        "ledger.verify" => result(service.ledger.verify().map_err(unreadable)?),
+        "ledger.verify" => service.verify(&call),
         "ledger.tail" => service.tail(call),
         "ledger.query" => service.query(&call),
         "ledger.checkpoint" => service.checkpoint(&call),
@@ -39,6 +40,12 @@ impl Ctxgraph {
         let source = Source::of(call.caller, &event);
         let receipts = self.ledger.append(source, &[event], durable).map_err(|error| no_receipt(&error))?;
         result(receipts.first())
+    }
+
+    fn verify(&self, call: &Call<'_>) -> Result<Outcome, RpcError> {
+        let Nothing {} = call.request.params()?;
+        let _place = Reader::take(&self.readers)?;
+        result(self.ledger.verify().map_err(unreadable)?)
     }
 
     fn tail(&self, mut call: Call<'_>) -> Result<Outcome, RpcError> {

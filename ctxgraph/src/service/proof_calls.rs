@@ -14,7 +14,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::ledger_calls::{no_receipt, unreadable};
 use super::{Ctxgraph, result};
@@ -83,7 +83,8 @@ impl Ctxgraph {
         call.connection.stream().set_write_timeout(Some(stall)).map_err(|error| gone(&error))?;
         let head = export::head(&checkpoint, notary.signer());
         let total = head.len() as u64 + segments.iter().map(|(_, bytes)| bytes).sum::<u64>();
-        let mut out = Stream { call: &mut call, hash: Sha256::new(), bytes: 0, told: 0, total };
+        let begun = Instant::now();
+        let mut out = Stream { call: &mut call, hash: Sha256::new(), bytes: 0, told: 0, total, begun };
         let sent = out.send(head.as_bytes()).and_then(|()| {
             segments.iter().try_for_each(|(first_seq, bytes)| self.send_segment(&mut out, *first_seq, *bytes))
         });
@@ -164,6 +165,7 @@ struct Stream<'a, 'b> {
     bytes: u64,
     told: u64,
     total: u64,
+    begun: Instant,
 }
 
 impl Stream<'_, '_> {
@@ -173,6 +175,9 @@ impl Stream<'_, '_> {
         self.bytes += bytes.len() as u64;
         let chunk = MemoryChunk { data: STANDARD.encode(bytes) };
         self.call.notify("output", json!(chunk)).map_err(io::Error::other)?;
+        if is_too_slow(self.bytes, self.begun.elapsed()) {
+            return Err(io::Error::other("the reader is too slow"));
+        }
         if self.bytes >= self.told + PROGRESS_EVERY_BYTES {
             self.told = self.bytes;
             let progress =
@@ -183,17 +188,24 @@ impl Stream<'_, '_> {
     }
 }
 
+/// Whether an export has taken too long for its bytes. A reader that takes a little before each stall would keep its place for ever.
+fn is_too_slow(bytes: u64, taken: Duration) -> bool {
+    let due = taken.as_secs().saturating_sub(limits::LEDGER_EXPORT_GRACE_S);
+    bytes < due.saturating_mul(limits::LEDGER_EXPORT_BYTES_PER_S_MIN)
+}
+
 /// A place among those that read the ledger as a whole.
-struct Reader<'a>(&'a AtomicUsize);
+pub(super) struct Reader<'a>(&'a AtomicUsize);
 
 impl<'a> Reader<'a> {
-    fn take(count: &'a AtomicUsize) -> Result<Reader<'a>, RpcError> {
+    pub(super) fn take(count: &'a AtomicUsize) -> Result<Reader<'a>, RpcError> {
         let reader = Reader(count);
         if count.fetch_add(1, Ordering::Relaxed) >= limits::LEDGER_READERS_MAX {
-            return Err(RpcError::new(Code::LIMIT, "enough proofs and exports are under way").explained(
-                format!("each reads the whole ledger: {} at a time", limits::LEDGER_READERS_MAX),
-                "try again when one is done",
-            ));
+            return Err(RpcError::new(Code::LIMIT, "enough proofs, exports and checks are under way")
+                .explained(
+                    format!("each reads the whole ledger: {} at a time", limits::LEDGER_READERS_MAX),
+                    "try again when one is done",
+                ));
         }
         Ok(reader)
     }
@@ -202,5 +214,20 @@ impl<'a> Reader<'a> {
 impl Drop for Reader<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_export_goes_on_only_as_fast_as_the_slowest_allowed_reader() {
+        let at = |bytes, seconds| is_too_slow(bytes, Duration::from_secs(seconds));
+        let (grace, rate) = (limits::LEDGER_EXPORT_GRACE_S, limits::LEDGER_EXPORT_BYTES_PER_S_MIN);
+        assert!(!at(0, grace), "a stall ends it before");
+        assert!(at(0, grace + 1) && at(rate - 1, grace + 1) && !at(rate, grace + 1));
+        assert!(!at(rate * 100_000, grace + 100_000), "a long ledger takes its time");
+        assert!(at(u64::MAX - 1, u64::MAX));
     }
 }

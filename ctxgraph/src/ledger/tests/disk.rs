@@ -44,6 +44,8 @@ pub struct Disk {
     sync_ms: u64,
     /// A file's bytes that cannot be read: its segment and their offsets.
     pub unreadable: Mutex<Option<(u64, std::ops::Range<u64>)>>,
+    /// A segment that cannot be opened.
+    pub unopenable: Mutex<Option<u64>>,
     reads: AtomicU64,
     bytes_read: AtomicU64,
     watched: bool,
@@ -126,6 +128,17 @@ impl Handle {
     pub fn file(&self, first_seq: u64) -> Vec<u8> {
         let state = self.0.state.lock().unwrap();
         state.files[state.seen[&segment_name(first_seq)]].seen.clone()
+    }
+
+    /// Writes to the end of a segment, and nobody syncs.
+    pub fn note(&self, first_seq: u64, bytes: &[u8]) {
+        let length = self.file(first_seq).len() as u64;
+        self.open(&segment_name(first_seq)).unwrap().write_at(bytes, length).unwrap();
+    }
+
+    /// The disk of now.
+    pub fn image(&self) -> Image {
+        Image { state: self.0.state.lock().unwrap().clone(), acknowledged: Vec::new() }
     }
 
     pub fn flip(&self, first_seq: u64, index: usize) {
@@ -216,6 +229,9 @@ impl Directory for Handle {
         Ok(self.0.state.lock().unwrap().seen.keys().cloned().collect())
     }
     fn open(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
+        if self.0.unopenable.lock().unwrap().is_some_and(|segment| segment_name(segment) == name) {
+            return failed();
+        }
         match self.0.state.lock().unwrap().seen.get(name) {
             Some(id) => Ok(Arc::new(Opened(self.0.clone(), *id))),
             None => Err(io::ErrorKind::NotFound.into()),
