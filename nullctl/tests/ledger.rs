@@ -148,13 +148,13 @@ fn export_proofs_and_checkpoints_hold_without_the_node() {
     assert!(said["segments"].as_u64() > Some(1), "{said}");
     let said = good(verify(&["--proof", &event]));
     assert!(said.contains("agent_ready") && said.contains("ledger of 28 events"), "{said}");
-    assert_eq!(json(verify(&["--proof", &event, "--since", &old, "--json"]))["event"]["seq"], 3);
+    assert_eq!(json(verify(&["--proof", &event, "--json"]))["event"]["seq"], 3);
     assert_eq!(good(verify(&["--proof", &goes_on, "--since", &old])), "28 events go on from 13\n");
     // The same from the export alone.
-    for wanted in [&["3"][..], &["--since", &old]] {
+    for (wanted, since) in [(&["3"][..], &[][..]), (&["--since", &old], &["--since", &old])] {
         let proof = node.at("from-export");
         good(off(&[&["prove", "--export", &export, "-o", &proof, "--force"], wanted, &key].concat()));
-        good(verify(&["--proof", &proof, "--since", &old]));
+        good(verify(&[&["--proof", &proof], since].concat()));
     }
     assert_eq!(off(&[&["prove", "28", "--export", &export][..], &key].concat()).status, 5);
 }
@@ -186,19 +186,22 @@ fn what_was_changed_does_not_hold_and_the_place_is_told() {
         ("a changed proof", &["--proof", &changed_proof, "--key", &key]),
         ("a proof and a stranger's key", &["--proof", &event, "--key", stranger]),
         ("a checkpoint and a stranger's key", &["--proof", &event, "--key", stranger, "--since", &old]),
-        ("a proof older than the checkpoint", &["--proof", &event, "--key", &key, "--since", &old]),
         ("no proof", &["--proof", &export, "--key", &key]),
     ] {
         let ran = off(&[&["verify"], arguments].concat());
         assert_eq!(ran.status, 1, "{case}: {}{}", ran.out, ran.err);
         assert_eq!(ran.out, "", "{case}");
     }
+    let ran = off(&["prove", "--export", &export, "--since", &old, "--key", &key]);
+    assert_eq!(ran.status, 1, "an export that is older than the checkpoint: {}", ran.err);
+    assert!(ran.err.contains("set back"), "{}", ran.err);
     for arguments in [
         &["verify", "--export", &export][..],
         &["verify", "--export", &export, "--key", "x"],
         &["verify", "--export", "/nonexistent", "--key", &key],
         &["verify", "--export", &export, "--proof", &event],
         &["verify", "--since", &old],
+        &["verify", "--proof", &event, "--key", &key, "--since", &old],
         &["prove"],
         &["prove", "x"],
         &["prove", "3", "--since", &old],

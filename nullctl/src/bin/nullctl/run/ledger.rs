@@ -116,7 +116,7 @@ pub fn verify(context: &Context, given: &Arguments) -> Result<u8, Failure> {
                 broken.lost
             ),
             "each event's digest covers all before it",
-            "keep the disk as evidence; what stands before that byte is sound",
+            "keep the disk as evidence; what stands before that byte holds together, but only what a checkpoint kept elsewhere covers is known to be right",
         )),
     }
 }

@@ -91,12 +91,15 @@ pub fn verify_proof(context: &Context, given: &Arguments, path: &str) -> Result<
         let said = format!("{} events go on from {}\n", checkpoint.size, since.size);
         return tell(context, about(&checkpoint), &said);
     }
+    if since.is_some() {
+        return Err(Failure::usage(
+            "--since with the proof of an event, which shows nothing of an older ledger",
+            "check it without; `nullctl ledger prove --since FILE` fetches a proof that the ledger goes on",
+        ));
+    }
     let proof: Proof = serde_json::from_value(value).map_err(|error| wrong(error.to_string()))?;
     let (frame, checkpoint) =
         statement::check_inclusion(&proof, &key).map_err(|error| wrong(error.to_string()))?;
-    if let Some(since) = &since {
-        can_go_on(since, &checkpoint).map_err(|error| wrong(error.to_string()))?;
-    }
     let mut said = about(&checkpoint);
     said["event"] = json!(recorded(&frame));
     let signed = format!(
@@ -121,7 +124,9 @@ pub fn prove(context: &Context, given: &Arguments, path: &str, wanted: &Wanted) 
     let (seq, since) = match wanted {
         Wanted::Event(seq) => (Some(*seq), None),
         Wanted::Since(note) => {
-            (None, Some(Checkpoint::open(note, &key).map_err(|error| wrong_checkpoint(&error))?))
+            let since = Checkpoint::open(note, &key).map_err(|error| wrong_checkpoint(&error))?;
+            can_go_on(&since, &checkpoint).map_err(|error| broken(path, error).0)?;
+            (None, Some(since))
         }
     };
     let pass = match (seq, &since) {
@@ -252,7 +257,7 @@ fn broken(path: &str, error: ExportError) -> Broken {
         status::FAILED,
         format!("{}: {error}", visible(path)),
         "each event's digest covers all before it, and the ledger's key has signed the last",
-        "what stands before that place is sound; keep the file, and compare with an earlier export or checkpoint",
+        "what stands before that place holds together, but only what an older checkpoint (--since) covers is known to be right; keep the file, and compare with an earlier export",
     );
     (failure, Some(said))
 }
