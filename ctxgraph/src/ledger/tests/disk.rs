@@ -17,6 +17,8 @@ const BLOCK: usize = 512;
 struct File {
     seen: Vec<u8>,
     durable: Vec<u8>,
+    /// A sync has failed: the kernel takes what is seen for written, until it is written again.
+    dropped: bool,
 }
 
 #[derive(Default, Clone)]
@@ -107,7 +109,7 @@ impl Handle {
     pub fn with(&self, first_seq: u64, bytes: Vec<u8>) -> Handle {
         let mut state = self.0.state.lock().unwrap().clone();
         let id = state.files.len();
-        state.files.push(File { seen: bytes.clone(), durable: bytes });
+        state.files.push(File { seen: bytes.clone(), durable: bytes, dropped: false });
         state.seen.insert(segment_name(first_seq), id);
         state.durable = state.seen.clone();
         Handle::from(state)
@@ -134,6 +136,13 @@ impl Handle {
     pub fn note(&self, first_seq: u64, bytes: &[u8]) {
         let length = self.file(first_seq).len() as u64;
         self.open(&segment_name(first_seq)).unwrap().write_at(bytes, length).unwrap();
+    }
+
+    /// As after a sync of a segment that failed.
+    pub fn drop_unsynced(&self, first_seq: u64) {
+        let mut state = self.0.state.lock().unwrap();
+        let id = state.seen[&segment_name(first_seq)];
+        state.files[id].dropped = true;
     }
 
     /// The disk of now.
@@ -170,7 +179,7 @@ impl Image {
         let mut state = State::default();
         for file in &self.state.files {
             let left = torn(file, random);
-            state.files.push(File { seen: left.clone(), durable: left });
+            state.files.push(File { seen: left.clone(), durable: left, dropped: false });
         }
         let names: BTreeSet<&String> = self.state.seen.keys().chain(self.state.durable.keys()).collect();
         for name in names {
@@ -298,6 +307,7 @@ impl Storage for Opened {
         let fails = self.0.operation(&state);
         let kept = if fails { bytes.len() / 2 } else { bytes.len() };
         let end = offset as usize + kept;
+        state.files[self.1].dropped = false;
         let seen = &mut state.files[self.1].seen;
         if seen.len() < end {
             seen.resize(end, 0);
@@ -312,7 +322,9 @@ impl Storage for Opened {
             return failed();
         }
         let file = &mut state.files[self.1];
-        file.durable = file.seen.clone();
+        if !file.dropped {
+            file.durable = file.seen.clone();
+        }
         self.0.syncs.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
