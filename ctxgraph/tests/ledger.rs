@@ -211,6 +211,53 @@ fn only_one_service_works_on_a_state() {
     assert!(Node::try_start(directory.path()).is_none());
 }
 
+/// A file system of its own for the state.
+struct Mounted<'a>(&'a Path);
+
+impl Mounted<'_> {
+    fn run(program: &str, arguments: &[&str], on: &Path) -> bool {
+        let said = std::process::Command::new(program).args(arguments).arg(on).output();
+        said.is_ok_and(|said| said.status.success())
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        assert!(Mounted::run("umount", &["-l"], self.0));
+    }
+}
+
+#[test]
+fn of_a_file_system_that_has_become_read_only_the_ledger_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    if !Mounted::run("mount", &["-t", "tmpfs", "none"], &state) {
+        return; // only root mounts
+    }
+    let _mounted = Mounted(&state);
+    let node = Node::start(directory.path());
+    call(&mut node.service(Service::Egress), "ledger.append", append(1, true)).unwrap();
+    node.kill();
+    // With a torn tail, which cannot be cut either.
+    for torn in [false, true] {
+        if torn {
+            assert!(Mounted::run("mount", &["-o", "remount,rw"], &state));
+            let path = segment(directory.path());
+            let bytes = std::fs::read(&path).unwrap();
+            std::fs::write(&path, [&bytes, &bytes[96..150]].concat()).unwrap();
+        }
+        assert!(Mounted::run("mount", &["-o", "remount,ro"], &state));
+        let node = Node::start(directory.path());
+        let page = call(&mut node.operator(), "ledger.tail", json!({})).unwrap();
+        assert_eq!(page["events"].as_array().unwrap().len(), 2);
+        let refused = call(&mut node.service(Service::Egress), "ledger.append", append(2, true)).unwrap_err();
+        assert!(refused.message.contains("disk failed"), "{refused}");
+        assert!(Node::try_start(directory.path()).is_none(), "the lock holds there too");
+        node.kill();
+    }
+}
+
 #[test]
 fn a_damaged_ledger_stops_writes_names_the_place_and_memory_is_still_read() {
     let directory = tempfile::tempdir().unwrap();
