@@ -12,6 +12,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::open;
 use super::scan::Point;
 use super::storage::{Directory, Storage, make_segment, segment_name};
 use super::{AppendError, Snapshot};
@@ -119,6 +120,8 @@ pub(super) struct Head {
     pub(super) urgent: bool,
     /// Counts the failures; a receipt from before a failure is void.
     pub(super) failures: u64,
+    /// Where the batch begins that could not be made durable at the start.
+    pub(super) unsettled: Option<u64>,
     pub(super) health: Health,
     /// Places of the newest durable frames, for `ledger.tail`.
     pub(super) newest: VecDeque<Point>,
@@ -303,17 +306,20 @@ impl Shared {
 
     /// Cuts what a failed batch left behind; then events are taken again.
     fn repair(&self) -> MutexGuard<'_, Head> {
-        let (file, offset) = {
+        let (file, offset, unsettled) = {
             let head = self.lock();
-            (head.file.clone(), head.durable.offset)
+            (head.file.clone(), head.durable.offset, head.unsettled)
         };
-        let outcome = file.cut(offset).and_then(|()| file.sync());
+        let outcome = file.cut(offset).and_then(|()| match unsettled {
+            Some(from) => open::settle(self.directory.as_ref(), file.as_ref(), from, offset),
+            None => file.sync(),
+        });
         let mut head = self.lock();
         if matches!(head.health, Health::Failed(_)) {
             match outcome {
                 Ok(()) => {
                     log::info("ledger_disk_works_again", &[("seq", &head.durable.chain.seq())]);
-                    head.health = Health::Good;
+                    (head.health, head.unsettled) = (Health::Good, None);
                 }
                 Err(error) => head.health = Health::Failed(error.to_string()),
             }

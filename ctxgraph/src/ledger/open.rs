@@ -48,14 +48,13 @@ pub(super) fn read(directory: &dyn Directory, setup: &Setup) -> Result<(Head, Ta
         Tail::Damaged(why) => wrong = Some((end, why.clone())),
     }
     let damaged = wrong.is_some();
-    if !damaged && failed.is_none() {
-        failed = settle(directory, file.as_ref(), read.last_batch, end.offset).err();
-    }
-    let mut points = read.points;
     let (health, readable) = match wrong {
-        None => (health_after(failed), None),
+        None => {
+            let settled = || settle(directory, file.as_ref(), read.last_batch, end.offset).err();
+            (health_after(failed.or_else(settled)), None)
+        }
         Some((at, why)) => {
-            let (lost, readable) = salvage(&lenient, &newest, end, setup.anchors.size(), &mut points)?;
+            let (lost, readable) = salvage(&lenient, &newest, end, setup.anchors.size(), &mut read.points)?;
             let broken = Broken { seq: at.seq, segment: at.segment, offset: at.offset, why, lost };
             log_damage(&broken);
             newest.times = None;
@@ -82,8 +81,9 @@ pub(super) fn read(directory: &dyn Directory, setup: &Setup) -> Result<(Head, Ta
         batch: 0,
         urgent: false,
         failures: 0,
+        unsettled: matches!(health, Health::Failed(_)).then_some(read.last_batch),
         health,
-        newest: points,
+        newest: read.points,
     };
     head.goes_on_from(durable);
     Ok((head, if damaged { Tail::Whole } else { tail }))
@@ -91,7 +91,7 @@ pub(super) fn read(directory: &dyn Directory, setup: &Setup) -> Result<(Head, Ta
 
 /// Makes durable what was read: whoever wrote it may have died before its sync, or after a sync that failed, and then the kernel takes what it
 /// holds for written. So the last batch is written once more; all before it had been durable before it was written.
-fn settle(directory: &dyn Directory, file: &dyn Storage, from: u64, to: u64) -> io::Result<()> {
+pub(super) fn settle(directory: &dyn Directory, file: &dyn Storage, from: u64, to: u64) -> io::Result<()> {
     let mut last = vec![0; usize::try_from(to.saturating_sub(from)).map_err(io::Error::other)?];
     let read = scan::read_full(file, &mut last, from)?;
     file.write_at(last.get(..read).unwrap_or_default(), from)?;

@@ -227,8 +227,11 @@ fn frames_that_were_seen_and_never_synced_are_durable_once_they_were_built_on() 
 #[test]
 fn a_disk_that_takes_nothing_at_the_start_is_read_and_tried_again() {
     let (bytes, receipts) = written(4);
+    let synced = starts(&bytes)[2];
     for length in [bytes.len(), bytes.len() - 3] {
-        let handle = Handle::of(0, bytes[..length].to_vec());
+        let handle = Handle::of(0, bytes[..synced].to_vec());
+        handle.note(0, &bytes[synced..length]);
+        handle.drop_unsynced(0);
         handle.0.fails.store(true, Ordering::SeqCst);
         let ledger = open(&handle);
         assert!(matches!(ledger.append(Source::Root, &[event(9)], true), Err(AppendError::Disk(_))));
@@ -236,7 +239,12 @@ fn a_disk_that_takes_nothing_at_the_start_is_read_and_tried_again() {
         assert_eq!(digests(&ledger).len(), whole, "reads go on");
         assert_eq!(ledger.verify().unwrap().broken, None);
         handle.0.fails.store(false, Ordering::SeqCst);
-        wait_until("it works again", || ledger.append(Source::Root, &[event(9)], true).is_ok());
+        wait_until("it works again", || ledger.health().is_ok());
+        for _ in 0..8 {
+            let left = open(&handle.image().after_power_cut(&mut Random::new()));
+            assert!(digests(&left).len() >= whole, "what was read is durable before more is taken");
+        }
+        wait_until("events are taken", || ledger.append(Source::Root, &[event(9)], true).is_ok());
         assert_eq!(ledger.verify().unwrap().broken, None);
         drop(ledger);
         assert_eq!(first_wrong(&handle), None);
