@@ -277,7 +277,7 @@ pub const MEMORY_WRITES_WAITING_PER_AUTHOR_MAX: usize = 128;
 pub const MEMORY_SEQ_MAX: u64 = 1 << 48;
 /// Entries that one query looks at. Then: the page ends there with a cursor, however few it has.
 pub const MEMORY_QUERY_LOOKED_MAX: usize = 4096;
-/// Replaced values that retention looks at each time.
+/// Entries that retention, or a caller who forgets a key, looks at each time.
 pub const MEMORY_RETENTION_LOOKED_MAX: usize = 10_000;
 /// How long an agent's memory connection may be silent. Later: closed, the agent connects again.
 pub const MEMORY_IDLE_MS_MAX: u64 = 60 * 60 * 1000;
@@ -321,6 +321,9 @@ pub const MEMORY_WATCH_QUEUE_MAX: usize = 256;
 pub const MEMORY_TTL_SECS_MAX: u64 = 10 * 366 * 24 * 60 * 60;
 /// How often values whose time is over are forgotten.
 pub const MEMORY_FORGET_EVERY_MS: u64 = 10_000;
+/// Bytes of memory.db's write-ahead log beyond which the writer empties it, and how long it waits then for each reader that stands on it.
+pub const MEMORY_LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
+pub const MEMORY_LOG_WAIT_MS_MAX: u64 = 100;
 /// Bytes of a bundle or an export in one notification.
 pub const MEMORY_CHUNK_BYTES_MAX: usize = 32 * 1024;
 /// Hashes in one answer of `memory.hashes`, and in one `memory.export`.
@@ -337,6 +340,10 @@ pub const MEMORY_EXPORTS_MAX: usize = 2;
 pub const MEMORY_TRANSFER_STALL_MS_MAX: u64 = 60_000;
 /// How long an export may take: the write-ahead log grows meanwhile. Then: closed.
 pub const MEMORY_EXPORT_MS_MAX: u64 = 60 * 60 * 1000;
+/// Entries of a bundle that were forgotten and are stored in one transaction: their receipts fit one append.
+pub const MEMORY_IMPORT_FORGOTTEN_MAX: usize = 256;
+/// Heads that one write supersedes; the others stay until the next.
+pub const MEMORY_HEADS_SUPERSEDED_MAX: usize = 64;
 /// Heads of a key that an entry of a bundle may supersede.
 pub const MEMORY_HEADS_MAX: usize = 256;
 /// Newest entries that are read at start, before the service says it is ready.
@@ -456,6 +463,7 @@ const _: () =
     assert!(EXECS_PER_AGENT_MAX < GATE_CONNECTIONS_PER_KEY_MAX, "one key can have all execs of an agent");
 const _: () =
     assert!(GATE_CONNECTIONS_PER_KEY_MAX < GATE_CONNECTIONS_MAX, "one key cannot lock out the others");
+const _: () = assert!(MEMORY_HEADS_SUPERSEDED_MAX <= MEMORY_HEADS_MAX, "what a node writes, another takes");
 const _: () = assert!(MEMORY_MIB_MIN <= MEMORY_MIB_DEFAULT && MEMORY_MIB_DEFAULT <= MEMORY_MIB_MAX);
 const _: () = assert!(DISK_MIB_MIN <= DISK_MIB_DEFAULT && DISK_MIB_DEFAULT <= DISK_MIB_MAX);
 const _: () =

@@ -306,8 +306,8 @@ fn bounded(header: &Header) -> Result<(), String> {
         return Err("a key is 1 to 256 bytes without control characters".into());
     }
     // Later writes count on from here, and JSON keeps no integer beyond 2^53.
-    if header.seq.max(header.unix_ms) >= 1 << 52 {
-        return Err("`seq` and `unix_ms` are below 2^52".into());
+    if header.seq > limits::MEMORY_SEQ_MAX || header.unix_ms >= 1 << 52 {
+        return Err("`seq` is at most 2^48, and `unix_ms` below 2^52".into());
     }
     if header.labels.len() > limits::MEMORY_LABELS_MAX + 8 {
         return Err(format!("{} labels; a node writes fewer", header.labels.len()));

@@ -203,7 +203,8 @@ impl Memory {
         answered.recv().map_err(|_| MemoryError::Closed)
     }
 
-    /// Forgets the value of one entry, or of all entries of a key. The caller has decided that the author may.
+    /// Forgets the value of one entry, or of all entries of a key that are there when it begins. The caller has decided that the author
+    /// may. Each turn stands by itself; where one is refused, to ask again goes on.
     pub fn forget(&self, author: &Author, ask: &MemoryForget) -> Result<Forgot, MemoryError> {
         let what = match (&ask.hash, &ask.agent, &ask.key) {
             (Some(hash), _, None) => Forget::Entry(*hash),
@@ -211,7 +212,20 @@ impl Memory {
             _ => return Err(MemoryError::Target),
         };
         let why = format!("forgotten by {author}");
-        self.exclusively(author, move |store, ledger| writer::forget(store, ledger, &what, &why))?
+        let (mut all, mut from) = (Forgot { values: 0, bytes: 0 }, None);
+        loop {
+            // A turn of the author's for each transaction: others write in between.
+            let (what, why) = (what.clone(), why.clone());
+            let turn =
+                move |store: &mut Store, ledger: &Ledger| writer::forget(store, ledger, &what, from, &why);
+            let (forgot, next) = self.exclusively(author, turn)??;
+            all.values += forgot.values;
+            all.bytes += forgot.bytes;
+            if next.is_none() {
+                return Ok(all);
+            }
+            from = next;
+        }
     }
 
     /// An entry by its hash, whoever's it is: the caller decides who may see it, by its agent and key.

@@ -94,12 +94,17 @@ impl Scrub {
     ) -> Result<MemoryVerified, StoreError> {
         let store = Store::open_reader(&self.path)?;
         let last = store.last_row()?;
-        let (mut lost, mut entries, mut bytes, mut done) = (Vec::new(), 0, 0, 0);
+        let (mut lost, mut damaged, mut entries, mut bytes, mut done) = (Vec::new(), 0, 0, 0, 0);
         for rows in chunks(1..=last, PROGRESS) {
             done += PROGRESS;
             store.check_rows(
                 rows,
-                |damage| lost.push(damage),
+                |damage| {
+                    damaged += 1;
+                    if lost.len() < limits::MEMORY_DAMAGES_MAX {
+                        lost.push(damage);
+                    }
+                },
                 |size| {
                     entries += 1;
                     bytes += size;
@@ -112,7 +117,6 @@ impl Scrub {
             }
         }
         let mut damages = self.report(&store, &lost);
-        let mut damaged = lost.len() as u64;
         for why in store.integrity(limits::MEMORY_DAMAGES_MAX)? {
             damaged += 1;
             damages.push(Damage {

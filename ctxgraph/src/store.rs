@@ -61,6 +61,15 @@ impl StoreError {
         use StoreError::{Conflict, Heads, Quota, Seq};
         matches!(self, Quota { .. } | Conflict { .. } | Heads { .. } | Seq(_))
     }
+
+    /// Whether a row or a page is not what was written; others may be.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            StoreError::Damaged(..) => true,
+            StoreError::Sqlite(error) => whole::is_damage(error),
+            _ => false,
+        }
+    }
 }
 
 /// How much each agent may own.
@@ -84,6 +93,8 @@ pub struct Store {
     quotas: Quotas,
     /// The write-ahead log may still hold what was forgotten.
     log_holds_forgotten: bool,
+    /// How long the log was when a reader kept it from being emptied; else zero.
+    log_tried: u64,
 }
 
 impl Store {
@@ -95,7 +106,7 @@ impl Store {
         db.execute_batch("PRAGMA secure_delete=ON;")?;
         schema::prepare(&mut db)?;
         // What an earlier run forgot may be in the log still.
-        Ok(Store { db, quotas, log_holds_forgotten: true })
+        Ok(Store { db, quotas, log_holds_forgotten: true, log_tried: 0 })
     }
 
     /// Opens a further connection that only reads.
@@ -103,7 +114,7 @@ impl Store {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = Connection::open_with_flags(path, flags)?;
         configure(&db)?;
-        Ok(Store { db, quotas: Quotas::default(), log_holds_forgotten: false })
+        Ok(Store { db, quotas: Quotas::default(), log_holds_forgotten: false, log_tried: 0 })
     }
 
     /// The connection, for reading.

@@ -385,13 +385,13 @@ pub struct Imported {
     pub entries: u64,
     /// That were there.
     pub known: u64,
-    /// Values that were forgotten here and stay so; entries that another node says this one wrote.
+    /// Values that were forgotten here and stay so; entries that another node says this one wrote; entries beyond their agent's quota.
     pub refused: u64,
     /// Keys with several heads now.
     pub conflicts: u64,
 }
 
-/// Result of `memory.hashes`: all entries' hashes, a page of them, in order. For anti-entropy.
+/// Result of `memory.hashes`: all entries' hashes, a page of them, in the order in which they came: parents first. For a sync.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hashes {

@@ -57,6 +57,8 @@ struct Stored {
     new: u64,
     known: u64,
     refused: u64,
+    /// Values of this node.
+    forgotten: u64,
 }
 
 /// A bundle of which everything was checked, and that somebody signed who is trusted.
@@ -84,17 +86,17 @@ impl Transfers {
     pub fn hashes(&self, call: &Call<'_>) -> Result<Outcome, RpcError> {
         let params: MemoryHashes = call.request.params()?;
         let after = match &params.cursor {
-            None => None,
-            Some(text) => Some(
-                text.parse::<Digest>()
-                    .map_err(|_| failed(&MemoryError::Cursor(text.chars().take(64).collect())))?,
-            ),
+            None => 0,
+            Some(text) => text
+                .parse::<i64>()
+                .ok()
+                .filter(|row| *row > 0)
+                .ok_or_else(|| failed(&MemoryError::Cursor(text.chars().take(64).collect())))?,
         };
         let page = self.memory.read(|store| store.hashes(after, limits::MEMORY_HASHES_MAX));
-        let page = page.map_err(|error| failed(&error))?;
-        let full = page.len() == limits::MEMORY_HASHES_MAX;
+        let (page, next) = page.map_err(|error| failed(&error))?;
         result(Hashes {
-            cursor: page.last().filter(|_| full).map(|(hash, _)| hash.to_string()),
+            cursor: next.map(|row| row.to_string()),
             forgotten: page.iter().filter(|(_, forgotten)| *forgotten).map(|(hash, _)| *hash).collect(),
             hashes: page.into_iter().map(|(hash, _)| hash).collect(),
         })
@@ -148,7 +150,7 @@ impl Transfers {
                 };
                 Ok(writer.entry(&row.hash(), &row.header()?, held)?)
             })?;
-            Ok((writer.finish(notary.signer())?, lost.len()))
+            Ok((writer.finish(notary.signer())?, lost))
         })();
         let (written, lost) = written.map_err(|error| match error {
             ExportError::Io(error) => cut(&error),
@@ -166,8 +168,8 @@ impl Transfers {
     /// Takes a bundle, checks it, and stores what is new.
     pub fn import(&self, call: &mut Call<'_>) -> Result<Outcome, RpcError> {
         let alone = self.importing.try_lock();
-        // Also what is refused is read to its end: its sender reads no answer before.
-        let spooled = self.spool(call)?;
+        // Also what is refused is read to its end, since its sender reads no answer before; but nothing is kept of it.
+        let spooled = self.spool(call, alone.is_ok())?;
         let _alone = alone.map_err(|_| {
             RpcError::new(Code::UNAVAILABLE, "another import is under way")
                 .explained("one at a time", "try again")
@@ -178,7 +180,7 @@ impl Transfers {
         let author = Author::Operator(call.caller.to_string());
         let stored = self.store(bundle, &author)?;
         let conflicts = self.memory.read(Store::conflicting_keys).map_err(|error| failed(&error))?;
-        let Stored { new, known, refused } = stored;
+        let Stored { new, known, refused, .. } = stored;
         log::info(
             "memory_imported",
             &[("new", &new), ("known", &known), ("refused", &refused), ("by", &author)],
@@ -186,14 +188,18 @@ impl Transfers {
         result(Imported { entries: new, known, refused, conflicts })
     }
 
-    /// Reads `input` until its end into a file without a name. The outer error is the connection's.
-    fn spool(&self, call: &mut Call<'_>) -> Result<Result<(File, Digest), BundleError>, RpcError> {
+    /// Reads `input` until its end into a file without a name, or nowhere. The outer error is the connection's.
+    fn spool(
+        &self,
+        call: &mut Call<'_>,
+        keep: bool,
+    ) -> Result<Result<(File, Digest), BundleError>, RpcError> {
         let stall = Duration::from_millis(limits::MEMORY_TRANSFER_STALL_MS_MAX);
         call.connection.set_timeout(Some(stall)).map_err(|error| cut(&error))?;
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-        let mut file = rustix::fs::open(&self.state, flags, Mode::RUSR | Mode::WUSR)
-            .map(File::from)
-            .map_err(|error| BundleError::Io(error.into()));
+        let made = || rustix::fs::open(&self.state, flags, Mode::RUSR | Mode::WUSR).map_err(io::Error::from);
+        let none = || Err(io::Error::other("it is not kept"));
+        let mut file = if keep { made() } else { none() }.map(File::from).map_err(BundleError::Io);
         let (mut hasher, mut bytes) = (Sha256::new(), 0);
         loop {
             let line = call.connection.read_line().map_err(|error| cut(&error))?;
@@ -264,10 +270,14 @@ impl Transfers {
         let mut reader = Reader::new(BufReader::new(&spool)).map_err(|error| refused(&error))?;
         let mut stored = Stored::default();
         loop {
-            let (mut items, mut bytes) = (Vec::new(), 0);
-            while items.len() < limits::MEMORY_IMPORT_ENTRIES_MAX && bytes < TRANSACTION_BYTES_MAX {
+            let (mut items, mut bytes, mut forgotten) = (Vec::new(), 0, 0);
+            while items.len() < limits::MEMORY_IMPORT_ENTRIES_MAX
+                && bytes < TRANSACTION_BYTES_MAX
+                && forgotten < limits::MEMORY_IMPORT_FORGOTTEN_MAX
+            {
                 let Some(item) = reader.item().map_err(|error| refused(&error))? else { break };
                 bytes += item.size();
+                forgotten += usize::from(matches!(item.content, Content::Forgotten(_)));
                 items.push(item);
             }
             if items.is_empty() && receipts.is_empty() {
@@ -306,6 +316,10 @@ fn store_part(
         newest = receipts.map_err(MemoryError::Receipt)?.pop();
     }
     batch.commit(newest.as_ref())?;
+    if stored.forgotten > 0 {
+        store.forgot();
+        store.clear_log()?;
+    }
     Ok(stored)
 }
 
@@ -324,18 +338,23 @@ fn store_one(
     match (here, &item.content) {
         // Somebody else says that this node wrote what this node does not know.
         (None, _) if !allowed(&item) => stored.refused += 1,
-        (None, Content::Whole { value, vector }) => {
-            batch.put(&item.header, item.hash, &batch::Held::Value(value), vector.as_ref())?;
-            stored.new += 1;
-        }
-        (None, Content::Forgotten(why)) => {
-            batch.put(&item.header, item.hash, &batch::Held::Forgotten(why), None)?;
-            stored.new += 1;
+        (None, content) => {
+            let (held, vector) = match content {
+                Content::Whole { value, vector } => (batch::Held::Value(value), vector.as_ref()),
+                Content::Forgotten(why) => (batch::Held::Forgotten(why), None),
+            };
+            match batch.put(&item.header, item.hash, &held, vector) {
+                Ok(_) => stored.new += 1,
+                // One agent over its quota does not keep the others' entries out.
+                Err(error) if error.is_refusal() => stored.refused += 1,
+                Err(error) => return Err(error),
+            }
         }
         (Some((_, true)), Content::Whole { .. }) => stored.refused += 1,
         // To forget wins, whichever of the two came first: so every order of imports ends alike.
         (Some((id, false)), Content::Forgotten(why)) => {
             batch.erase(id, why)?;
+            stored.forgotten += 1;
             let agent = item.header.agent;
             events.push(Event::MemoryForgotten {
                 agent,

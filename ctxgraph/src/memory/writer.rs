@@ -14,7 +14,7 @@ use super::queue::{Next, Queue, TaskJob, Write};
 use super::{MemoryError, Settings};
 use crate::draft::{Author, Draft};
 use crate::ledger::Ledger;
-use crate::store::forget::{Doomed, Retention};
+use crate::store::forget::{Doomed, KeyCursor, Retention};
 use crate::store::{Batch, Rules, Store, StoreError};
 use crate::watch::Committed;
 use ::ledger::frame::Source;
@@ -29,14 +29,13 @@ pub struct Writer {
     ledger: Arc<Ledger>,
     rules: Rules,
     settings: Settings,
-    /// The row that retention looked at last.
-    looked: i64,
+    looked: Looked,
 }
 
 impl Writer {
     pub fn new(store: Store, ledger: Arc<Ledger>, settings: Settings) -> Writer {
         let rules = Rules { node: settings.node.clone(), conflicts: settings.conflicts };
-        Writer { store, ledger, rules, settings, looked: 0 }
+        Writer { store, ledger, rules, settings, looked: Looked::default() }
     }
 
     /// Works until the queue is closed and empty.
@@ -45,17 +44,30 @@ impl Writer {
         let mut tick = Instant::now() + every;
         loop {
             match queue.next(tick) {
-                Next::Writes(writes) => self.write_all(writes),
-                Next::Task(TaskJob(task)) => task(&mut self.store, &self.ledger),
+                Next::Writes(writes) => {
+                    self.write_all(writes);
+                    self.trim_log(false);
+                }
+                Next::Task(TaskJob(task)) => {
+                    task(&mut self.store, &self.ledger);
+                    self.trim_log(false);
+                }
                 Next::Tick => {
                     let more = self.tick().unwrap_or_else(|error| {
                         log::error("memory_not_forgotten", &[("error", &error), ("effect", &"tried again")]);
                         false
                     });
+                    self.trim_log(true);
                     tick = Instant::now() + if more { Duration::from_millis(100) } else { every };
                 }
                 Next::Closed => return,
             }
+        }
+    }
+
+    fn trim_log(&mut self, again: bool) {
+        if let Err(error) = self.store.trim_log(again) {
+            log::error("memory_log_not_emptied", &[("error", &error), ("effect", &"tried again")]);
         }
     }
 
@@ -158,23 +170,38 @@ pub enum Forget {
     Key(AgentName, String),
 }
 
-/// Forgets for a caller.
-pub fn forget(store: &mut Store, ledger: &Ledger, what: &Forget, why: &str) -> Result<Forgot, MemoryError> {
-    let mut all = Forgot { values: 0, bytes: 0 };
-    let mut after = 0;
-    loop {
-        let doomed = match what {
-            Forget::Entry(hash) => store.doomed_entry(hash, why)?,
-            Forget::Key(agent, key) => store.doomed_key(agent, key, after, why)?,
-        };
-        let Some(last) = doomed.last() else { break };
-        after = last.id;
-        let forgot = forget_some(store, ledger, &doomed)?;
-        all.values += forgot.values;
-        all.bytes += forgot.bytes;
+/// What was forgotten in one turn, and where the next goes on; none where all is done.
+pub type Turn = (Forgot, Option<KeyCursor>);
+
+/// Forgets for a caller, in one transaction: the writer is not held for long, however much there is.
+pub fn forget(
+    store: &mut Store,
+    ledger: &Ledger,
+    what: &Forget,
+    from: Option<KeyCursor>,
+    why: &str,
+) -> Result<Turn, MemoryError> {
+    let (doomed, next) = match what {
+        Forget::Entry(hash) => (store.doomed_entry(hash, why)?, None),
+        Forget::Key(agent, key) => {
+            let from = from.map_or_else(|| store.key_cursor(), Ok)?;
+            store.doomed_key(agent, key, from, why)?
+        }
+    };
+    let forgot = forget_some(store, ledger, &doomed)?;
+    if next.is_none() {
+        store.clear_log()?;
     }
-    store.clear_log()?;
-    Ok(all)
+    Ok((forgot, next))
+}
+
+/// How far what is due was looked at.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Looked {
+    /// The row that retention looked at last.
+    row: i64,
+    /// The time and row of the last value whose time was over.
+    expired: (i64, i64),
 }
 
 /// Forgets values whose time is over, and those that policy does not keep among the entries after `looked`; true if there is more.
@@ -183,13 +210,14 @@ pub fn forget_due(
     ledger: &Ledger,
     retention: Retention,
     now: u64,
-    looked: &mut i64,
+    looked: &mut Looked,
 ) -> Result<bool, MemoryError> {
     let mut more = true;
     for _ in 0..ROUNDS_MAX {
-        let doomed = store.doomed_expired(now)?;
-        forget_some(store, ledger, &doomed)?;
-        if doomed.len() < limits::MEMORY_WRITE_BATCH_MAX {
+        let (doomed, next) = store.doomed_expired(now, looked.expired)?;
+        forget_readable(store, ledger, &doomed)?;
+        looked.expired = next.unwrap_or_default();
+        if next.is_none() {
             more = false;
             break;
         }
@@ -198,14 +226,41 @@ pub fn forget_due(
         return Ok(more);
     }
     for _ in 0..ROUNDS_MAX {
-        let (doomed, last) = store.doomed_by_policy(retention, now, *looked)?;
-        forget_some(store, ledger, &doomed)?;
-        *looked = last;
+        let (doomed, last) = store.doomed_by_policy(retention, now, looked.row)?;
+        forget_readable(store, ledger, &doomed)?;
+        looked.row = last;
         if doomed.len() < limits::MEMORY_WRITE_BATCH_MAX {
             return Ok(more);
         }
     }
     Ok(true)
+}
+
+/// As [`forget_some`]; where one of them is damaged, the others are forgotten all the same.
+fn forget_readable(store: &mut Store, ledger: &Ledger, doomed: &[Doomed]) -> Result<(), MemoryError> {
+    match forget_some(store, ledger, doomed) {
+        Err(MemoryError::Store(_)) => {}
+        other => return other.map(|_| ()),
+    }
+    let (mut failed, mut why) = (0, None);
+    for one in doomed.chunks(1) {
+        match forget_some(store, ledger, one) {
+            Err(MemoryError::Store(error)) => {
+                failed += 1;
+                why = Some(error);
+            }
+            other => {
+                other?;
+            }
+        }
+    }
+    if let Some(why) = why {
+        log::error(
+            "memory_not_forgotten",
+            &[("values", &failed), ("error", &why), ("effect", &"tried again")],
+        );
+    }
+    Ok(())
 }
 
 /// One transaction: receipts, then the values go.

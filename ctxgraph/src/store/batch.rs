@@ -32,12 +32,11 @@ pub struct Batch<'a> {
 }
 
 /// A head of a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 struct Head {
     id: i64,
     hash: Digest,
     unix_ms: u64,
-    newest: bool,
 }
 
 /// The row of `nullbox.link` in the table `label`: what a newest entry links to is found as its labels are.
@@ -51,8 +50,8 @@ impl<'a> Batch<'a> {
 
     /// Adds what was drafted as a new entry. A refusal ([`StoreError::is_refusal`]) leaves the batch as it was.
     pub fn write(&self, draft: &Draft, rules: &Rules, unix_ms: u64) -> Result<(Digest, Header), StoreError> {
-        let heads = self.heads(&draft.agent, &draft.key)?;
-        let newest = heads.iter().find(|head| head.newest).map(|head| head.hash);
+        let newest = self.newest_head(draft.agent.as_str(), &draft.key)?.map(|head| head.hash);
+        let others = self.other_heads(&draft.agent, &draft.key)?;
         let met = match draft.expected {
             None => true,
             Some(Expected::None(_)) => newest.is_none(),
@@ -61,8 +60,8 @@ impl<'a> Batch<'a> {
         if !met {
             return Err(StoreError::Conflict { key: draft.key.clone(), newest });
         }
-        if heads.len() > 1 && rules.conflicts == Conflicts::Refuse && draft.expected.is_none() {
-            let heads = heads.iter().map(|head| head.hash).collect();
+        if !others.is_empty() && rules.conflicts == Conflicts::Refuse && draft.expected.is_none() {
+            let heads = newest.into_iter().chain(others).collect();
             return Err(StoreError::Heads { key: draft.key.clone(), heads });
         }
         let mut labels = draft.labels.clone();
@@ -71,8 +70,7 @@ impl<'a> Batch<'a> {
             labels.insert(LABEL_EXPIRES.into(), unix_ms.saturating_add(secs * 1000).to_string());
         }
         let mut links = draft.links.clone();
-        let others = heads.iter().filter(|head| !head.newest);
-        links.extend(others.map(|head| Link { kind: LINK_SUPERSEDES.into(), to: head.hash }));
+        links.extend(others.into_iter().map(|to| Link { kind: LINK_SUPERSEDES.into(), to }));
         links.sort();
         let seq = self
             .db()
@@ -147,7 +145,7 @@ impl<'a> Batch<'a> {
             vector::keep(db, id, &header.agent, &header.key, vector)?;
             vector::retire(db, id)?; // until it is the newest
         }
-        let first = self.move_heads(header, Head { id, hash, unix_ms: header.unix_ms, newest: false })?;
+        let first = self.move_heads(header, Head { id, hash, unix_ms: header.unix_ms })?;
         db.prepare_cached(
             "INSERT INTO agent VALUES (?1, 1, 1, ?2, ?4) ON CONFLICT DO UPDATE SET entries = entries + 1, keys = keys + ?3,
              bytes = bytes + ?2, next_seq = max(next_seq, ?4)",
@@ -156,40 +154,54 @@ impl<'a> Batch<'a> {
         Ok(true)
     }
 
-    /// Brings the heads of a new entry's key up to date; true if the key is new.
+    /// Brings the heads of a new entry's key up to date; true if the key is new. Of the heads only those are looked at that change: an import
+    /// may bring thousands of them.
     fn move_heads(&self, header: &Header, new: Head) -> Result<bool, StoreError> {
         let (db, agent, key) = (self.db(), header.agent.as_str(), header.key.as_str());
-        let before = self.heads(&header.agent, key)?;
-        let superseded = |head: &Head| {
-            header.parent == Some(head.hash)
-                || header.links.iter().any(|link| link.kind == LINK_SUPERSEDES && link.to == head.hash)
-        };
-        let mut after: Vec<Head> = before.iter().filter(|head| !superseded(head)).copied().collect();
-        if !self.has_successor(agent, key, &new.hash)? {
-            after.push(new);
+        let was = self.newest_head(agent, key)?;
+        let mut left = was;
+        let superseded = header.links.iter().filter(|link| link.kind == LINK_SUPERSEDES).map(|link| &link.to);
+        for hash in header.parent.iter().chain(superseded) {
+            let gone: Option<i64> = db
+                .prepare_cached(
+                    "DELETE FROM head WHERE agent = ?1 AND key = ?2 AND entry = (SELECT id FROM entry WHERE hash = ?3) RETURNING entry",
+                )?
+                .query_row(params![agent, key, hash.0], |row| row.get(0))
+                .optional()?;
+            left = left.filter(|head| gone != Some(head.id));
         }
-        let newest = after.iter().max_by_key(|head| (head.unix_ms, head.hash)).map(|head| head.id);
-        for head in before.iter().filter(|head| superseded(head)) {
-            db.prepare_cached("DELETE FROM head WHERE agent = ?1 AND key = ?2 AND entry = ?3")?
-                .execute(params![agent, key, head.id])?;
+        if left.is_none() {
+            left = self.largest_head(agent, key)?;
         }
-        for head in &mut after {
-            let is = newest == Some(head.id);
-            if head.newest != is || head.id == new.id {
-                db.prepare_cached("INSERT OR REPLACE INTO head VALUES (?1, ?2, ?3, ?4)")?
-                    .execute(params![agent, key, head.id, is])?;
-            }
+        let is_head = !self.has_successor(agent, key, &new.hash)?;
+        let newest =
+            left.into_iter().chain(is_head.then_some(new)).max_by_key(|head| (head.unix_ms, head.hash));
+        let (was, newest) = (was.map(|head| head.id), newest.map(|head| head.id));
+        if was != newest {
+            db.prepare_cached("UPDATE head SET newest = 0 WHERE agent = ?1 AND key = ?2 AND newest = 1")?
+                .execute(params![agent, key])?;
         }
-        let was = before.iter().find(|head| head.newest).map(|head| head.id);
+        if is_head {
+            db.prepare_cached("INSERT OR REPLACE INTO head VALUES (?1, ?2, ?3, ?4)")?.execute(params![
+                agent,
+                key,
+                new.id,
+                newest == Some(new.id)
+            ])?;
+        }
         if was != newest {
             if let Some(id) = was {
                 index(db, id, false)?;
             }
             if let Some(id) = newest {
+                db.prepare_cached(
+                    "UPDATE head SET newest = 1 WHERE agent = ?1 AND key = ?2 AND entry = ?3 AND newest = 0",
+                )?
+                .execute(params![agent, key, id])?;
                 index(db, id, true)?;
             }
         }
-        Ok(before.is_empty())
+        Ok(was.is_none())
     }
 
     /// Whether an entry under the same key follows this one or supersedes it already. Only an import can come so late.
@@ -204,13 +216,37 @@ impl<'a> Batch<'a> {
             .exists(params![hash.0, agent, key, LINK_SUPERSEDES])?)
     }
 
-    fn heads(&self, agent: &AgentName, key: &str) -> Result<Vec<Head>, StoreError> {
+    fn newest_head(&self, agent: &str, key: &str) -> Result<Option<Head>, StoreError> {
+        self.one_head(
+            "SELECT e.id, e.hash, e.unix_ms FROM head h JOIN entry e ON e.id = h.entry
+             WHERE h.agent = ?1 AND h.key = ?2 AND h.newest = 1",
+            params![agent, key],
+        )
+    }
+
+    /// What is to be the newest.
+    fn largest_head(&self, agent: &str, key: &str) -> Result<Option<Head>, StoreError> {
+        self.one_head(
+            "SELECT e.id, e.hash, e.unix_ms FROM head h JOIN entry e ON e.id = h.entry
+             WHERE h.agent = ?1 AND h.key = ?2 ORDER BY e.unix_ms DESC, e.hash DESC LIMIT 1",
+            params![agent, key],
+        )
+    }
+
+    fn one_head(&self, sql: &str, params: impl rusqlite::Params) -> Result<Option<Head>, StoreError> {
+        let of = |row: &rusqlite::Row<'_>| {
+            Ok(Head { id: row.get(0)?, hash: Digest(row.get(1)?), unix_ms: row.get(2)? })
+        };
+        Ok(self.db().prepare_cached(sql)?.query_row(params, of).optional()?)
+    }
+
+    /// The other heads of a key, as many as a write supersedes.
+    fn other_heads(&self, agent: &AgentName, key: &str) -> Result<Vec<Digest>, StoreError> {
         let mut statement = self.db().prepare_cached(
-            "SELECT e.id, e.hash, e.unix_ms, h.newest FROM head h JOIN entry e ON e.id = h.entry WHERE h.agent = ?1 AND h.key = ?2",
+            "SELECT e.hash FROM head h JOIN entry e ON e.id = h.entry WHERE h.agent = ?1 AND h.key = ?2 AND h.newest = 0 LIMIT ?3",
         )?;
-        let rows = statement.query_map(params![agent.as_str(), key], |row| {
-            Ok(Head { id: row.get(0)?, hash: Digest(row.get(1)?), unix_ms: row.get(2)?, newest: row.get(3)? })
-        })?;
+        let most = limits::MEMORY_HEADS_SUPERSEDED_MAX as u64;
+        let rows = statement.query_map(params![agent.as_str(), key, most], |row| Ok(Digest(row.get(0)?)))?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 

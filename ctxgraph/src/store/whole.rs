@@ -49,15 +49,32 @@ impl Store {
         Ok(snapshot)
     }
 
-    /// Hashes after one, in order, and whether each is forgotten.
-    pub fn hashes(&self, after: Option<Digest>, limit: usize) -> Result<Vec<(Digest, bool)>, StoreError> {
-        let mut statement = self.db.prepare_cached(
-            "SELECT hash, value IS NULL FROM entry WHERE ?1 IS NULL OR hash > ?1 ORDER BY hash LIMIT ?2",
-        )?;
-        let rows = statement.query_map(params![after.map(|hash| hash.0), limit as u64], |row| {
-            Ok((Digest(row.get(0)?), row.get(1)?))
-        })?;
-        Ok(rows.collect::<Result<_, _>>()?)
+    /// Hashes of the rows after one, in their order (so an entry comes after its parent), with whether each is forgotten, and the row to go
+    /// on after; none after the last. Rows that cannot be read are left out.
+    pub fn hashes(&self, after: i64, limit: usize) -> Result<(Vec<(Digest, bool)>, Option<i64>), StoreError> {
+        let end = after.saturating_add_unsigned(limit as u64);
+        let page = match self.hashes_between(after.saturating_add(1), end) {
+            Err(error) if is_damage(&error) => {
+                let mut page = Vec::new();
+                for id in after.saturating_add(1)..=end {
+                    match self.hashes_between(id, id) {
+                        Err(error) if is_damage(&error) => {}
+                        other => page.extend(other?),
+                    }
+                }
+                page
+            }
+            other => other?,
+        };
+        let more = page.len() == limit || end < self.last_row()?;
+        Ok((page, more.then_some(end)))
+    }
+
+    fn hashes_between(&self, first: i64, last: i64) -> Result<Vec<(Digest, bool)>, rusqlite::Error> {
+        let sql = "SELECT hash, value IS NULL FROM entry WHERE id BETWEEN ?1 AND ?2 ORDER BY id";
+        let mut statement = self.db.prepare_cached(sql)?;
+        let rows = statement.query_map([first, last], |row| Ok((Digest(row.get(0)?), row.get(1)?)))?;
+        rows.collect()
     }
 
     /// How many keys have several heads.
@@ -91,8 +108,8 @@ impl Store {
             .prepare_cached("SELECT data FROM vector WHERE entry = ?1")
             .and_then(|mut statement| statement.query_row([id], |row| row.get::<_, Vec<u8>>(0)).optional());
         let vector = match vector {
-            Err(error) if is_damage(&error) => return lost("its vector cannot be read"),
-            other => other?,
+            Err(error) if is_damage(&error) => Err(()),
+            other => Ok(other?),
         };
         let mut statement = self.db.prepare_cached(select!("WHERE e.id = ?1"))?;
         let read = statement.query_row([id], |row| {
@@ -102,6 +119,12 @@ impl Store {
                 Err(error) => return Ok(Err(error)),
             };
             let label = entry.labels.get(LABEL_VECTOR).filter(|_| entry.forgotten.is_none());
+            // Of a damaged page only what has a vector lacks something.
+            let vector = match &vector {
+                Ok(vector) => vector,
+                Err(()) if label.is_none() => &None,
+                Err(()) => return Ok(Err(StoreError::Damaged(id, "its vector cannot be read"))),
+            };
             if label.cloned() != vector.as_deref().map(|bytes| sha256(bytes).to_string()) {
                 return Ok(Err(StoreError::Damaged(id, "its vector is not the one it was written with")));
             }
@@ -125,6 +148,8 @@ impl Store {
         mut lost: impl FnMut(Lost),
         mut whole: impl FnMut(u64) -> bool,
     ) -> Result<(), StoreError> {
+        // One view: an entry and its vector are forgotten together. Without it, damage elsewhere must not end the check.
+        let _view = self.snapshot().ok();
         for id in rows {
             match self.with_row(id, |row, vector| row.size() + vector.map_or(0, <[u8]>::len) as u64)? {
                 Ok(size) if !whole(size) => return Ok(()),
@@ -195,21 +220,32 @@ impl Snapshot<'_> {
     pub fn count(&self, chosen: &Chosen) -> Result<u64, StoreError> {
         match chosen {
             Chosen::Hashes(hashes) => Ok(hashes.len() as u64),
-            Chosen::Keys(agent, prefix) => Ok(self.0.db.query_row(
-                "SELECT count(*) FROM entry WHERE (?1 IS NULL OR agent = ?1) AND substr(key, 1, length(?2)) = ?2",
-                params![agent.as_ref().map(AgentName::as_str), prefix],
-                |row| row.get(0),
-            )?),
+            Chosen::Keys(agent, prefix) => {
+                let agent = agent.as_ref().map(AgentName::as_str);
+                let found = self.0.db.query_row(
+                    "SELECT count(*) FROM entry WHERE (?1 IS NULL OR agent = ?1) AND substr(key, 1, length(?2)) = ?2",
+                    params![agent, prefix],
+                    |row| row.get(0),
+                );
+                match found {
+                    // The agents' use knows it for all keys, and a number is no reason to keep the rest.
+                    Err(error) if is_damage(&error) => {
+                        let sql = "SELECT coalesce(sum(entries), 0) FROM agent WHERE ?1 IS NULL OR name = ?1";
+                        Ok(self.0.db.query_row(sql, [agent], |row| row.get(0)).unwrap_or_default())
+                    }
+                    other => Ok(other?),
+                }
+            }
         }
     }
 
-    /// Hands on the chosen entries that are whole, and returns the others.
+    /// Hands on the chosen entries that are whole, and returns how many are not.
     pub fn each<E: From<StoreError>>(
         &self,
         chosen: &Chosen,
         mut sink: impl FnMut(&Borrowed<'_>, Option<&[u8]>) -> Result<(), E>,
-    ) -> Result<Vec<Lost>, E> {
-        let mut lost = Vec::new();
+    ) -> Result<u64, E> {
+        let mut lost = 0;
         let mut one = |id: i64, agent: Option<&AgentName>, prefix: &str| -> Result<(), E> {
             let handed = self.0.with_row(id, |row, vector| {
                 let meant = agent.is_none_or(|agent| row.agent() == agent.as_str());
@@ -217,17 +253,32 @@ impl Snapshot<'_> {
             });
             match handed? {
                 Ok(done) => done?,
-                Err(damage) => lost.push(damage),
+                Err(_) => lost += 1,
             }
             Ok(())
         };
         match chosen {
             Chosen::Hashes(hashes) => {
+                let mut sought = BTreeSet::new();
                 for hash in hashes {
-                    if let Some(id) = self.id_of(hash)? {
+                    match self.id_of(hash) {
+                        Ok(Some(id)) => one(id, None, "")?,
+                        Ok(None) => {}
+                        Err(error) if error.is_damage() => {
+                            sought.insert(*hash);
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                // The index is damaged where they are: the rows themselves still know them.
+                let rows = if sought.is_empty() { 0 } else { self.0.last_row()? };
+                for id in 1..=rows {
+                    let found = self.0.hashes_between(id, id).unwrap_or_default();
+                    if found.first().is_some_and(|(hash, _)| sought.remove(hash)) {
                         one(id, None, "")?;
                     }
                 }
+                lost += sought.len() as u64;
             }
             Chosen::Keys(agent, prefix) => {
                 for id in 1..=self.0.last_row()? {

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::entry::Header;
-use crate::memory::writer::forget_due;
+use crate::memory::writer::{Looked, forget_due};
 use crate::store::Held;
 use crate::testing::Random;
 use abi::control::{Direction, MemoryTraverse};
@@ -284,7 +284,7 @@ impl Trace {
     fn tick(&mut self) {
         let now = CLOCK.fetch_add(self.random.below(200_000_000), Ordering::Relaxed);
         let tick = move |store: &mut Store, ledger: &Ledger| {
-            let mut looked = 0;
+            let mut looked = Looked::default();
             while forget_due(store, ledger, RETENTION, now, &mut looked).unwrap() {}
         };
         self.place.memory().exclusively(&Author::Operator("o".into()), tick).unwrap();

@@ -58,6 +58,7 @@ pub fn run(context: &Context, given: &Arguments) -> Result<u8, Failure> {
         from: given.values("from"),
         store,
         here: BTreeMap::new(),
+        order: Vec::new(),
         there: Index::default(),
         summary: Summary::default(),
         meter: Meter::new(context.json),
@@ -100,6 +101,8 @@ struct Sync<'a> {
     store: Store,
     /// The node's entries, and whether each is forgotten.
     here: BTreeMap<Digest, bool>,
+    /// They as the node named them: an entry after its parent, and so they are sent. Whoever imports them finds few heads on the way.
+    order: Vec<Digest>,
     /// Entries of the store's bundles that were not refused.
     there: Index,
     summary: Summary,
@@ -124,6 +127,7 @@ impl Sync<'_> {
         loop {
             let page: Hashes = typed(&link.result(&mut |_| Ok(()))?)?;
             let forgotten: BTreeSet<Digest> = page.forgotten.into_iter().collect();
+            self.order.extend(&page.hashes);
             self.here.extend(page.hashes.into_iter().map(|hash| (hash, forgotten.contains(&hash))));
             params.cursor = page.cursor;
             if params.cursor.is_none() {
@@ -199,10 +203,10 @@ impl Sync<'_> {
     fn send(&mut self) -> Result<(), Failure> {
         let there = &self.there;
         let missing: Vec<Digest> = self
-            .here
+            .order
             .iter()
-            .filter(|(hash, forgotten)| !there.has(**hash, **forgotten))
-            .map(|(hash, _)| *hash)
+            .filter(|hash| !there.has(**hash, self.here.get(hash).copied().unwrap_or_default()))
+            .copied()
             .collect();
         let (total, mut done) = (missing.len(), 0);
         for hashes in missing.chunks(limits::MEMORY_HASHES_MAX) {
