@@ -460,3 +460,6 @@ fn failed(error: &MemoryError) -> RpcError {
     };
     RpcError::new(code, error.to_string()).explained("what is imported obeys the rules of a write", remedy)
 }
+
+#[cfg(test)]
+mod tests;

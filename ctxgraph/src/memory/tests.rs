@@ -502,3 +502,172 @@ fn a_key_with_several_heads_is_written_on_or_refused_by_policy() {
         assert_eq!((newest.hash, newest.conflicts.len()), (hash, 0));
     }
 }
+
+/// An entry of another node.
+fn foreign(key: &str, parent: Option<Digest>, n: u64) -> (Digest, crate::entry::Header) {
+    let header = crate::entry::Header {
+        agent: agent("a"),
+        key: key.into(),
+        parent,
+        seq: n,
+        unix_ms: n,
+        labels: BTreeMap::new(),
+        links: Vec::new(),
+        value: crate::entry::sha256(b"1"),
+    };
+    (header.hash().unwrap(), header)
+}
+
+#[test]
+fn a_write_supersedes_as_many_heads_as_fit_an_answer_and_the_next_the_rest() {
+    let place = Place::new(Quotas::default());
+    let (a, memory) = (agent("a"), place.memory());
+    let put = |store: &mut Store, _: &Ledger| {
+        let batch = store.begin().unwrap();
+        for n in 1..=200 {
+            let (hash, header) = foreign("k", None, n);
+            batch.put(&header, hash, &crate::store::Held::Value("1"), None).unwrap();
+        }
+        batch.commit(None).unwrap();
+    };
+    memory.exclusively(&Author::Operator("o".into()), put).unwrap();
+    assert_eq!(memory.newest(&a, "k").unwrap().unwrap().unix_ms, 200);
+    let mut superseded = std::collections::BTreeSet::new();
+    for count in [64, 64, 64, 7, 0] {
+        let value = json!("x".repeat(limits::MEMORY_VALUE_BYTES_MAX - 2));
+        let entry = write(memory, &a, "k", &value).unwrap();
+        assert_eq!(entry.links.len(), count);
+        assert!(serde_json::to_vec(&entry).unwrap().len() < limits::LINE_BYTES_MAX - 1024);
+        superseded.extend(entry.links.iter().map(|link| link.to));
+        assert_eq!(memory.newest(&a, "k").unwrap().unwrap().hash, entry.hash);
+    }
+    assert_eq!(superseded.len(), 199);
+    assert_eq!(count(place.directory.path(), "SELECT count(*) FROM head"), 1);
+}
+
+#[test]
+fn a_chain_that_comes_in_any_order_ends_with_its_last_entry_as_the_head() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = open_store(directory.path(), Quotas::default()).unwrap();
+    let mut chain = Vec::new();
+    let mut parent = None;
+    for n in 1..=60 {
+        chain.push(foreign("k", parent, n));
+        parent = chain.last().map(|(hash, _)| *hash);
+    }
+    let last = parent.unwrap();
+    chain.sort_by_key(|(hash, _)| *hash);
+    let batch = store.begin().unwrap();
+    for (hash, header) in &chain {
+        batch.put(header, *hash, &crate::store::Held::Value("1"), None).unwrap();
+        let newest = "SELECT count(*) FROM head WHERE newest = 1";
+        assert_eq!(batch.db().query_row(newest, [], |row| row.get::<_, i64>(0)).unwrap(), 1);
+    }
+    batch.commit(None).unwrap();
+    let newest = store.newest(&agent("a"), "k").unwrap().unwrap();
+    assert_eq!((newest.hash, newest.conflicts.len()), (last, 0));
+    assert_eq!(count(directory.path(), "SELECT count(*) FROM head"), 1);
+    assert_eq!(count(directory.path(), "SELECT count(*) FROM search"), 1, "only its words are there");
+}
+
+#[test]
+fn others_write_while_a_key_of_many_entries_is_forgotten() {
+    let place = Place::new(Quotas::default());
+    let memory = place.memory();
+    let author = Author::Agent(agent("a"));
+    for _ in 0..20 {
+        let writes = (0..64).map(|n| draft("a", "k", json!(n))).collect();
+        memory.batch(&author, Exposure::NONE, writes, &|_, _| true).unwrap();
+    }
+    let begun = place.ledger().verify().unwrap().events;
+    let ask = MemoryForget { agent: Some(agent("a")), hash: None, key: Some("k".into()) };
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let forgot = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                write(memory, &agent("b"), "k", &json!(1)).unwrap();
+            }
+        });
+        let forgot = memory.forget(&author, &ask).unwrap();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        forgot
+    });
+    assert_eq!(forgot.values, 20 * 64);
+    let (events, _) = place.ledger().tail(2000, 1 << 20).unwrap();
+    let kinds = events.iter().filter(|event| event.seq >= begun);
+    let kinds: Vec<bool> = kinds.map(|e| matches!(e.event, Event::MemoryForgotten { .. })).collect();
+    let first = kinds.iter().position(|forgotten| *forgotten).unwrap();
+    let last = kinds.iter().rposition(|forgotten| *forgotten).unwrap();
+    let between = kinds[first..last].iter().filter(|forgotten| !**forgotten).count();
+    assert!(between >= 5, "{between} writes of another had their turn");
+    assert_eq!(memory.forget(&author, &ask).unwrap().values, 0);
+}
+
+#[test]
+fn overlapping_readers_do_not_let_the_log_grow() {
+    let place = Place::new(Quotas::default());
+    let (memory, state) = (place.memory(), place.directory.path());
+    let author = Author::Operator("o".into());
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let mut longest = 0;
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let store = Store::open_reader(&database(state)).unwrap();
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let _view = store.snapshot().unwrap();
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+            });
+        }
+        for _ in 0..48 {
+            memory
+                .exclusively(&author, |store, _| {
+                    let table = "CREATE TABLE IF NOT EXISTS filler (data BLOB)";
+                    store.db().execute_batch(table).unwrap();
+                    store.db().execute("INSERT INTO filler VALUES (randomblob(1000000))", []).unwrap();
+                })
+                .unwrap();
+            let log = std::fs::metadata(state.join("memory.db-wal")).unwrap().len();
+            longest = longest.max(log);
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert!(longest < limits::MEMORY_LOG_BYTES_MAX * 3 / 2, "the log had {longest} bytes");
+}
+
+#[test]
+fn a_damaged_row_does_not_keep_others_from_being_forgotten() {
+    let place = Place::new(Quotas::default());
+    let memory = place.memory();
+    let author = Author::Agent(agent("a"));
+    for n in 0..200 {
+        let mut short = draft("a", &format!("short/{n}"), json!(n));
+        short.ttl_secs = Some(1);
+        let writes = vec![short, draft("a", "many", json!(n))];
+        memory.batch(&author, Exposure::NONE, writes, &|_, _| true).unwrap();
+    }
+    let db = rusqlite::Connection::open(database(place.directory.path())).unwrap();
+    // More of them than one round takes, so that none is got past by luck.
+    for damage in [
+        "UPDATE entry SET hash = randomblob(8) WHERE id % 2 = 1 AND id < 160",
+        "UPDATE entry SET agent = 'A B' WHERE id IN (166, 168)",
+    ] {
+        db.execute(damage, []).unwrap();
+    }
+    drop(db);
+    let due = |store: &mut Store, ledger: &Ledger| {
+        let retention = Retention { keep_versions: 3, keep_days: 0 };
+        let mut looked = writer::Looked::default();
+        while writer::forget_due(store, ledger, retention, unix_ms() + 10_000, &mut looked).unwrap() {}
+    };
+    memory.exclusively(&author, due).unwrap();
+    let left = |what: &str| {
+        count(
+            place.directory.path(),
+            &format!("SELECT count(*) FROM entry WHERE value IS NOT NULL AND {what}"),
+        )
+    };
+    assert_eq!(left("key LIKE 'short/%'"), 80, "those that cannot be read");
+    assert_eq!(left("key = 'many'"), 3 + 2);
+}
