@@ -125,6 +125,14 @@ impl Scrub {
                 lost: "what the rows above name; an index alone loses no entry".into(),
             });
         }
+        for (key, why) in store.strays(limits::MEMORY_DAMAGES_MAX)? {
+            damaged += 1;
+            damages.push(Damage {
+                place: format!("memory.db, key `{key}`"),
+                why: why.into(),
+                lost: "no entry; but what is said to be its newest may not be".into(),
+            });
+        }
         self.record(&damages);
         damages.truncate(limits::MEMORY_DAMAGES_MAX);
         Ok(MemoryVerified { entries, bytes, damages, damaged })

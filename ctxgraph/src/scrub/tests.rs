@@ -101,6 +101,36 @@ fn an_entry_that_was_changed_is_named_and_told_once() {
     scrub.close();
 }
 
+#[test]
+fn an_old_entry_that_passes_for_the_newest_is_named() {
+    for (change, why) in [
+        ("UPDATE head SET entry = 1 WHERE key = 'k/0'", "was replaced"),
+        ("UPDATE head SET entry = 4 WHERE key = 'k/0'", "no entry under it"),
+        ("UPDATE head SET newest = 0 WHERE key = 'k/0'", "not one of its heads"),
+        ("INSERT INTO head VALUES ('a', 'k/0', 1, 1)", "not one of its heads"),
+        ("DELETE FROM head WHERE key = 'k/0'", "one that was not is none"),
+        ("INSERT INTO label VALUES ('a', 'l', 'v', 'k/0', 1)", "not its newest"),
+    ] {
+        let place = Place::new(5);
+        let settings = abi::node::Memory::default();
+        let quotas = crate::store::Quotas::default();
+        let (service, lock) =
+            crate::service::open(place.directory.path(), &settings, 64 << 20, quotas).unwrap();
+        call(&service, "memory.write", json!({ "agent": "a", "key": "k/0", "value": 2 }));
+        service.close();
+        drop((service, lock));
+        let scrub = place.scrub();
+        assert_eq!(scrub.verify_all(&mut |_, _| true).unwrap().damaged, 0);
+        let db = rusqlite::Connection::open(place.path()).unwrap();
+        db.execute(change, []).unwrap();
+        drop(db);
+        let verified = scrub.verify_all(&mut |_, _| true).unwrap();
+        let named = |damage: &Damage| damage.place.contains("`k/0`") && damage.why.contains(why);
+        assert!(verified.damages.iter().any(named), "{change}: {verified:?}");
+        scrub.close();
+    }
+}
+
 /// What a bundle of everything has.
 fn exported(path: &Path) -> Result<BTreeSet<Digest>, StoreError> {
     let store = Store::open_reader(path)?;

@@ -32,6 +32,33 @@ impl Drop for Snapshot<'_> {
     }
 }
 
+/// What must hold between the tables, as queries for what breaks it: a key and why. An old entry that passes for the newest has its own
+/// hash all the same.
+const STRAYS: [(&str, &str); 5] = [
+    (
+        "SELECT h.key FROM head h LEFT JOIN entry e ON e.id = h.entry WHERE e.id IS NULL OR e.agent <> h.agent OR e.key <> h.key",
+        "a head of it is no entry under it",
+    ),
+    ("SELECT key FROM head GROUP BY agent, key HAVING sum(newest) <> 1", "not one of its heads is its newest"),
+    (
+        "SELECT n.key FROM head n JOIN entry e ON e.id = n.entry JOIN head h ON h.agent = n.agent AND h.key = n.key AND h.newest = 0
+         JOIN entry o ON o.id = h.entry WHERE n.newest = 1 AND (o.unix_ms, o.hash) > (e.unix_ms, e.hash)",
+        "its newest entry is not the newest of its heads",
+    ),
+    (
+        "SELECT e.key FROM entry e WHERE EXISTS (SELECT 1 FROM head h WHERE h.agent = e.agent AND h.key = e.key AND h.entry = e.id)
+         = (EXISTS (SELECT 1 FROM entry s WHERE s.parent = e.hash AND s.agent = e.agent AND s.key = e.key)
+            OR EXISTS (SELECT 1 FROM link l JOIN entry s ON s.id = l.source
+               WHERE l.target = e.hash AND l.type = 'nullbox.supersedes' AND s.agent = e.agent AND s.key = e.key))",
+        "an entry that was replaced is a head of it, or one that was not is none",
+    ),
+    (
+        "SELECT l.key FROM label l WHERE NOT EXISTS
+         (SELECT 1 FROM head h WHERE h.agent = l.agent AND h.key = l.key AND h.entry = l.entry AND h.newest = 1)",
+        "a label of it is of an entry that is not its newest",
+    ),
+];
+
 /// Why an entry is not what it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lost {
@@ -177,6 +204,24 @@ impl Store {
             Err(error) if is_damage(&error) => Ok(vec![error.to_string()]),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Keys whose heads or labels are not what their entries say, and why: at most `limit` for each way to be wrong.
+    pub fn strays(&self, limit: usize) -> Result<Vec<(String, &'static str)>, StoreError> {
+        let mut found = Vec::new();
+        for (sql, why) in STRAYS {
+            let mut statement = self.db.prepare(&format!("{sql} LIMIT {limit}"))?;
+            let keys = statement.query_map([], |row| row.get::<_, String>(0))?;
+            for key in keys {
+                match key {
+                    Ok(key) => found.push((key, why)),
+                    // The damage itself is found row by row, and by SQLite.
+                    Err(error) if is_damage(&error) => break,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// What is known of rows that cannot be read, from the indices, as far as those can be.

@@ -217,3 +217,30 @@ fn with_damaged_indices_everything_is_still_exported() {
     let b = Node::new(Quotas::default());
     assert_eq!(b.import(&a.export(json!({})))["entries"], 200);
 }
+
+#[test]
+fn beside_a_damaged_ledger_nothing_is_exported_and_a_fresh_one_takes_the_memory_over() {
+    let a = Node::new(Quotas::default());
+    let hash = a.write("a", "k", json!("kept"));
+    a.write("a", "k2", json!(2));
+    let directory = a.close();
+    let state = directory.path().to_owned();
+    let segment = state.join("ledger").join(format!("{:020}.log", 0));
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[200] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    let a = Node::over(directory, Quotas::default());
+    assert!(a.exchange("memory.export", json!({}), &[]).0.is_err(), "no receipt, so nothing leaves");
+    // What docs/memory-sync.md says.
+    let directory = a.close();
+    std::fs::rename(state.join("ledger"), state.join("ledger.old")).unwrap();
+    // A checkpoint is there only where one was asked for.
+    std::fs::remove_file(state.join("ledger.checkpoint")).ok();
+    let db = rusqlite::Connection::open(memory::database(&state)).unwrap();
+    db.execute("DELETE FROM witness", []).unwrap();
+    drop(db);
+    let a = Node::over(directory, Quotas::default());
+    assert_eq!(a.call("memory.read", json!({ "agent": "a", "key": "k" }))["hash"], hash);
+    a.write("a", "k", json!("more"));
+    assert_eq!(hashes_of(&a.export(json!({}))).len(), 3);
+}
