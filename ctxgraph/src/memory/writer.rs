@@ -14,7 +14,7 @@ use super::queue::{Next, Queue, TaskJob, Write};
 use super::{MemoryError, Settings};
 use crate::draft::{Author, Draft};
 use crate::ledger::Ledger;
-use crate::store::forget::{Doomed, KeyCursor, Retention};
+use crate::store::forget::{Doomed, Expiry, KeyCursor, Retention};
 use crate::store::{Batch, Rules, Store, StoreError};
 use crate::watch::Committed;
 use ::ledger::frame::Source;
@@ -200,8 +200,8 @@ pub fn forget(
 pub struct Looked {
     /// The row that retention looked at last.
     row: i64,
-    /// The time and row of the last value whose time was over.
-    expired: (i64, i64),
+    /// The last value whose time was over.
+    expired: Expiry,
 }
 
 /// Forgets values whose time is over, and those that policy does not keep among the entries after `looked`; true if there is more.

@@ -16,6 +16,9 @@ pub struct Retention {
     pub keep_days: u32,
 }
 
+/// A place among the values with a time to live: when it is over, and the row.
+pub type Expiry = (i64, i64);
+
 /// A place among the entries of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyCursor {
@@ -96,8 +99,8 @@ impl Store {
     pub fn doomed_expired(
         &self,
         now_unix_ms: u64,
-        after: (i64, i64),
-    ) -> Result<(Vec<Doomed>, Option<(i64, i64)>), StoreError> {
+        after: Expiry,
+    ) -> Result<(Vec<Doomed>, Option<Expiry>), StoreError> {
         // The index alone, so that a damaged row does not end it.
         let mut statement = self.db.prepare_cached(
             "SELECT expires_unix_ms, id FROM entry WHERE expires_unix_ms <= ?1 AND (expires_unix_ms, id) > (?2, ?3)
@@ -108,7 +111,7 @@ impl Store {
             .query_map(params![now_unix_ms, after.0, after.1, most as u64], |row| {
                 Ok((row.get(0)?, row.get(1)?))
             })?
-            .collect::<Result<Vec<(i64, i64)>, _>>()?;
+            .collect::<Result<Vec<Expiry>, _>>()?;
         let mut doomed = Vec::new();
         for (_, id) in &found {
             let sql = "SELECT id, agent, key, hash FROM entry WHERE id = ?1 AND value IS NOT NULL";

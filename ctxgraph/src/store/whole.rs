@@ -66,6 +66,9 @@ pub struct Lost {
     pub why: String,
 }
 
+/// Hashes of some rows and whether each is forgotten; and the row to go on after, none after the last.
+pub type HashPage = (Vec<(Digest, bool)>, Option<i64>);
+
 impl Store {
     /// Begins a view.
     pub fn snapshot(&self) -> Result<Snapshot<'_>, StoreError> {
@@ -76,9 +79,8 @@ impl Store {
         Ok(snapshot)
     }
 
-    /// Hashes of the rows after one, in their order (so an entry comes after its parent), with whether each is forgotten, and the row to go
-    /// on after; none after the last. Rows that cannot be read are left out.
-    pub fn hashes(&self, after: i64, limit: usize) -> Result<(Vec<(Digest, bool)>, Option<i64>), StoreError> {
+    /// Hashes of the rows after one, in their order: an entry comes after its parent. Rows that cannot be read are left out.
+    pub fn hashes(&self, after: i64, limit: usize) -> Result<HashPage, StoreError> {
         let end = after.saturating_add_unsigned(limit as u64);
         let page = match self.hashes_between(after.saturating_add(1), end) {
             Err(error) if is_damage(&error) => {
