@@ -304,6 +304,18 @@ fn two_writes_to_one_key_are_two_heads_until_the_next_write() {
 }
 
 #[test]
+fn a_bundle_of_the_store_has_an_entry_after_its_parent() {
+    let store = Store::start();
+    let node = Node::start(&[]);
+    let hashes: Vec<String> = (0..40).map(|n| node.write("k", json!(n))).collect();
+    assert_eq!(node.sync(&store, &[]).0, Some(0));
+    let bundle = std::fs::read_to_string(&store.objects("bundle")[0]).unwrap();
+    let lines: Vec<Value> = bundle.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let sent: Vec<&str> = lines.iter().filter_map(|line| line["hash"].as_str()).collect();
+    assert_eq!(sent, hashes);
+}
+
+#[test]
 fn what_was_forgotten_anywhere_is_forgotten_everywhere_and_stays_so() {
     let store = Store::start();
     let a = Node::start(&[]);
