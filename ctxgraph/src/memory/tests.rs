@@ -671,3 +671,59 @@ fn a_damaged_row_does_not_keep_others_from_being_forgotten() {
     assert_eq!(left("key LIKE 'short/%'"), 80, "those that cannot be read");
     assert_eq!(left("key = 'many'"), 3 + 2);
 }
+
+#[test]
+fn a_value_that_cannot_be_deleted_does_not_keep_others_from_being_forgotten() {
+    let place = Place::new(Quotas::default());
+    let memory = place.memory();
+    let author = Author::Agent(agent("a"));
+    for n in 0..100 {
+        let mut short = draft("a", &format!("k/{n}"), json!(n));
+        short.ttl_secs = Some(1);
+        memory.write(&author, Exposure::NONE, short, &|_, _| true).unwrap();
+    }
+    let due = |store: &mut Store, ledger: &Ledger| {
+        let fails = "CREATE TEMP TRIGGER fails BEFORE UPDATE ON entry WHEN old.id IN (5, 70)
+            BEGIN SELECT raise(ABORT, 'a page that cannot be read'); END";
+        store.db().execute_batch(fails).unwrap();
+        let mut looked = writer::Looked::default();
+        writer::forget_due(store, ledger, Retention::default(), unix_ms() + 10_000, &mut looked).unwrap();
+        store.db().execute_batch("DROP TRIGGER fails").unwrap();
+    };
+    memory.exclusively(&author, due).unwrap();
+    let left = "SELECT group_concat(id) FROM entry WHERE value IS NOT NULL";
+    let db = rusqlite::Connection::open(database(place.directory.path())).unwrap();
+    assert_eq!(db.query_row(left, [], |row| row.get::<_, String>(0)).unwrap(), "5,70");
+    let (events, _) = place.ledger().tail(1000, 1 << 20).unwrap();
+    let told = events.iter().filter(|e| matches!(e.event, Event::MemoryForgotten { .. })).count();
+    assert_eq!(told, 98, "a receipt for each that went");
+}
+
+#[test]
+fn what_is_forgotten_while_it_is_checked_is_not_called_damaged() {
+    let place = Place::new(Quotas::default());
+    let memory = place.memory();
+    let author = Author::Agent(agent("a"));
+    for n in 0..300 {
+        let mut write = draft("a", &format!("k/{}", n % 3), json!(n));
+        write.vector = Some(vec![n as f32, 1.0]);
+        memory.write(&author, Exposure::NONE, write, &|_, _| true).unwrap();
+    }
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let checked = scope.spawn(|| {
+            let store = Store::open_reader(&database(place.directory.path())).unwrap();
+            let mut lost = Vec::new();
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                store.check_rows(1..=300, |one| lost.push(one), |_| true).unwrap();
+            }
+            lost
+        });
+        for n in 0..3 {
+            let ask = MemoryForget { agent: Some(agent("a")), hash: None, key: Some(format!("k/{n}")) };
+            assert_eq!(memory.forget(&author, &ask).unwrap().values, 100);
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(checked.join().unwrap(), Vec::new());
+    });
+}

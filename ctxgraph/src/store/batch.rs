@@ -154,7 +154,7 @@ impl<'a> Batch<'a> {
         Ok(true)
     }
 
-    /// Brings the heads of a new entry's key up to date; true if the key is new. Of the heads only those are looked at that change: an import
+    /// Brings the heads of a new entry's key up to date; true if the key is new. Of the heads only those are loaded that change: an import
     /// may bring thousands of them.
     fn move_heads(&self, header: &Header, new: Head) -> Result<bool, StoreError> {
         let (db, agent, key) = (self.db(), header.agent.as_str(), header.key.as_str());

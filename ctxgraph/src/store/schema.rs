@@ -52,7 +52,6 @@ CREATE TABLE head (
     newest INTEGER NOT NULL,
     PRIMARY KEY (agent, key, entry)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX head_newest ON head (agent, key) WHERE newest = 1;
 CREATE INDEX head_other ON head (agent, key) WHERE newest = 0;
 CREATE TABLE label (
     agent TEXT NOT NULL,
