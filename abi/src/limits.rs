@@ -267,9 +267,16 @@ pub const MEMORY_ENTRIES_PER_AGENT_MAX: u64 = 1_000_000;
 pub const MEMORY_BYTES_PER_AGENT_MAX: u64 = 256 * 1024 * 1024;
 /// How deep arrays and objects of a memory value may nest. Deeper: refused.
 pub const MEMORY_VALUE_DEPTH_MAX: usize = 64;
+/// Values in one memory value, itself and all that it holds: in memory each takes far more than its text. More: refused.
+pub const MEMORY_VALUE_NODES_MAX: usize = 2048;
+/// Values in one line of an agent. More: refused.
+pub const MEMORY_LINE_NODES_MAX: usize = 8192;
+/// Reads, and writes, of agents that are served at a time; an agent has one of each. The rest wait their turn.
+pub const MEMORY_READS_MAX: usize = 4;
+pub const MEMORY_WRITES_MAX: usize = 8;
 /// Writes that share one transaction and one receipt batch; the rest wait for the next.
 pub const MEMORY_WRITE_BATCH_MAX: usize = 64;
-/// Writes waiting for the writer. One more: refused, try again.
+/// Writes waiting for the writer. One more: refused, try again, unless its author has none there.
 pub const MEMORY_WRITES_WAITING_MAX: usize = 1024;
 /// Of those, writes of one agent or operator; they are taken in turn. One more: refused, try again.
 pub const MEMORY_WRITES_WAITING_PER_AUTHOR_MAX: usize = 128;
@@ -441,6 +448,7 @@ pub const GATE_HANDSHAKE_MS_MAX: u64 = 10_000;
 
 const _: () =
     assert!(MEMORY_VALUE_BYTES_MAX * 2 <= LINE_BYTES_MAX, "a value fits a line even when escaped once");
+const _: () = assert!(MEMORY_VALUE_NODES_MAX < MEMORY_LINE_NODES_MAX);
 const _: () = assert!(LEDGER_EVENT_BYTES_MAX * 2 <= LINE_BYTES_MAX, "an event fits a line");
 const _: () = assert!(
     NETWORK_ALLOW_BYTES_MAX

@@ -46,9 +46,19 @@ impl Request {
 
     /// The parameters as their type; unknown fields are errors where the type denies them.
     pub fn params<T: DeserializeOwned>(&self) -> Result<T, RpcError> {
-        let value = match &self.params {
+        self.typed(self.params.clone())
+    }
+
+    /// As [`Request::params`], without a copy: they are gone from the request then.
+    pub fn take_params<T: DeserializeOwned>(&mut self) -> Result<T, RpcError> {
+        let value = self.params.take();
+        self.typed(value)
+    }
+
+    fn typed<T: DeserializeOwned>(&self, params: Value) -> Result<T, RpcError> {
+        let value = match params {
             Value::Null => Value::Object(Default::default()),
-            value => value.clone(),
+            value => value,
         };
         serde_json::from_value(value).map_err(|error| RpcError {
             code: Code::INVALID_PARAMS,

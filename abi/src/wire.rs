@@ -116,6 +116,11 @@ impl Connection {
         write_line(&self.stream, value, &[])
     }
 
+    /// Writes a line that is encoded already, without its end: what it was made from need not be kept meanwhile.
+    pub fn write_encoded(&mut self, line: Vec<u8>) -> Result<(), WireError> {
+        write_bytes(&self.stream, line, &[])
+    }
+
     /// Writes one value with descriptors beside it.
     pub fn write_line_with_fds(
         &mut self,
@@ -186,7 +191,10 @@ impl LineWriter {
 }
 
 fn write_line(stream: &UnixStream, value: &impl Serialize, fds: &[BorrowedFd<'_>]) -> Result<(), WireError> {
-    let mut line = serde_json::to_vec(value).map_err(WireError::Encode)?;
+    write_bytes(stream, serde_json::to_vec(value).map_err(WireError::Encode)?, fds)
+}
+
+fn write_bytes(stream: &UnixStream, mut line: Vec<u8>, fds: &[BorrowedFd<'_>]) -> Result<(), WireError> {
     line.push(b'\n');
     if line.len() > limits::LINE_BYTES_MAX {
         return Err(WireError::LineTooLong);

@@ -45,10 +45,11 @@ const AGENT_METHODS: [&str; 12] = [
     "memory.forget",
 ];
 
-type Answer = Result<Value, Refusal>;
+/// As JSON text: no tree of an answer is kept while it is sent.
+type Answer = Result<String, Refusal>;
 
 /// Serves one call that has one answer.
-pub fn answer(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
+pub fn answer(memory: &Memory, speaker: Speaker<'_>, request: &mut Request) -> Answer {
     match request.method.as_str() {
         "memory.write" => write(memory, speaker, request),
         "memory.batch" => batch(memory, speaker, request),
@@ -62,7 +63,7 @@ pub fn answer(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answe
         "memory.forget" => forget(memory, speaker, request),
         method => match speaker {
             Speaker::Operator(_) if method == "memory.list" => {
-                value_of(MemoryList { agents: memory.list()? })
+                text_of(MemoryList { agents: memory.list()? })
             }
             Speaker::Operator(_) => {
                 Err(RpcError::new(Code::UNKNOWN_METHOD, format!("there is no method `{}`", shorten(method)))
@@ -73,17 +74,17 @@ pub fn answer(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answe
     }
 }
 
-fn write(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
-    let mut params: MemoryWrite = request.params()?;
+fn write(memory: &Memory, speaker: Speaker<'_>, request: &mut Request) -> Answer {
+    let mut params: MemoryWrite = request.take_params()?;
     let unseen = may_write(speaker, &mut params, &request.method)?;
     let written = memory
         .write(&speaker.author(), speaker.exposure(), params, &|owner, key| speaker.may_read(owner, key));
     let entry = written.map_err(|error| not_written(memory, speaker, error, unseen))?;
-    value_of(Entry { reader_exposure: speaker.exposure(), ..veiled(speaker, entry) })
+    text_of(Entry { reader_exposure: speaker.exposure(), ..veiled(speaker, entry) })
 }
 
-fn batch(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
-    let mut params: MemoryBatch = request.params()?;
+fn batch(memory: &Memory, speaker: Speaker<'_>, request: &mut Request) -> Answer {
+    let mut params: MemoryBatch = request.take_params()?;
     let mut unseen = false;
     for write in &mut params.writes {
         unseen |= may_write(speaker, write, &request.method)?;
@@ -93,13 +94,13 @@ fn batch(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
     });
     let mut page = written.map_err(|error| not_written(memory, speaker, error, unseen))?;
     page.entries = page.entries.into_iter().map(|entry| veiled(speaker, entry)).collect();
-    value_of(Entries { reader_exposure: speaker.exposure(), ..page })
+    text_of(Entries { reader_exposure: speaker.exposure(), ..page })
 }
 
 /// Names the owner, and checks the right to a write. Returns whether the writer may not read what it writes over.
 fn may_write(speaker: Speaker<'_>, write: &mut MemoryWrite, method: &str) -> Result<bool, Refusal> {
     let owner = speaker.owner(write.agent.take(), method)?;
-    draft::check_key(&write.key).map_err(MemoryError::from)?;
+    check_key(&write.key)?;
     speaker.may(What::Write, &owner, &write.key)?;
     let unseen = !speaker.may_read(&owner, &write.key);
     if unseen && write.parent.is_some() {
@@ -129,6 +130,8 @@ fn not_written(memory: &Memory, speaker: Speaker<'_>, error: MemoryError, unseen
 /// What a writer is shown of its entry: without what came before it, where it may not read that.
 fn veiled(speaker: Speaker<'_>, mut entry: Entry) -> Entry {
     if !speaker.may_read(&entry.agent, &entry.key) {
+        // All that is in the hash but these two is known to the writer: it could find them by trying.
+        entry.hash = Digest([0; 32]);
         entry.parent = None;
         entry.seq = 0;
         entry.links.retain(|link| link.kind != LINK_SUPERSEDES);
@@ -136,19 +139,20 @@ fn veiled(speaker: Speaker<'_>, mut entry: Entry) -> Entry {
     entry
 }
 
-fn read(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
-    let params: MemoryRead = request.params()?;
+fn read(memory: &Memory, speaker: Speaker<'_>, request: &mut Request) -> Answer {
+    let params: MemoryRead = request.take_params()?;
     let mut entry = match (&params.hash, params.key) {
         (Some(hash), None) => by_hash(memory, speaker, hash, params.agent.as_ref())?,
         (None, Some(key)) => {
             let owner = speaker.owner(params.agent, &request.method)?;
+            check_key(&key)?;
             speaker.may(What::Read, &owner, &key)?;
             memory.newest(&owner, &key)?.ok_or_else(|| no_key(&owner, &key))?
         }
         _ => return Err(key_or_hash().into()),
     };
     entry.reader_exposure = speaker.reads(std::iter::once(&entry))?;
-    value_of(entry)
+    text_of(entry)
 }
 
 /// An entry by its hash, where the speaker may read it and it is that agent's, if one is named.
@@ -168,46 +172,75 @@ fn by_hash(
     entry.ok_or_else(|| no_entry(memory, speaker, hash))
 }
 
-fn query(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
-    let mut params: MemoryQuery = request.params()?;
+fn query(memory: &Memory, speaker: Speaker<'_>, request: &mut Request) -> Answer {
+    let mut params: MemoryQuery = request.take_params()?;
     let owner = speaker.owner(params.agent.take(), &request.method)?;
+    check_prefix(&params.prefix)?;
     speaker.may(What::Read, &owner, &params.prefix)?;
-    page(speaker, memory.query(&owner, &params)?)
+    let question = question(speaker, &request.method, &owner);
+    open(memory, &question, &mut params.cursor)?;
+    page(memory, speaker, &question, memory.query(&owner, &params)?)
 }
 
-fn history(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
-    let mut params: MemoryHistory = request.params()?;
+fn history(memory: &Memory, speaker: Speaker<'_>, request: &mut Request) -> Answer {
+    let mut params: MemoryHistory = request.take_params()?;
     let owner = speaker.owner(params.agent.take(), &request.method)?;
+    check_key(&params.key)?;
     speaker.may(What::Read, &owner, &params.key)?;
-    page(speaker, memory.history(&owner, &params)?)
+    let question = question(speaker, &request.method, &owner);
+    open(memory, &question, &mut params.cursor)?;
+    page(memory, speaker, &question, memory.history(&owner, &params)?)
 }
 
-fn conflicts(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
-    let mut params: MemoryConflicts = request.params()?;
+fn conflicts(memory: &Memory, speaker: Speaker<'_>, request: &mut Request) -> Answer {
+    let mut params: MemoryConflicts = request.take_params()?;
     let owner = speaker.owner(params.agent.take(), &request.method)?;
+    check_prefix(&params.prefix)?;
     speaker.may(What::Read, &owner, &params.prefix)?;
-    page(speaker, memory.conflicts(&owner, &params)?)
+    let question = question(speaker, &request.method, &owner);
+    open(memory, &question, &mut params.cursor)?;
+    page(memory, speaker, &question, memory.conflicts(&owner, &params)?)
 }
 
-fn page(speaker: Speaker<'_>, mut page: Entries) -> Answer {
+/// Who asks what of whose memory: a cursor goes on with that and nothing else.
+fn question(speaker: Speaker<'_>, method: &str, owner: &AgentName) -> String {
+    match speaker.agent() {
+        Some(agent) => format!("agent {agent} {method} {owner}"),
+        None => format!("operator {method} {owner}"),
+    }
+}
+
+fn open(memory: &Memory, question: &str, cursor: &mut Option<String>) -> Result<(), Refusal> {
+    let Some(sealed) = cursor else { return Ok(()) };
+    let opened = memory.seals().open(question, sealed);
+    *cursor = Some(opened.ok_or_else(|| MemoryError::Cursor(shorten(sealed)))?);
+    Ok(())
+}
+
+fn page(memory: &Memory, speaker: Speaker<'_>, question: &str, mut page: Entries) -> Answer {
+    if let Some(cursor) = &mut page.cursor {
+        let sealed = memory.seals().seal(question, cursor);
+        *cursor = sealed.ok_or_else(|| RpcError::new(Code::INTERNAL, "the cursor cannot be sealed"))?;
+    }
     page.reader_exposure = speaker.reads(page.entries.iter())?;
-    value_of(page)
+    text_of(page)
 }
 
-fn traverse(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
-    let mut params: MemoryTraverse = request.params()?;
+fn traverse(memory: &Memory, speaker: Speaker<'_>, request: &mut Request) -> Answer {
+    let mut params: MemoryTraverse = request.take_params()?;
     if request.method == "memory.neighbours" {
         params.depth = Some(1);
     }
     let found = memory.traverse(&params, &|owner, key| speaker.may_read(owner, key))?;
     let mut found = found.ok_or_else(|| no_entry(memory, speaker, &params.hash))?;
     found.reader_exposure = speaker.reads(found.reached.iter().map(|reached| &reached.entry))?;
-    value_of(found)
+    text_of(found)
 }
 
-fn search(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
-    let params: MemorySearch = request.params()?;
+fn search(memory: &Memory, speaker: Speaker<'_>, request: &mut Request) -> Answer {
+    let params: MemorySearch = request.take_params()?;
     let owner = speaker.owner(params.agent, &request.method)?;
+    check_prefix(&params.prefix)?;
     speaker.may(What::Read, &owner, &params.prefix)?;
     let query = Query::parse(&params.text).map_err(|error| {
         RpcError::new(Code::INVALID_PARAMS, error.to_string()).explained(
@@ -218,9 +251,10 @@ fn search(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
     hits(speaker, memory.read(|store| store.search(&owner, &params.prefix, &query, params.limit))?)
 }
 
-fn nearest(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
-    let params: MemoryNearest = request.params()?;
+fn nearest(memory: &Memory, speaker: Speaker<'_>, request: &mut Request) -> Answer {
+    let params: MemoryNearest = request.take_params()?;
     let owner = speaker.owner(params.agent, &request.method)?;
+    check_prefix(&params.prefix)?;
     speaker.may(What::Read, &owner, &params.prefix)?;
     let to = Vector::new(&params.vector).map_err(|error| {
         RpcError::new(Code::INVALID_PARAMS, error.to_string())
@@ -231,12 +265,12 @@ fn nearest(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
 
 fn hits(speaker: Speaker<'_>, mut found: Hits) -> Answer {
     found.reader_exposure = speaker.reads(found.hits.iter().map(|hit| &hit.entry))?;
-    value_of(found)
+    text_of(found)
 }
 
 /// Another's memory is forgotten only by who may read it too: how much was forgotten tells what was there.
-fn forget(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
-    let mut params: MemoryForget = request.params()?;
+fn forget(memory: &Memory, speaker: Speaker<'_>, request: &mut Request) -> Answer {
+    let mut params: MemoryForget = request.take_params()?;
     match (&params.hash, &params.key) {
         (Some(hash), None) => {
             let entry = by_hash(memory, speaker, hash, params.agent.as_ref())?;
@@ -244,13 +278,23 @@ fn forget(memory: &Memory, speaker: Speaker<'_>, request: &Request) -> Answer {
         }
         (None, Some(key)) => {
             let owner = speaker.owner(params.agent.take(), &request.method)?;
+            check_key(key)?;
             speaker.may(What::Write, &owner, key)?;
             speaker.may(What::Read, &owner, key)?;
             params.agent = Some(owner);
         }
         _ => return Err(key_or_hash().into()),
     }
-    value_of(memory.forget(&speaker.author(), &params)?)
+    text_of(memory.forget(&speaker.author(), &params)?)
+}
+
+fn check_key(key: &str) -> Result<(), MemoryError> {
+    Ok(draft::check_key(key)?)
+}
+
+/// Before anything is said of it: a refusal that has it in it fits a line.
+pub fn check_prefix(prefix: &str) -> Result<(), MemoryError> {
+    Ok(draft::check_prefix(prefix)?)
 }
 
 fn key_or_hash() -> RpcError {
@@ -310,7 +354,7 @@ pub fn explain(error: &MemoryError) -> RpcError {
         MemoryError::Heads(_) => (
             Code::CONFLICT,
             "memory.conflicts is `refuse` in nulld.toml: somebody says which one to go on from",
-            "memory.conflicts lists them; write with one of them as `parent`",
+            "memory.conflicts lists them; write with the newest, which memory.read shows, as `parent`",
         ),
         MemoryError::Quota(_) => (
             Code::LIMIT,
@@ -322,7 +366,11 @@ pub fn explain(error: &MemoryError) -> RpcError {
         }
         MemoryError::Target => return key_or_hash(),
         MemoryError::Cursor(_) => {
-            (Code::INVALID_PARAMS, "a cursor comes from the answer before", "start without a cursor")
+            (
+                Code::INVALID_PARAMS,
+                "a cursor goes on for who got it, with the same method and memory, until ctxgraph starts again",
+                "begin again without a cursor",
+            )
         }
         MemoryError::Receipt(_) => (
             Code::FAILED,
@@ -348,6 +396,10 @@ fn undrafted(error: &DraftError) -> RpcError {
         DraftError::ValueLength(_) => {
             ("a value is at most 32 KiB of canonical JSON", "split it over several keys")
         }
+        DraftError::ValueNodes(_) => (
+            "a value holds at most 2048 values: in memory each takes far more than its text",
+            "split it over several keys, or write it as a string",
+        ),
         DraftError::Value(_) => {
             ("a value is kept exactly, as RFC 8785 writes it", "write large integers as strings; nest less")
         }
@@ -361,6 +413,11 @@ fn undrafted(error: &DraftError) -> RpcError {
         DraftError::Vector(_) => ("a vector has a direction and a bounded length", "check what made it"),
     };
     RpcError::new(Code::INVALID_PARAMS, error.to_string()).explained(rule, remedy)
+}
+
+/// A result as JSON text.
+fn text_of(result: impl Serialize) -> Answer {
+    serde_json::to_string(&result).map_err(|error| RpcError::new(Code::INTERNAL, error.to_string()).into())
 }
 
 /// A result as JSON.

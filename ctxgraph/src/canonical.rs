@@ -4,8 +4,9 @@
 //! Must never: change a number silently; what would change is refused.
 
 use abi::limits;
-use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
+use std::cell::Cell;
 use std::fmt::{self, Write as _};
 
 /// Why a value has no canonical text here.
@@ -17,6 +18,20 @@ pub enum CanonicalError {
     Depth,
     #[error("a number is not finite")]
     NotFinite,
+}
+
+/// Values in a value: itself, and all that it holds. No deeper than the bound on depth, beyond which it does not matter.
+pub fn count(value: &Value) -> usize {
+    fn below(value: &Value, depth: usize) -> usize {
+        let held = |item: &Value| below(item, depth + 1);
+        match value {
+            _ if depth > limits::MEMORY_VALUE_DEPTH_MAX => 1,
+            Value::Array(items) => 1 + items.iter().map(held).sum::<usize>(),
+            Value::Object(members) => 1 + members.values().map(held).sum::<usize>(),
+            _ => 1,
+        }
+    }
+    below(value, 0)
 }
 
 /// The canonical text.
@@ -145,19 +160,32 @@ pub fn double_text(double: f64) -> Option<String> {
     Some(if double < 0.0 { format!("-{unsigned}") } else { unsigned })
 }
 
-/// A JSON value in which no object has a key twice; serde_json alone would keep the last.
-#[derive(Debug)]
-pub struct Strict(pub Value);
+/// Parses a line in which no object has a key twice (serde_json alone would keep the last) and which has no more values than a line may.
+pub fn strict(line: &str) -> Result<Value, serde_json::Error> {
+    let left = Cell::new(limits::MEMORY_LINE_NODES_MAX);
+    let mut parser = serde_json::Deserializer::from_str(line);
+    let value = Strict(&left).deserialize(&mut parser)?;
+    parser.end()?;
+    Ok(value)
+}
 
-impl<'de> Deserialize<'de> for Strict {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(StrictVisitor).map(Strict)
+/// How many more values there may be.
+#[derive(Clone, Copy)]
+struct Strict<'a>(&'a Cell<usize>);
+
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
+        let Some(left) = self.0.get().checked_sub(1) else {
+            return Err(de::Error::custom(format!("more than {} values", limits::MEMORY_LINE_NODES_MAX)));
+        };
+        self.0.set(left);
+        from.deserialize_any(self)
     }
 }
 
-struct StrictVisitor;
-
-impl<'de> Visitor<'de> for StrictVisitor {
+impl<'de> Visitor<'de> for Strict<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -186,19 +214,19 @@ impl<'de> Visitor<'de> for StrictVisitor {
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(Strict(item)) = items.next_element()? {
+        while let Some(item) = items.next_element_seed(self)? {
             list.push(item);
         }
         Ok(Value::Array(list))
     }
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
-        while let Some((name, Strict(member))) = members.next_entry::<String, Strict>()? {
+        while let Some(name) = members.next_key::<String>()? {
             if map.contains_key(&name) {
                 let shown: String = name.chars().take(64).collect();
                 return Err(de::Error::custom(format!("the key `{shown}` stands twice in one object")));
             }
-            map.insert(name, member);
+            map.insert(name, members.next_value_seed(self)?);
         }
         Ok(Value::Object(map))
     }
@@ -296,11 +324,21 @@ mod tests {
 
     #[test]
     fn a_key_that_stands_twice_is_refused() {
-        assert!(serde_json::from_str::<Strict>(r#"{"a":{"b":1,"c":[2.5,"x",null,true,-3]}}"#).is_ok());
-        let error = serde_json::from_str::<Strict>(r#"{"x":{"a":1,"a":2}}"#).unwrap_err();
+        assert!(strict(r#"{"a":{"b":1,"c":[2.5,"x",null,true,-3]}}"#).is_ok());
+        let error = strict(r#"{"x":{"a":1,"a":2}}"#).unwrap_err();
         assert!(error.to_string().contains("`a` stands twice"), "{error}");
         // The same key in another spelling is the same key.
-        assert!(serde_json::from_str::<Strict>(r#"{"a":1,"\u0061":2}"#).is_err());
+        assert!(strict(r#"{"a":1,"\u0061":2}"#).is_err());
+    }
+
+    #[test]
+    fn a_line_of_more_values_than_it_may_have_is_refused() {
+        let line = |count: usize| format!("[{}0]", "{\"\":0},".repeat(count));
+        assert!(strict(&line(limits::MEMORY_LINE_NODES_MAX / 2 - 1)).is_ok());
+        let error = strict(&line(limits::MEMORY_LINE_NODES_MAX / 2)).unwrap_err();
+        assert!(error.to_string().contains("more than 8192 values"), "{error}");
+        assert!(strict("1 2").is_err());
+        assert_eq!(count(&serde_json::json!({ "a": [1, { "b": null }], "c": "x" })), 6);
     }
 
     fn any_value() -> impl Strategy<Value = Value> {
@@ -329,8 +367,7 @@ mod tests {
             let once = text(&value).unwrap();
             let back: Value = serde_json::from_str(&once).unwrap();
             assert_eq!(text(&back).unwrap(), once);
-            let Strict(strict) = serde_json::from_str(&once).unwrap();
-            assert_eq!(strict, back);
+            assert_eq!(strict(&once).unwrap(), back);
         });
     }
 }

@@ -41,6 +41,8 @@ pub enum DraftError {
     KeyControl,
     #[error("the value has {0} bytes as canonical JSON, at most {max} are kept", max = limits::MEMORY_VALUE_BYTES_MAX)]
     ValueLength(usize),
+    #[error("the value holds {0} values, itself counted, at most {max} are kept", max = limits::MEMORY_VALUE_NODES_MAX)]
+    ValueNodes(usize),
     #[error(transparent)]
     Value(#[from] CanonicalError),
     #[error("the entry has {0} {1}, at most {2} are kept")]
@@ -86,6 +88,11 @@ impl Draft {
         if text.len() > limits::MEMORY_VALUE_BYTES_MAX {
             return Err(DraftError::ValueLength(text.len()));
         }
+        // Of new ones only: an entry that is there already stays what it is, on every node.
+        let nodes = canonical::count(&write.value);
+        if nodes > limits::MEMORY_VALUE_NODES_MAX {
+            return Err(DraftError::ValueNodes(nodes));
+        }
         check_labels(&write.labels)?;
         let mut labels = write.labels;
         if *author != Author::Agent(agent.clone()) {
@@ -121,6 +128,11 @@ impl Draft {
         let labels: usize = self.labels.iter().map(|(name, value)| name.len() + escaped(value) + 8).sum();
         800 + escaped(&self.key) + self.text.len() + labels + self.links.len() * 200
     }
+}
+
+/// Whether a prefix may be one: as a key, or empty.
+pub fn check_prefix(prefix: &str) -> Result<(), DraftError> {
+    if prefix.is_empty() { Ok(()) } else { check_key(prefix) }
 }
 
 /// Whether a key may be one.

@@ -10,7 +10,7 @@ use abi::ledger::Event;
 use abi::log;
 use abi::memory::LABEL_EXPOSURE;
 use abi::rpc::{Code, RpcError};
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::draft::Author;
@@ -97,6 +97,15 @@ fn keep(
     generation: u64,
     exposure: Exposure,
 ) -> Result<(), rusqlite::Error> {
+    // Joined with what is there: it only grows, whoever kept it last.
+    let there: Option<String> = db
+        .query_row(
+            "SELECT exposure FROM exposure WHERE agent = ?1 AND generation = ?2",
+            params![instance.agent.as_str(), generation],
+            |row| row.get(0),
+        )
+        .optional()?;
+    let exposure = there.map_or(exposure, |text| exposure.and(text.parse().unwrap_or(everything())));
     db.execute(
         "INSERT INTO exposure (agent, generation, exposure) VALUES (?1, ?2, ?3)
          ON CONFLICT DO UPDATE SET exposure = excluded.exposure",

@@ -13,7 +13,7 @@ use abi::rpc::{Code, Request, Response, RpcError};
 use abi::wire::{Connection, WireError};
 use abi::{limits, log};
 use rustix::event::{PollFd, PollFlags, poll};
-use serde_json::json;
+use serde_json::Value;
 use std::collections::HashMap;
 use std::io;
 use std::net::Shutdown;
@@ -24,12 +24,13 @@ use std::time::{Duration, Instant};
 
 use crate::access::Party;
 use crate::calls;
-use crate::canonical::Strict;
+use crate::canonical;
 use crate::exposure::{Exposures, Reader};
 use crate::ledger::Ledger;
 use crate::memory::Memory;
+use crate::places::Places;
 use crate::speaker::{Denied, Port, Refusal, Speaker};
-use crate::watch::Watchers;
+use crate::watch::{Receiver, Watchers};
 use crate::watching;
 use ::ledger::frame::Source;
 
@@ -40,6 +41,8 @@ pub struct Leases {
     ledger: Arc<Ledger>,
     exposures: Arc<Exposures>,
     watchers: Arc<Watchers>,
+    reads: Places,
+    writes: Places,
     /// By agent and not by lease: a VM that is replaced does not double the share.
     agents: Mutex<HashMap<AgentName, Share>>,
 }
@@ -50,6 +53,8 @@ struct Share {
     connections: usize,
     leases: usize,
     denials: Denials,
+    /// Lines of the log about it.
+    told: Denials,
 }
 
 /// Refusals of the running minute.
@@ -81,7 +86,16 @@ impl Leases {
     /// No leases yet.
     pub fn new(memory: Arc<Memory>, ledger: Arc<Ledger>, watchers: Arc<Watchers>) -> Leases {
         let exposures = Arc::new(Exposures::new(memory.clone(), ledger.clone()));
-        Leases { memory, ledger, exposures, watchers, agents: Mutex::default() }
+        let (reads, writes) = (limits::MEMORY_READS_MAX, limits::MEMORY_WRITES_MAX);
+        Leases {
+            memory,
+            ledger,
+            exposures,
+            watchers,
+            reads: Places::new(reads),
+            writes: Places::new(writes),
+            agents: Mutex::default(),
+        }
     }
 
     /// Serves `memory.attach` until its connection ends.
@@ -158,7 +172,6 @@ impl Leases {
         stream.set_read_timeout(Some(Duration::from_millis(limits::MEMORY_IDLE_MS_MAX)))?;
         stream.set_write_timeout(Some(Duration::from_millis(limits::MEMORY_ANSWER_MS_MAX)))?;
         let mut connection = Connection::new(stream);
-        let speaker = Speaker::Agent(port);
         loop {
             let line = match connection.read_line() {
                 Ok(Some(line)) => line,
@@ -173,38 +186,109 @@ impl Leases {
                 Err(error) => return Err(error),
             };
             connection.take_fds(); // an agent has none to give: close them
-            let (id, outcome) = match parse(&line) {
-                Ok(request) if request.method == "memory.watch" => {
-                    match watching::begin(&self.watchers, speaker, &request) {
-                        Ok(receiver) => {
-                            connection.write_line(&Response::of(request.id, Ok(json!({}))))?;
-                            let why = watching::stream(&self.memory, speaker, &receiver, &mut connection);
-                            log::info("memory_watch_ended", &[("agent", &port.party.agent), ("why", &why)]);
-                            return Ok(());
-                        }
-                        Err(refusal) => (request.id, Err(refusal)),
-                    }
-                }
-                Ok(request) => (request.id, calls::answer(&self.memory, speaker, &request)),
-                Err(error) => (None, Err(error.into())),
-            };
-            let outcome = outcome.map_err(|Refusal { error, denied }| {
-                if let Some(denied) = denied {
-                    self.record(&port.party.agent, denied);
-                }
-                error
-            });
-            connection.write_line(&Response::of(id, outcome))?;
+            let Turn { answer, watch } = self.turn(port, line);
+            connection.write_encoded(answer)?;
+            if let Some(receiver) = watch {
+                let why = watching::stream(
+                    &self.memory,
+                    Some(&self.reads),
+                    Speaker::Agent(port),
+                    &receiver,
+                    &mut connection,
+                );
+                self.tell(&port.party.agent, "memory_watch_ended", &why);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Answers one line. What the request and the answer take in memory is gone when it returns, but for the answer's bytes: the agent
+    /// may take its time to read them.
+    fn turn(&self, port: &Port, line: String) -> Turn {
+        let speaker = Speaker::Agent(port);
+        let places = if writes(&line) { &self.writes } else { &self.reads };
+        let _place = places.take(&port.party.agent);
+        let parsed = parse(&line);
+        drop(line);
+        let mut watch = None;
+        let (id, outcome) = match parsed {
+            Ok(request) if request.method == "memory.watch" => {
+                let begun = watching::begin(&self.watchers, speaker, &request);
+                (request.id, begun.map(|receiver| watch = Some(receiver)).map(|()| "{}".to_owned()))
+            }
+            Ok(mut request) => (request.id, calls::answer(&self.memory, speaker, &mut request)),
+            Err(error) => (None, Err(error.into())),
+        };
+        let outcome = outcome.map_err(|Refusal { error, denied }| {
+            if let Some(denied) = denied {
+                self.record(&port.party.agent, denied);
+            }
+            error
+        });
+        Turn { answer: encode(id, outcome), watch }
+    }
+
+    /// Logs what an agent brought about, so many times a minute.
+    fn tell(&self, agent: &AgentName, event: &str, why: &dyn std::fmt::Display) {
+        let admitted = self.lock().entry(agent.clone()).or_default().told.admit(Instant::now());
+        if let Some(untold) = admitted {
+            log::info(event, &[("agent", agent), ("why", why), ("untold", &untold)]);
         }
     }
 }
 
+/// What comes of one line.
+struct Turn {
+    answer: Vec<u8>,
+    /// Present where it began a watch.
+    watch: Option<Receiver>,
+}
+
+/// Whether a line asks for what waits for the writer, and so must not hold up reads.
+fn writes(line: &str) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Asked<'a> {
+        #[serde(borrow)]
+        method: std::borrow::Cow<'a, str>,
+    }
+    serde_json::from_str::<Asked<'_>>(line)
+        .is_ok_and(|asked| ["memory.write", "memory.batch", "memory.forget"].contains(&&*asked.method))
+}
+
+/// An answer as it is sent, in place of one that fits no line a refusal that does.
+fn encode(id: Option<u64>, outcome: Result<String, RpcError>) -> Vec<u8> {
+    let refusal = |error| serde_json::to_vec(&Response::of(id, Err(error))).unwrap_or_default();
+    let line = match outcome {
+        Ok(result) => {
+            let id = id.map_or("null".into(), |id| id.to_string());
+            format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":{result}}}").into_bytes()
+        }
+        Err(error) => refusal(error),
+    };
+    if line.len() < limits::LINE_BYTES_MAX {
+        return line;
+    }
+    refusal(
+        RpcError::new(Code::LIMIT, "the answer would not fit a line")
+            .explained("an answer is one line, a refusal with what was asked in it too", "ask for less"),
+    )
+}
+
 /// A request, with no key twice in any object.
 fn parse(line: &str) -> Result<Request, RpcError> {
-    let Strict(value) = serde_json::from_str(line)
-        .map_err(|error| RpcError::new(Code::PARSE, format!("not a JSON text NullBox accepts: {error}")))?;
-    serde_json::from_value(value)
-        .map_err(|error| RpcError::new(Code::INVALID_REQUEST, format!("not a JSON-RPC 2.0 request: {error}")))
+    let mut value = canonical::strict(line).map_err(|error| {
+        RpcError::new(Code::PARSE, format!("not a JSON text NullBox accepts: {error}")).explained(
+            "a line has no key twice in any object, and at most 8192 values",
+            "send less in one request",
+        )
+    })?;
+    // Moved, not made once more.
+    let params = value.get_mut("params").map(Value::take);
+    let mut request: Request = serde_json::from_value(value).map_err(|error| {
+        RpcError::new(Code::INVALID_REQUEST, format!("not a JSON-RPC 2.0 request: {error}"))
+    })?;
+    request.params = params.unwrap_or_default();
+    Ok(request)
 }
 
 /// The listening Unix socket among what came beside the request.
@@ -297,13 +381,13 @@ impl Lease {
             std::thread::Builder::new().name("agent".into()).stack_size(256 * 1024).spawn(move || {
                 let agent = &port.party.agent;
                 if let Err(error) = leases.serve(&port, stream) {
-                    log::info("memory_connection_ended", &[("agent", agent), ("error", &error)]);
+                    leases.tell(agent, "memory_connection_ended", &error);
                 }
                 lock(&open).remove(&number);
                 leases.release(agent, 1, 0);
             });
         if let Err(error) = thread {
-            log::error("thread_failed", &[("error", &error)]);
+            self.leases.tell(&agent, "thread_failed", &error);
             lock(&self.open).remove(&number);
             self.leases.release(&agent, 1, 0);
         }
@@ -354,6 +438,15 @@ mod tests {
         );
         assert_eq!(error.unwrap_err().code, Code::PARSE);
         assert!(parse(r#"{"jsonrpc":"2.0","id":1,"method":"memory.query"}"#).is_ok());
+    }
+
+    #[test]
+    fn a_refusal_that_fits_no_line_is_a_short_one() {
+        let long = RpcError::new(Code::INVALID_PARAMS, "\"".repeat(limits::LINE_BYTES_MAX / 2));
+        let answer: Response = serde_json::from_slice(&encode(Some(7), Err(long))).unwrap();
+        assert_eq!((answer.id, answer.error.unwrap().code), (Some(7), Code::LIMIT));
+        let answer: Response = serde_json::from_slice(&encode(None, Ok("[1]".into()))).unwrap();
+        assert_eq!((answer.id, answer.result), (None, Some(serde_json::json!([1]))));
     }
 
     #[test]

@@ -18,12 +18,14 @@ use abi::node::Conflicts;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use crate::cursor::Seals;
 use crate::draft::{Author, Draft, DraftError};
 use crate::ledger::{AppendError, Ledger, unix_ms};
 use crate::store::forget::Retention;
 use crate::store::graph::MayRead;
+use crate::store::row;
 use crate::store::{Quotas, Store, StoreError};
 use crate::watch::Watchers;
 use queue::{Job, Queue, Write};
@@ -67,6 +69,11 @@ impl From<StoreError> for MemoryError {
             StoreError::Quota { .. } => MemoryError::Quota(message),
             StoreError::Conflict { newest, .. } => MemoryError::Conflict { message, newest },
             StoreError::Heads { .. } => MemoryError::Heads(message),
+            // Its number counts everybody's entries: the log has it, and memory.verify names what is lost.
+            StoreError::Damaged(..) => {
+                row::tell(&error);
+                MemoryError::Store("an entry of memory.db is damaged".into())
+            }
             StoreError::Cursor(cursor) => MemoryError::Cursor(cursor),
             _ => MemoryError::Store(message),
         }
@@ -103,7 +110,10 @@ impl Settings {
 #[derive(Debug)]
 pub struct Memory {
     queue: Arc<Queue>,
-    readers: Vec<Mutex<Store>>,
+    /// Connections that only read and that nobody has now.
+    readers: Mutex<Vec<Store>>,
+    freed: Condvar,
+    seals: Seals,
 }
 
 /// Connections for readers: each holds up to 1 MiB of pages.
@@ -123,7 +133,8 @@ impl Memory {
         settings: Settings,
     ) -> Result<Memory, MemoryError> {
         let readers =
-            (0..READERS).map(|_| Store::open_reader(path).map(Mutex::new)).collect::<Result<_, _>>()?;
+            (0..READERS).map(|_| Store::open_reader(path)).collect::<Result<Vec<_>, _>>()?;
+        let seals = Seals::new().ok_or_else(|| MemoryError::Store("the kernel has no random numbers".into()))?;
         let queue = Arc::new(Queue::default());
         let on_thread = queue.clone();
         let writer = Writer::new(store, ledger, settings);
@@ -132,7 +143,7 @@ impl Memory {
             .stack_size(512 * 1024)
             .spawn(move || writer.run(&on_thread));
         match spawned {
-            Ok(_) => Ok(Memory { queue, readers }),
+            Ok(_) => Ok(Memory { queue, readers: Mutex::new(readers), freed: Condvar::new(), seals }),
             Err(error) => Err(MemoryError::Store(error.to_string())),
         }
     }
@@ -180,7 +191,7 @@ impl Memory {
         let links = drafts.iter().flat_map(|draft| &draft.links);
         // An entry that is there now is there for ever, so this need not be asked again in the transaction.
         for link in links {
-            if !self.reader().may_see(&link.to, may_read)? {
+            if !self.read(|store| store.may_see(&link.to, may_read))? {
                 return Err(MemoryError::Link(link.to));
             }
         }
@@ -230,27 +241,27 @@ impl Memory {
 
     /// An entry by its hash, whoever's it is: the caller decides who may see it, by its agent and key.
     pub fn by_hash(&self, hash: &Digest) -> Result<Option<Entry>, MemoryError> {
-        Ok(self.reader().by_hash(hash)?)
+        self.read(|store| store.by_hash(hash))
     }
 
     /// The newest entry of a key, with its conflicts.
     pub fn newest(&self, agent: &AgentName, key: &str) -> Result<Option<Entry>, MemoryError> {
-        Ok(self.reader().newest(agent, key)?)
+        self.read(|store| store.newest(agent, key))
     }
 
     /// A page of the newest entries of keys with a prefix that meet the query, by key.
     pub fn query(&self, agent: &AgentName, query: &MemoryQuery) -> Result<Entries, MemoryError> {
-        Ok(self.reader().query(agent, query)?)
+        self.read(|store| store.query(agent, query))
     }
 
     /// A page of all entries of one key, newest first.
     pub fn history(&self, agent: &AgentName, query: &MemoryHistory) -> Result<Entries, MemoryError> {
-        Ok(self.reader().history(agent, query)?)
+        self.read(|store| store.history(agent, query))
     }
 
     /// A page of the heads of keys that have several.
     pub fn conflicts(&self, agent: &AgentName, query: &MemoryConflicts) -> Result<Entries, MemoryError> {
-        Ok(self.reader().conflicts(agent, query)?)
+        self.read(|store| store.conflicts(agent, query))
     }
 
     /// What is reached from an entry; none where that is not there for the reader.
@@ -259,17 +270,28 @@ impl Memory {
         ask: &MemoryTraverse,
         may_read: MayRead<'_>,
     ) -> Result<Option<Traversal>, MemoryError> {
-        Ok(self.reader().traverse(ask, may_read)?)
+        self.read(|store| store.traverse(ask, may_read))
     }
 
     /// Agents with memory.
     pub fn list(&self) -> Result<Vec<MemoryUse>, MemoryError> {
-        Ok(self.reader().agents()?)
+        self.read(Store::agents)
     }
 
     /// Reads with one of the connections that only read.
     pub fn read<T>(&self, work: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T, MemoryError> {
-        Ok(work(&self.reader())?)
+        let mut free = self.free();
+        let reader = loop {
+            match free.pop() {
+                Some(reader) => break reader,
+                None => free = self.freed.wait(free).unwrap_or_else(PoisonError::into_inner),
+            }
+        };
+        drop(free);
+        let answer = work(&reader);
+        self.free().push(reader);
+        self.freed.notify_one();
+        Ok(answer?)
     }
 
     /// Takes no more writes; those waiting are finished.
@@ -277,15 +299,13 @@ impl Memory {
         self.queue.close();
     }
 
-    fn reader(&self) -> MutexGuard<'_, Store> {
-        loop {
-            if let Some(free) = self.readers.iter().find_map(|reader| reader.try_lock().ok()) {
-                return free;
-            }
-            // Any of them will do; a panic elsewhere leaves a connection that only reads as it was.
-            let Some(first) = self.readers.first() else { continue };
-            return first.lock().unwrap_or_else(PoisonError::into_inner);
-        }
+    /// What seals the cursors that are given out.
+    pub(crate) fn seals(&self) -> &Seals {
+        &self.seals
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<Store>> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -209,8 +209,11 @@ impl Handler for Ctxgraph {
             "memory.watch" => self.watch(call),
             _ => {
                 let (memory, _) = self.memory()?;
-                let answered = calls::answer(memory, Speaker::Operator(call.caller), call.request);
-                answered.map(Outcome::Result).map_err(|refusal| refusal.error)
+                let mut request = call.request.clone();
+                let text = calls::answer(memory, Speaker::Operator(call.caller), &mut request)
+                    .map_err(|refusal| refusal.error)?;
+                let value = serde_json::from_str(&text);
+                value.map(Outcome::Result).map_err(|error| RpcError::new(Code::INTERNAL, error.to_string()))
             }
         }
     }
@@ -239,7 +242,7 @@ impl Ctxgraph {
         let receiver =
             watching::begin(&self.watchers, speaker, call.request).map_err(|refusal| refusal.error)?;
         let why = match call.answer(json!({}), &[]) {
-            Ok(()) => watching::stream(memory, speaker, &receiver, call.connection),
+            Ok(()) => watching::stream(memory, None, speaker, &receiver, call.connection),
             Err(error) => error.to_string(),
         };
         log::info("memory_watch_ended", &[("by", call.caller), ("why", &why)]);

@@ -3,10 +3,11 @@
 //! Must hold: nothing is missed between the answer and the first entry. Must never: show an agent an entry before its exposure is
 //! raised by it, or keep a place for a watcher that has gone.
 
-use abi::control::{Dropped, Entry, MemoryWatch};
+use abi::control::{Dropped, MemoryWatch};
+use abi::ids::Digest;
 use abi::limits;
 use abi::memory::MemoryScope;
-use abi::rpc::{Code, Request, RpcError};
+use abi::rpc::{Code, Request, RpcError, Version};
 use abi::wire::Connection;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
@@ -14,7 +15,9 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use crate::access::What;
+use crate::calls::check_prefix;
 use crate::memory::Memory;
+use crate::places::Places;
 use crate::speaker::{Refusal, Speaker};
 use crate::watch::{Heard, Receiver, Watchers};
 
@@ -25,6 +28,7 @@ const LOOK: Duration = Duration::from_millis(500);
 pub fn begin(watchers: &Watchers, speaker: Speaker<'_>, request: &Request) -> Result<Receiver, Refusal> {
     let params: MemoryWatch = request.params()?;
     let owner = speaker.owner(params.agent, &request.method)?;
+    check_prefix(&params.prefix)?;
     speaker.may(What::Read, &owner, &params.prefix)?;
     // What may be read now may be read as long as the lease lasts, and the watch ends with it.
     let scope = MemoryScope { agent: owner, prefix: params.prefix };
@@ -39,9 +43,10 @@ pub fn begin(watchers: &Watchers, speaker: Speaker<'_>, request: &Request) -> Re
     })
 }
 
-/// Sends what is heard until the watch or the connection ends. Returns why.
+/// Sends what is heard until the watch or the connection ends. Returns why. An agent's entries are read in its turn.
 pub fn stream(
     memory: &Memory,
+    places: Option<&Places>,
     speaker: Speaker<'_>,
     receiver: &Receiver,
     connection: &mut Connection,
@@ -58,24 +63,41 @@ pub fn stream(
             Heard::Closed => return "ctxgraph is closing".into(),
             Heard::Dropped => return let_go(connection, "it read too slowly"),
         };
-        let entry = match memory.by_hash(&hash) {
-            Ok(Some(entry)) => entry,
-            Ok(None) => continue,
-            Err(error) => return let_go(connection, &error.to_string()),
-        };
-        let reader_exposure = match speaker.reads(std::iter::once(&entry)) {
-            Ok(exposure) => exposure,
-            Err(error) => return let_go(connection, &error.message),
-        };
-        if let Err(error) = send(connection, "entry", &Entry { reader_exposure, ..entry }) {
-            return error;
+        let place = places.zip(speaker.agent()).map(|(places, agent)| places.take(agent));
+        let line = entry_line(memory, speaker, &hash);
+        drop(place);
+        match line {
+            Ok(Some(line)) => {
+                if let Err(error) = connection.write_encoded(line) {
+                    return error.to_string();
+                }
+            }
+            Ok(None) => {}
+            Err(why) => return let_go(connection, &why),
         }
     }
 }
 
+/// An entry as it goes out, once the watcher's exposure is raised by it. While it is sent only these bytes are kept.
+fn entry_line(memory: &Memory, speaker: Speaker<'_>, hash: &Digest) -> Result<Option<Vec<u8>>, String> {
+    let Some(mut entry) = memory.by_hash(hash).map_err(|error| error.to_string())? else { return Ok(None) };
+    entry.reader_exposure = speaker.reads(std::iter::once(&entry)).map_err(|error| error.message)?;
+    line("entry", &entry).map(Some)
+}
+
+fn line(method: &str, params: &impl Serialize) -> Result<Vec<u8>, String> {
+    #[derive(Serialize)]
+    struct Note<'a, T> {
+        jsonrpc: Version,
+        method: &'a str,
+        params: &'a T,
+    }
+    let note = Note { jsonrpc: Version::V2, method, params };
+    serde_json::to_vec(&note).map_err(|error| error.to_string())
+}
+
 fn send(connection: &mut Connection, method: &str, params: &impl Serialize) -> Result<(), String> {
-    let params = serde_json::to_value(params).map_err(|error| error.to_string())?;
-    connection.write_line(&Request::notification(method, params)).map_err(|error| error.to_string())
+    connection.write_encoded(line(method, params)?).map_err(|error| error.to_string())
 }
 
 /// Tells the watcher why it hears no more, if its socket has room for that.

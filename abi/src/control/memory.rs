@@ -198,6 +198,9 @@ pub struct Hits {
     /// More entries had the words than one search looks at, or the hits did not fit a line.
     #[serde(default)]
     pub truncated: bool,
+    /// Entries that were left out because they are damaged on the disk.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub damaged: u64,
     pub reader_exposure: Exposure,
 }
 
@@ -256,18 +259,26 @@ pub struct Forgot {
 #[serde(deny_unknown_fields)]
 pub struct Entries {
     pub entries: Vec<Entry>,
-    /// Present when there is more.
+    /// Present when there is more. It says nothing to whom it is given, and holds until ctxgraph starts again.
     #[serde(default)]
     pub cursor: Option<String>,
+    /// Entries that were left out because they are damaged on the disk.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub damaged: u64,
     /// The reader's, after this page.
     #[serde(default)]
     pub reader_exposure: Exposure,
+}
+
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 /// One immutable entry of an agent's memory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
+    /// Zeros in the answer to a writer that may not read it.
     pub hash: Digest,
     /// Whose memory it is in.
     pub agent: AgentName,

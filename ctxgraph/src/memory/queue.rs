@@ -104,7 +104,8 @@ impl Queue {
         if own + cost > limits::MEMORY_WRITES_WAITING_PER_AUTHOR_MAX {
             return Err(MemoryError::Busy(format!("{author} has {own} writes waiting already")));
         }
-        if waiting.cost + cost > limits::MEMORY_WRITES_WAITING_MAX {
+        // One who has nothing there is let in, so that those who fill it lock nobody out: as many more as there are authors.
+        if own > 0 && waiting.cost + cost > limits::MEMORY_WRITES_WAITING_MAX {
             return Err(MemoryError::Busy(format!("{} writes are waiting already", waiting.cost)));
         }
         waiting.cost += cost;
@@ -236,6 +237,8 @@ mod tests {
         for n in 0..limits::MEMORY_WRITES_WAITING_MAX / each {
             queue.push(author(&format!("a{n}")), write("a", each)).unwrap();
         }
+        // Who has nothing there is let in, once.
+        queue.push(author("last"), write("last", 1)).unwrap();
         assert!(matches!(queue.push(author("last"), write("last", 1)), Err(MemoryError::Busy(_))));
         taken(&queue);
         queue.push(author("last"), write("last", 1)).unwrap();

@@ -123,10 +123,12 @@ impl Walk<'_> {
         if self.ask.direction != Direction::Out {
             let mut statement = self.store.db.prepare_cached(
                 "SELECT e.hash, l.type FROM link l CROSS JOIN entry e ON e.id = l.source WHERE l.target = ?1
-                 ORDER BY l.source, l.type LIMIT ?2",
+                 AND (?3 IS NULL OR l.type IN (SELECT value FROM json_each(?3))) ORDER BY l.source, l.type LIMIT ?2",
             )?;
             let left = count.saturating_sub(steps.len()) as u64;
-            let rows = statement.query_map(params![entry.hash.0, left], |row| {
+            // Types that are not asked for do not count towards the bound.
+            let types = (!self.ask.types.is_empty()).then(|| serde_json::json!(self.ask.types).to_string());
+            let rows = statement.query_map(params![entry.hash.0, left, types], |row| {
                 Ok(Step { to: Digest(row.get(0)?), kind: row.get(1)?, backwards: true })
             })?;
             for row in rows {

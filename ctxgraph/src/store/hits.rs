@@ -1,12 +1,12 @@
 //! What a text or a vector finds, as entries: bounded so that the answer fits a line.
 
-use abi::control::{Hit, Hits};
+use abi::control::{Entry, Hit, Hits};
 use abi::exposure::Exposure;
 use abi::ids::AgentName;
 use abi::limits;
 
 use super::page::Room;
-use super::search::{self, Query};
+use super::search::{self, Found, Query};
 use super::vector::{self, Vector};
 use super::{Store, StoreError, row};
 
@@ -19,8 +19,10 @@ impl Store {
         query: &Query,
         limit: Option<u32>,
     ) -> Result<Hits, StoreError> {
+        // One state of the file for what is found and what is shown.
+        let _snapshot = self.db.unchecked_transaction()?;
         let found = search::find(&self.db, agent, prefix, query, hits_max(limit))?;
-        self.hits(found.rows, found.truncated, limit)
+        self.hits(agent, prefix, found, limit)
     }
 
     /// The newest entries of keys with a prefix whose vectors are nearest, nearest first.
@@ -31,22 +33,30 @@ impl Store {
         to: &Vector,
         limit: Option<u32>,
     ) -> Result<Hits, StoreError> {
-        self.hits(vector::nearest(&self.db, agent, prefix, to, hits_max(limit))?, false, limit)
+        let _snapshot = self.db.unchecked_transaction()?;
+        self.hits(agent, prefix, vector::nearest(&self.db, agent, prefix, to, hits_max(limit))?, limit)
     }
 
     fn hits(
         &self,
-        rows: Vec<(i64, f64)>,
-        mut truncated: bool,
+        agent: &AgentName,
+        prefix: &str,
+        found: Found,
         limit: Option<u32>,
     ) -> Result<Hits, StoreError> {
+        let Found { rows, mut truncated, mut damaged } = found;
         let mut room = Room::new(limit);
         let mut hits = Vec::new();
         for (id, distance) in rows {
-            // Forgotten in between: no answer any more.
-            let Some(entry) = row::by_id(&self.db, id)?.filter(|entry| entry.forgotten.is_none()) else {
+            let Some(read) = row::sound(row::by_id(&self.db, id))? else {
+                damaged += 1;
                 continue;
             };
+            // An index that says what is not so is not believed.
+            let asked = |entry: &Entry| {
+                entry.forgotten.is_none() && entry.agent == *agent && entry.key.starts_with(prefix)
+            };
+            let Some(entry) = read.filter(asked) else { continue };
             let hit = Hit { distance, entry };
             if !room.take(&hit) {
                 truncated = true;
@@ -54,7 +64,7 @@ impl Store {
             }
             hits.push(hit);
         }
-        Ok(Hits { hits, truncated, reader_exposure: Exposure::NONE })
+        Ok(Hits { hits, truncated, damaged, reader_exposure: Exposure::NONE })
     }
 }
 

@@ -12,11 +12,12 @@ pub struct Page {
     entries: Vec<Entry>,
     room: Room,
     cursor: Option<String>,
+    damaged: u64,
 }
 
 impl Page {
     pub fn new(limit: Option<u32>) -> Page {
-        Page { entries: Vec::new(), room: Room::new(limit), cursor: None }
+        Page { entries: Vec::new(), room: Room::new(limit), cursor: None, damaged: 0 }
     }
 
     /// Takes an entry; false once the page is full.
@@ -28,13 +29,19 @@ impl Page {
         fits
     }
 
+    /// An entry is left out: it is damaged.
+    pub fn damaged(&mut self) {
+        self.damaged += 1;
+    }
+
     /// There is more after this place.
     pub fn more(&mut self, cursor: String) {
         self.cursor = Some(cursor);
     }
 
     pub fn finish(self) -> Entries {
-        Entries { entries: self.entries, cursor: self.cursor, ..Entries::default() }
+        let Page { entries, cursor, damaged, .. } = self;
+        Entries { entries, cursor, damaged, ..Entries::default() }
     }
 }
 

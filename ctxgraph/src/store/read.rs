@@ -7,6 +7,7 @@ use abi::ids::{AgentName, Digest};
 use abi::limits;
 use abi::memory::NODE_PREFIX;
 use rusqlite::params;
+use std::collections::BTreeMap;
 
 use super::batch::LABEL_LINK;
 use super::page::Page;
@@ -22,11 +23,16 @@ impl Store {
 
     /// The newest entry of a key, with the other heads: 64 of them, so that the answer fits a line; `conflicts` has all.
     pub fn newest(&self, agent: &AgentName, key: &str) -> Result<Option<Entry>, StoreError> {
-        const SQL: &str =
-            select!("JOIN head h ON h.entry = e.id WHERE h.agent = ?1 AND h.key = ?2 AND h.newest = 1");
+        // One state of the file for both questions.
+        let _snapshot = self.db.unchecked_transaction()?;
+        const SQL: &str = select!(
+            "JOIN head h ON h.entry = e.id AND +e.agent = h.agent AND +e.key = h.key
+             WHERE h.agent = ?1 AND h.key = ?2 AND h.newest = 1"
+        );
         let Some(mut entry) = row::one(&self.db, SQL, params![agent.as_str(), key])? else { return Ok(None) };
         let mut others = self.db.prepare_cached(
-            "SELECT e.hash FROM head h JOIN entry e ON e.id = h.entry WHERE h.agent = ?1 AND h.key = ?2 AND h.newest = 0 ORDER BY e.hash LIMIT 64",
+            "SELECT e.hash FROM head h JOIN entry e ON e.id = h.entry AND +e.agent = h.agent AND +e.key = h.key
+             WHERE h.agent = ?1 AND h.key = ?2 AND h.newest = 0 ORDER BY e.hash LIMIT 64",
         )?;
         let hashes = others.query_map(params![agent.as_str(), key], |row| row.get(0).map(Digest))?;
         entry.conflicts = hashes.collect::<Result<_, _>>()?;
@@ -49,14 +55,16 @@ impl Store {
         match looked_up {
             None => {
                 const SQL: &str = select!(
-                    "JOIN head h ON h.entry = e.id WHERE h.agent = ?1 AND h.key >= ?2 AND h.newest = 1 ORDER BY h.key"
+                    "JOIN head h ON h.entry = e.id AND +e.agent = h.agent AND +e.key = h.key
+                     WHERE h.agent = ?1 AND h.key >= ?2 AND h.newest = 1 ORDER BY h.key"
                 );
                 let mut statement = self.db.prepare_cached(SQL)?;
                 fill(&mut page, query, after, statement.query(params![agent.as_str(), from])?)?;
             }
             Some((name, value)) => {
                 const SQL: &str = select!(
-                    "JOIN label l ON l.entry = e.id WHERE l.agent = ?1 AND l.name = ?3 AND l.value = ?4 AND l.key >= ?2 ORDER BY l.key"
+                    "JOIN label l ON l.entry = e.id AND +e.agent = l.agent AND +e.key = l.key
+                     WHERE l.agent = ?1 AND l.name = ?3 AND l.value = ?4 AND l.key >= ?2 ORDER BY l.key"
                 );
                 let mut statement = self.db.prepare_cached(SQL)?;
                 let rows = statement.query(params![agent.as_str(), from, name, value])?;
@@ -80,9 +88,11 @@ impl Store {
         let mut rows = statement.query(params![agent.as_str(), query.key, before.0, before.1])?;
         let mut last = String::new();
         while let Some(row) = rows.next()? {
-            let stored = Borrowed::of(row)?;
-            let entry = stored.checked()?;
-            let place = format!("{}.{}", entry.seq, stored.id);
+            let Some(entry) = row::whole(row)? else {
+                page.damaged();
+                continue;
+            };
+            let place = format!("{}.{}", entry.seq, row.get::<_, i64>(0)?);
             if !page.take(entry) {
                 page.more(last);
                 break;
@@ -94,16 +104,19 @@ impl Store {
 
     /// The heads of keys that have several, by key. The cursor is the last one's row and key.
     pub fn conflicts(&self, agent: &AgentName, query: &MemoryConflicts) -> Result<Entries, StoreError> {
+        let _snapshot = self.db.unchecked_transaction()?;
         const SQL: &str = select!(
-            "JOIN head h ON h.entry = e.id WHERE h.agent = ?1 AND h.key = ?2 AND h.entry > ?3 ORDER BY h.entry"
+            "JOIN head h ON h.entry = e.id AND +e.agent = h.agent AND +e.key = h.key
+             WHERE h.agent = ?1 AND h.key = ?2 AND h.entry > ?3 ORDER BY h.entry"
         );
         let (mut after, mut key) = match query.cursor.as_deref() {
             None => (0, self.conflict_from(agent, ">=", &query.prefix)?),
             Some(cursor) => {
-                let (row, key) = cursor.split_once(':').ok_or_else(|| wrong_cursor(cursor))?;
-                let key = if key < query.prefix.as_str() { query.prefix.as_str() } else { key };
+                let (row, last) = cursor.split_once(':').ok_or_else(|| wrong_cursor(cursor))?;
                 let row = row.parse().map_err(|_| wrong_cursor(cursor))?;
-                (row, self.conflict_from(agent, ">=", key)?)
+                let found = self.conflict_from(agent, ">=", last.max(query.prefix.as_str()))?;
+                // Where the key has no conflict any more, all heads of the next one come after the cursor.
+                (if found.as_deref() == Some(last) { row } else { 0 }, found)
             }
         };
         let mut page = Page::new(query.limit);
@@ -112,9 +125,12 @@ impl Store {
         while let Some(now) = key.filter(|key| key.starts_with(&query.prefix)) {
             let mut rows = statement.query(params![agent.as_str(), now, after])?;
             while let Some(row) = rows.next()? {
-                let stored = Borrowed::of(row)?;
-                let place = format!("{}:{now}", stored.id);
-                if !page.take(stored.checked()?) {
+                let Some(entry) = row::whole(row)? else {
+                    page.damaged();
+                    continue;
+                };
+                let place = format!("{}:{now}", row.get::<_, i64>(0)?);
+                if !page.take(entry) {
                     page.more(last);
                     return Ok(page.finish());
                 }
@@ -159,40 +175,56 @@ fn fill(
     after: Option<&str>,
     mut rows: rusqlite::Rows<'_>,
 ) -> Result<(), StoreError> {
-    let (mut last, mut looked) = (String::new(), 0);
+    let (mut last, mut looked, mut bytes) = (String::new(), 0, 0);
     while let Some(row) = rows.next()? {
-        let stored = Borrowed::of(row)?;
-        if !stored.key().starts_with(&query.prefix) {
+        // The join compared it with the key of the index.
+        let key = row.get_ref(4)?.as_str().map_err(rusqlite::Error::from)?;
+        if !key.starts_with(&query.prefix) {
             break;
         }
-        if after == Some(stored.key()) {
+        if after == Some(key) {
             continue;
         }
-        if looked == limits::MEMORY_QUERY_LOOKED_MAX {
+        if looked == limits::MEMORY_QUERY_LOOKED_MAX || bytes >= limits::MEMORY_SEARCH_BYTES_MAX as u64 {
             page.more(last);
             break;
         }
         looked += 1;
-        if in_time(query, stored.unix_ms()) {
-            let entry = stored.checked()?;
-            if has(&entry, query) && !page.take(entry) {
-                page.more(last);
-                break;
+        match Borrowed::of(row) {
+            Ok(stored) if !meets(&stored, query) => bytes += stored.size(),
+            read => {
+                bytes += read.map_or(0, |stored| stored.size());
+                let Some(entry) = row::whole(row)? else {
+                    page.damaged();
+                    key.clone_into(&mut last);
+                    continue;
+                };
+                if !page.take(entry) {
+                    page.more(last);
+                    break;
+                }
             }
         }
-        stored.key().clone_into(&mut last);
+        key.clone_into(&mut last);
     }
     Ok(())
+}
+
+/// Whether a row meets the query, by what stands there: it is checked before it is shown. One that is damaged does.
+fn meets(stored: &Borrowed<'_>, query: &MemoryQuery) -> bool {
+    let has = |labels: BTreeMap<String, String>| {
+        query.labels.iter().all(|(name, value)| labels.get(name) == Some(value))
+    };
+    in_time(query, stored.unix_ms())
+        && (query.labels.is_empty() || stored.labels().is_none_or(has))
+        && query.linked_to.is_none_or(|target| {
+            stored.links().is_none_or(|links| links.iter().any(|link| link.to == target))
+        })
 }
 
 fn in_time(query: &MemoryQuery, unix_ms: u64) -> bool {
     query.since_unix_ms.is_none_or(|since| unix_ms >= since)
         && query.until_unix_ms.is_none_or(|until| unix_ms < until)
-}
-
-fn has(entry: &Entry, query: &MemoryQuery) -> bool {
-    query.labels.iter().all(|(name, value)| entry.labels.get(name) == Some(value))
-        && query.linked_to.is_none_or(|target| entry.links.iter().any(|link| link.to == target))
 }
 
 /// A history cursor.

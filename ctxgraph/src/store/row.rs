@@ -2,9 +2,13 @@
 
 use abi::control::Entry;
 use abi::ids::Digest;
-use abi::memory::LABEL_EXPOSURE;
+use abi::log;
+use abi::memory::{LABEL_EXPOSURE, Link};
 use rusqlite::{Connection, OptionalExtension, Row};
 use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::StoreError;
 use crate::entry::{Parts, sha256};
@@ -84,6 +88,15 @@ impl<'a> Borrowed<'a> {
         self.parts.key
     }
 
+    /// The labels and links as they stand there, not yet checked: what is asked for by them is looked for here first.
+    pub fn labels(&self) -> Option<BTreeMap<String, String>> {
+        serde_json::from_str(self.parts.labels).ok()
+    }
+
+    pub fn links(&self) -> Option<Vec<Link>> {
+        serde_json::from_str(self.parts.links).ok()
+    }
+
     pub fn unix_ms(&self) -> u64 {
         self.parts.unix_ms
     }
@@ -105,7 +118,7 @@ impl<'a> Borrowed<'a> {
             (None, None) => return Err(damaged("it has no value")),
             (Some(_), Some(_)) => return Err(damaged("it has a value that was forgotten")),
         };
-        let labels: std::collections::BTreeMap<String, String> =
+        let labels: BTreeMap<String, String> =
             serde_json::from_str(self.parts.labels).map_err(|_| damaged("its labels"))?;
         let exposure = labels.get(LABEL_EXPOSURE).and_then(|text| text.parse().ok()).unwrap_or_default();
         Ok(Entry {
@@ -123,6 +136,39 @@ impl<'a> Borrowed<'a> {
             conflicts: Vec::new(),
             reader_exposure: Default::default(),
         })
+    }
+}
+
+/// The entry of a row; none where that is damaged: then the log tells which, and what is asked goes on without it.
+pub fn whole(row: &Row<'_>) -> Result<Option<Entry>, StoreError> {
+    // What a row that was read cannot be read as is damage too: text that is no UTF-8.
+    let damaged = |_| StoreError::Damaged(row.get(0).unwrap_or(0), "it is not text");
+    sound(Borrowed::of(row).map_err(damaged).and_then(|stored| stored.checked()))
+}
+
+/// None for an error that is one entry's alone.
+pub fn sound<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match read {
+        Ok(entry) => Ok(Some(entry)),
+        Err(error @ (StoreError::Damaged(..) | StoreError::Canonical(_))) => {
+            tell(&error);
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Once a second at most: agents can read what is damaged as often as they like.
+pub fn tell(error: &StoreError) {
+    static TOLD: Mutex<Option<(Instant, u64)>> = Mutex::new(None);
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    match &mut *told {
+        Some((at, untold)) if at.elapsed() < Duration::from_secs(1) => *untold += 1,
+        other => {
+            let untold = other.map_or(0, |(_, untold)| untold);
+            *other = Some((Instant::now(), 0));
+            log::error("memory_entry_damaged", &[("error", error), ("untold", &untold)]);
+        }
     }
 }
 

@@ -211,6 +211,8 @@ pub struct Found {
     pub rows: Vec<(i64, f64)>,
     /// More had the words than is looked at: the newest of them were.
     pub truncated: bool,
+    /// Entries that could not be looked at: they are damaged.
+    pub damaged: u64,
 }
 
 /// The best answers among the newest entries of keys with a prefix.
@@ -241,11 +243,14 @@ pub(crate) fn find(
             continue;
         }
         let id = row.get(0)?;
-        let damaged = |what| StoreError::Damaged(id, what);
         let Some(value) = row.get_ref(4)?.as_str_or_null().map_err(rusqlite::Error::from)? else { continue };
         bytes += value.len();
-        let labels = serde_json::from_str(text(3)?).map_err(|_| damaged("its labels"))?;
-        let value = serde_json::from_str(value).map_err(|_| damaged("its value is not JSON"))?;
+        let parsed = serde_json::from_str(text(3)?).ok().zip(serde_json::from_str(value).ok());
+        let Some((labels, value)) = parsed else {
+            super::row::tell(&StoreError::Damaged(id, "its labels or its value are not JSON"));
+            found.damaged += 1;
+            continue;
+        };
         found.rows.extend(query.distance(key, &labels, &value).map(|distance| (id, distance)));
     }
     // Of two that are as good, the newer.

@@ -7,7 +7,8 @@ use abi::ids::{AgentName, Digest};
 use abi::limits;
 use rusqlite::{Connection, params};
 
-use super::StoreError;
+use super::search::Found;
+use super::{StoreError, row};
 use crate::entry::sha256;
 
 /// The index holds the newest entries only, so that a question's cost is the vectors under its prefix.
@@ -132,14 +133,14 @@ pub(crate) fn forget(db: &Connection, id: i64) -> Result<u64, StoreError> {
     Ok(bytes)
 }
 
-/// Rows of entries and their distances, nearest first, among the newest entries of keys with a prefix.
+/// Rows of entries and their distances, nearest first, among the newest entries of keys with a prefix. The caller holds a snapshot.
 pub(crate) fn nearest(
     db: &Connection,
     agent: &AgentName,
     prefix: &str,
     to: &Vector,
     limit: usize,
-) -> Result<Vec<(i64, f64)>, StoreError> {
+) -> Result<Found, StoreError> {
     let (dimensions, max) = (to.0.len(), limits::MEMORY_NEAREST_VECTORS_MAX);
     let mut statement = db.prepare_cached(
         "SELECT key FROM vector WHERE newest = 1 AND agent = ?1 AND dimensions = ?2 AND key >= ?3 ORDER BY key LIMIT ?4",
@@ -156,22 +157,35 @@ pub(crate) fn nearest(
         return Err(VectorError::TooMany(max, dimensions).into());
     }
     let mut statement = db.prepare_cached(
-        "SELECT entry, data FROM vector WHERE newest = 1 AND agent = ?1 AND dimensions = ?2 AND key >= ?3 ORDER BY key LIMIT ?4",
+        "SELECT entry, data, key FROM vector WHERE newest = 1 AND agent = ?1 AND dimensions = ?2 AND key >= ?3 ORDER BY key LIMIT ?4",
     )?;
     let mut rows = statement.query(params![agent.as_str(), dimensions, prefix, count])?;
     let mut found = Vec::with_capacity(count);
+    let mut damaged = 0;
     while let Some(row) = rows.next()? {
+        if !row.get_ref(2)?.as_str().map_err(rusqlite::Error::from)?.starts_with(prefix) {
+            break;
+        }
         let id = row.get(0)?;
         let data = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
-        let distance = to.distance(data).ok_or(StoreError::Damaged(id, "its vector"))?;
-        found.push((id, distance));
+        let distance = to.distance(data).ok_or(StoreError::Damaged(id, "its vector"));
+        match row::sound(distance)? {
+            Some(distance) => found.push((id, distance)),
+            None => damaged += 1,
+        }
     }
     found.sort_by(|(id, distance), (other_id, other)| distance.total_cmp(other).then(id.cmp(other_id)));
-    found.truncate(limit);
-    for (id, _) in &found {
-        check(db, *id)?;
+    let mut rows = Vec::new();
+    for (id, distance) in found {
+        if rows.len() == limit {
+            break;
+        }
+        match row::sound(check(db, id))? {
+            Some(()) => rows.push((id, distance)),
+            None => damaged += 1,
+        }
     }
-    Ok(found)
+    Ok(Found { rows, truncated: false, damaged })
 }
 
 /// A stored vector is the one that its entry's label names; the entry itself is checked where it is read.

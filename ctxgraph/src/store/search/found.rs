@@ -4,7 +4,7 @@ use crate::draft::{Author, Draft};
 use crate::store::search::{self, Query};
 use crate::store::vector::Vector;
 use crate::store::{Quotas, Rules, Store, StoreError};
-use abi::control::MemoryWrite;
+use abi::control::{Hits, MemoryWrite};
 use abi::exposure::Exposure;
 use abi::limits;
 use abi::node::Conflicts;
@@ -41,6 +41,11 @@ impl Place {
         let query = Query::parse(text).unwrap();
         let found = self.store.search(&agent.parse().unwrap(), prefix, &query, None).unwrap();
         found.hits.into_iter().map(|hit| hit.entry.value).collect()
+    }
+
+    fn nearest_of(&self, agent: &str, prefix: &str, vector: [f32; 2]) -> Hits {
+        let to = Vector::new(&vector).unwrap();
+        self.store.nearest(&agent.parse().unwrap(), prefix, &to, Some(2)).unwrap()
     }
 
     fn nearest(&self, agent: &str, vector: [f32; 2]) -> Result<Vec<Value>, StoreError> {
@@ -90,7 +95,21 @@ fn an_index_that_says_what_is_not_so_is_not_believed() {
     }
     // A vector that was changed behind our back.
     place.store.db().execute("UPDATE vector SET data = ?1", [[1u8; 8]]).unwrap();
-    assert!(matches!(place.nearest("a", [0.0, 1.0]), Err(StoreError::Damaged(..))));
+    place.write("a", "other", json!("green"), Some(vec![0.0, 1.0]));
+    let found = place.nearest_of("a", "", [0.0, 1.0]);
+    assert_eq!((found.damaged, found.hits.len()), (1, 1), "it is left out, and said so");
+    assert_eq!(found.hits[0].entry.value, json!("green"));
+    // A row of the index that stands under another's name, or prefix, shows nothing of it.
+    place.store.db().execute("UPDATE vector SET agent = 'b', key = 'n/x' WHERE dimensions = 2", []).unwrap();
+    assert!(place.nearest_of("b", "n/", [0.0, 1.0]).hits.is_empty());
+    // So do rows of heads and labels.
+    place.store.db().execute_batch("PRAGMA foreign_keys=OFF; UPDATE head SET agent = 'b', key = 'n/' || key; UPDATE label SET agent = 'b'").unwrap();
+    let b = "b".parse().unwrap();
+    for labels in [json!({}), json!({ "l": "tagged" })] {
+        let query = serde_json::from_value(json!({ "labels": labels })).unwrap();
+        assert!(place.store.query(&b, &query).unwrap().entries.is_empty());
+    }
+    assert_eq!(place.store.newest(&b, "n/k").unwrap(), None);
 }
 
 #[test]
