@@ -3,7 +3,7 @@
 mod node;
 
 use abi::limits;
-use abi::rpc::{Code, Incoming};
+use abi::rpc::{Code, Incoming, Request};
 use abi::wire::WireError;
 use node::{Node, agent, call};
 use serde_json::{Value, json};
@@ -79,6 +79,62 @@ fn a_flood_of_one_agent_leaves_the_others_their_share() {
     let share = enough / (AGENTS - 1 + limits::MEMORY_CONNECTIONS_PER_AGENT_MAX) as u64;
     assert!(least >= share / 4, "shares of {share}: {counts:?}");
     assert!(counts[0] <= most * 4 * limits::MEMORY_CONNECTIONS_PER_AGENT_MAX as u64, "{counts:?}");
+}
+
+/// Values that take far more in memory than as text, and readers that do not read.
+#[test]
+fn wide_values_and_readers_that_do_not_read_take_a_bounded_part_of_memory() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = Node::start(directory.path());
+    let leases = attach(&node, directory.path());
+    let wide = |count: usize| Value::Array(vec![json!({ "": 0 }); count]);
+    let stalled: Vec<_> = std::thread::scope(|scope| {
+        let agents: Vec<_> = leases
+            .iter()
+            .map(|(_, path)| {
+                scope.spawn(move || {
+                    let mut own = agent(path);
+                    let refused = call(&mut own, "memory.write", json!({ "key": "k", "value": wide(1024) }));
+                    let error = refused.unwrap_err();
+                    assert_eq!(error.code, Code::INVALID_PARAMS);
+                    assert!(error.message.contains("2049 values"), "{error}");
+                    for key in 0..8 {
+                        let params = json!({ "key": format!("k{key}"), "value": wide(1023) });
+                        call(&mut own, "memory.write", params).unwrap();
+                    }
+                    drop(own);
+                    let asks = |_| {
+                        let mut reader = agent(path);
+                        // The first is too wide to be looked at; some of the others fill the socket.
+                        reader.write_line(&Request::call(1, "memory.write", wide(8000))).unwrap();
+                        for _ in 0..8 {
+                            reader.write_line(&Request::call(1, "memory.query", json!({}))).unwrap();
+                        }
+                        reader
+                    };
+                    // One place is the closed connection's, for a moment yet.
+                    std::thread::sleep(Duration::from_millis(200));
+                    (0..limits::MEMORY_CONNECTIONS_PER_AGENT_MAX).map(asks).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        agents.into_iter().flat_map(|agent| agent.join().unwrap()).collect()
+    });
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(6) {
+        call(&mut node.operator(), "memory.list", json!({})).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let resident = resident_kib_max(&node);
+    println!("{} readers that do not read: {resident} KiB resident at most", stalled.len());
+    assert!(resident < RESIDENT_KIB_MAX, "{resident} KiB");
+    for mut reader in stalled.into_iter().step_by(23) {
+        let refused = node::answer(&mut reader).unwrap_err();
+        assert!(refused.code == Code::PARSE && refused.message.contains("8192 values"), "{refused}");
+        assert_eq!(node::answer(&mut reader).unwrap()["entries"].as_array().unwrap().len(), 7);
+    }
+    drop(leases);
+    node.stop();
 }
 
 /// What happened to one agent.

@@ -222,23 +222,97 @@ fn what_is_read_raises_the_readers_exposure_for_good() {
 }
 
 #[test]
+fn a_cursor_says_nothing_and_goes_on_for_its_reader_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = Node::start(directory.path());
+    let (_lease_a, mut a) = attach(&node, life("a.1"), directory.path());
+    let (lease_b, mut b) = attach(&node, reader(), directory.path());
+    for number in 0..3 {
+        write(&mut a, &format!("shared/{number}"), json!(1));
+        write(&mut a, "shared/0", json!(number));
+    }
+    let ask = |cursor: &Value| json!({ "agent": "a", "prefix": "shared/", "limit": 1, "cursor": cursor });
+    let page = call(&mut b, "memory.query", ask(&json!(null))).unwrap();
+    let cursor = page["cursor"].clone();
+    assert!(!cursor.as_str().unwrap().contains("shared"), "{cursor}");
+    let next = call(&mut b, "memory.query", ask(&cursor)).unwrap();
+    assert_eq!(next["entries"][0]["key"], "shared/1");
+    let chain = |cursor: &Value| json!({ "agent": "a", "key": "shared/0", "limit": 2, "cursor": cursor });
+    let page = call(&mut b, "memory.history", chain(&json!(null))).unwrap();
+    let places = page["cursor"].clone();
+    assert_eq!(page["cursor"].as_str().unwrap().len(), cursor.as_str().unwrap().len(), "nor does its length");
+    assert_eq!(call(&mut b, "memory.history", chain(&places)).unwrap()["entries"].as_array().unwrap().len(), 2);
+    let refused = |answer: Result<Value, RpcError>| {
+        let error = answer.unwrap_err();
+        assert_eq!(error.code, Code::INVALID_PARAMS);
+        assert!(error.data.unwrap().remedy.contains("begin again"));
+    };
+    refused(call(&mut a, "memory.query", ask(&cursor)));
+    refused(call(&mut b, "memory.history", chain(&cursor)));
+    refused(call(&mut b, "memory.query", ask(&json!("shared/0"))));
+    refused(call(&mut b, "memory.query", json!({ "cursor": cursor })));
+    drop((lease_b, b));
+    node.kill();
+    let node = Node::start(directory.path());
+    let (_lease_b, mut b) = attach(&node, reader(), directory.path());
+    refused(call(&mut b, "memory.query", ask(&cursor)));
+}
+
+#[test]
+fn a_prefix_or_key_that_can_be_none_is_refused_in_a_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = Node::start(directory.path());
+    let (_lease, mut a) = attach(&node, life("a.1"), directory.path());
+    for long in ["\"".repeat(25_000), "\u{1}".into()] {
+        for method in ["query", "conflicts", "search", "nearest", "watch"] {
+            let params = json!({ "agent": "b", "prefix": long, "text": "t", "vector": [1.0] });
+            let keep = |name: &str| match name {
+                "text" => method == "search",
+                "vector" => method == "nearest",
+                _ => true,
+            };
+            let params: Value = params.as_object().unwrap().clone().into_iter().filter(|(name, _)| keep(name)).collect();
+            assert_eq!(call(&mut a, &format!("memory.{method}"), params).unwrap_err().code, Code::INVALID_PARAMS);
+        }
+        for method in ["read", "history", "forget"] {
+            let params = json!({ "agent": "b", "key": long });
+            assert_eq!(call(&mut a, &format!("memory.{method}"), params).unwrap_err().code, Code::INVALID_PARAMS);
+        }
+    }
+    // A refusal with a text in it that fits no line as JSON.
+    let odd = json!({ ("\"".repeat(32_700)): 1 });
+    assert_eq!(call(&mut a, "memory.query", odd).unwrap_err().code, Code::LIMIT);
+}
+
+/// Makes a key's oldest entry a head beside the newest, as an import of another node's does.
+fn fork(directory: &Path, key: &str) {
+    let db = rusqlite::Connection::open(directory.join("state/memory.db")).unwrap();
+    db.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+    let sql = "INSERT INTO head (agent, key, entry, newest) SELECT agent, key, min(id), 0 FROM entry WHERE agent = 'a' AND key = ?1";
+    assert_eq!(db.execute(sql, [key]).unwrap(), 1);
+}
+
+#[test]
 fn every_way_to_see_an_entry_counts_as_reading_it() {
     let directory = tempfile::tempdir().unwrap();
     let node = Node::start(directory.path());
     let mut outside = life("a.1");
     outside.exposure = Exposure::UNTRUSTED_CONTENT;
     let (_lease, mut a) = attach(&node, outside, directory.path());
+    write(&mut a, "shared/1", json!("before"));
     let first =
         call(&mut a, "memory.write", json!({ "key": "shared/1", "value": "needle", "vector": [1.0, 0.0] }))
             .unwrap();
     let linked =
         json!({ "key": "shared/2", "value": 2, "links": [{ "type": "about", "to": first["hash"] }] });
     let second = call(&mut a, "memory.write", linked).unwrap();
+    fork(directory.path(), "shared/1");
     let ways = [
         ("memory.read", json!({ "agent": "a", "key": "shared/1" })),
         ("memory.read", json!({ "hash": first["hash"] })),
         ("memory.query", json!({ "agent": "a", "prefix": "shared/" })),
         ("memory.history", json!({ "agent": "a", "key": "shared/1" })),
+        ("memory.conflicts", json!({ "agent": "a", "prefix": "shared/" })),
         ("memory.neighbours", json!({ "hash": second["hash"] })),
         ("memory.traverse", json!({ "hash": first["hash"], "direction": "in", "depth": 2 })),
         ("memory.search", json!({ "agent": "a", "prefix": "shared/", "text": "needle" })),
@@ -263,7 +337,7 @@ fn every_way_to_see_an_entry_counts_as_reading_it() {
     assert_eq!(names(&note.params["reader_exposure"]), ["untrusted_content"]);
     let page = call(&mut b, "memory.query", json!({})).unwrap();
     assert_eq!(names(&page["reader_exposure"]), ["untrusted_content"]);
-    assert_eq!(events(&node, "exposure_raised").len(), 9);
+    assert_eq!(events(&node, "exposure_raised").len(), 10);
 }
 
 /// An answer without what the question itself said.
@@ -343,10 +417,15 @@ fn no_method_reaches_anothers_memory_by_any_parameter() {
     let secrets: Vec<Value> = ["a", "shared", "shared.", "shared0", "sharee/", "z"]
         .iter()
         .map(|key| {
+            // Of two heads, so that memory.conflicts has something to show.
+            write(&mut a, key, json!("secret 4711 before"));
             let params = json!({ "key": key, "value": "secret 4711", "labels": { "l": "4711" }, "vector": [1.0, 0.0] });
             call(&mut a, "memory.write", params).unwrap()
         })
         .collect();
+    secrets.iter().for_each(|secret| fork(directory.path(), secret["key"].as_str().unwrap()));
+    let own = call(&mut a, "memory.conflicts", json!({})).unwrap();
+    assert_eq!(own["entries"].as_array().unwrap().len(), 12);
     let links: Vec<Value> = secrets.iter().map(|to| json!({ "type": "t", "to": to["hash"] })).collect();
     let open = call(&mut a, "memory.write", json!({ "key": "shared/open", "value": "open", "links": links }))
         .unwrap();

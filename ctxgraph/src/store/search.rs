@@ -243,9 +243,14 @@ pub(crate) fn find(
             continue;
         }
         let id = row.get(0)?;
-        let Some(value) = row.get_ref(4)?.as_str_or_null().map_err(rusqlite::Error::from)? else { continue };
+        let value = row.get_ref(4)?.as_str_or_null();
+        if value == Ok(None) {
+            continue; // forgotten
+        }
+        let value = value.ok().flatten().unwrap_or_default();
         bytes += value.len();
-        let parsed = serde_json::from_str(text(3)?).ok().zip(serde_json::from_str(value).ok());
+        let labels = row.get_ref(3)?.as_str().ok().and_then(|labels| serde_json::from_str(labels).ok());
+        let parsed = labels.zip(serde_json::from_str(value).ok());
         let Some((labels, value)) = parsed else {
             super::row::tell(&StoreError::Damaged(id, "its labels or its value are not JSON"));
             found.damaged += 1;

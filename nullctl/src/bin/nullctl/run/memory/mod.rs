@@ -174,6 +174,7 @@ fn entries(page: &Entries) -> String {
         ]);
     }
     let mut text = table.render();
+    text.push_str(&left_out(page.damaged));
     if let Some(cursor) = &page.cursor {
         text.push_str(&format!("there is more: add --cursor {cursor}\n"));
     }
@@ -249,6 +250,13 @@ pub fn nearest(context: &Context, given: &Arguments) -> Result<u8, Failure> {
     hits(context, "memory.nearest", &params)
 }
 
+fn left_out(damaged: u64) -> String {
+    match damaged {
+        0 => String::new(),
+        count => format!("{count} damaged entries are left out: nullctl memory verify names what is lost\n"),
+    }
+}
+
 fn hits(context: &Context, method: &str, params: &impl serde::Serialize) -> Result<u8, Failure> {
     let Some(result) = context.call(method, params)? else {
         return Ok(0);
@@ -264,7 +272,7 @@ fn hits(context: &Context, method: &str, params: &impl serde::Serialize) -> Resu
             &short_value(&hit.entry),
         ]);
     }
-    say(&table.render())?;
+    say(&(table.render() + &left_out(found.damaged)))?;
     Ok(0)
 }
 
