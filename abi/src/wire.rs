@@ -34,6 +34,9 @@ pub enum WireError {
     Encode(serde_json::Error),
 }
 
+/// What one read takes at most.
+const CHUNK_BYTES: usize = 8192;
+
 /// A buffered connection. Reading and writing may happen on two threads through [`Connection::writer`].
 #[derive(Debug)]
 pub struct Connection {
@@ -78,6 +81,10 @@ impl Connection {
             if let Some(found) = self.buffer.iter().skip(searched).position(|b| *b == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..searched + found).collect();
                 self.buffer.pop_front();
+                if !self.is_secret {
+                    // One long line does not hold its room for the life of the connection.
+                    self.buffer.shrink_to(CHUNK_BYTES);
+                }
                 return String::from_utf8(line).map(Some).map_err(|_| WireError::NotUtf8);
             }
             searched = self.buffer.len();
@@ -131,7 +138,7 @@ impl Connection {
     }
 
     fn fill(&mut self) -> io::Result<usize> {
-        let mut chunk = [0u8; 8192];
+        let mut chunk = [0u8; CHUNK_BYTES];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(limits::FDS_PER_MESSAGE_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
@@ -195,6 +202,7 @@ fn write_line(stream: &UnixStream, value: &impl Serialize, fds: &[BorrowedFd<'_>
 }
 
 fn write_bytes(stream: &UnixStream, mut line: Vec<u8>, fds: &[BorrowedFd<'_>]) -> Result<(), WireError> {
+    line.reserve_exact(1);
     line.push(b'\n');
     if line.len() > limits::LINE_BYTES_MAX {
         return Err(WireError::LineTooLong);

@@ -62,9 +62,7 @@ pub fn answer(memory: &Memory, speaker: Speaker<'_>, request: &mut Request) -> A
         "memory.nearest" => nearest(memory, speaker, request),
         "memory.forget" => forget(memory, speaker, request),
         method => match speaker {
-            Speaker::Operator(_) if method == "memory.list" => {
-                text_of(MemoryList { agents: memory.list()? })
-            }
+            Speaker::Operator(_) if method == "memory.list" => text_of(MemoryList { agents: memory.list()? }),
             Speaker::Operator(_) => {
                 Err(RpcError::new(Code::UNKNOWN_METHOD, format!("there is no method `{}`", shorten(method)))
                     .into())
@@ -365,13 +363,11 @@ pub fn explain(error: &MemoryError) -> RpcError {
             (Code::LIMIT, "writes wait in a bounded queue, each agent's in its own", "try again")
         }
         MemoryError::Target => return key_or_hash(),
-        MemoryError::Cursor(_) => {
-            (
-                Code::INVALID_PARAMS,
-                "a cursor goes on for who got it, with the same method and memory, until ctxgraph starts again",
-                "begin again without a cursor",
-            )
-        }
+        MemoryError::Cursor(_) => (
+            Code::INVALID_PARAMS,
+            "a cursor goes on for who got it, with the same method and memory, until ctxgraph starts again",
+            "begin again without a cursor",
+        ),
         MemoryError::Receipt(_) => (
             Code::FAILED,
             "a write happens only when its receipt is durable in the ledger",

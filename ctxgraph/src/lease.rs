@@ -258,7 +258,7 @@ fn writes(line: &str) -> bool {
 /// An answer as it is sent, in place of one that fits no line a refusal that does.
 fn encode(id: Option<u64>, outcome: Result<String, RpcError>) -> Vec<u8> {
     let refusal = |error| serde_json::to_vec(&Response::of(id, Err(error))).unwrap_or_default();
-    let line = match outcome {
+    let mut line = match outcome {
         Ok(result) => {
             let id = id.map_or("null".into(), |id| id.to_string());
             format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":{result}}}").into_bytes()
@@ -266,6 +266,7 @@ fn encode(id: Option<u64>, outcome: Result<String, RpcError>) -> Vec<u8> {
         Err(error) => refusal(error),
     };
     if line.len() < limits::LINE_BYTES_MAX {
+        line.shrink_to_fit(); // it may be kept for as long as the agent does not read
         return line;
     }
     refusal(

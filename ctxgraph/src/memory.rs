@@ -132,9 +132,9 @@ impl Memory {
         ledger: Arc<Ledger>,
         settings: Settings,
     ) -> Result<Memory, MemoryError> {
-        let readers =
-            (0..READERS).map(|_| Store::open_reader(path)).collect::<Result<Vec<_>, _>>()?;
-        let seals = Seals::new().ok_or_else(|| MemoryError::Store("the kernel has no random numbers".into()))?;
+        let readers = (0..READERS).map(|_| Store::open_reader(path)).collect::<Result<Vec<_>, _>>()?;
+        let seals =
+            Seals::new().ok_or_else(|| MemoryError::Store("the kernel has no random numbers".into()))?;
         let queue = Arc::new(Queue::default());
         let on_thread = queue.clone();
         let writer = Writer::new(store, ledger, settings);

@@ -93,7 +93,9 @@ fn line(method: &str, params: &impl Serialize) -> Result<Vec<u8>, String> {
         params: &'a T,
     }
     let note = Note { jsonrpc: Version::V2, method, params };
-    serde_json::to_vec(&note).map_err(|error| error.to_string())
+    let mut line = serde_json::to_vec(&note).map_err(|error| error.to_string())?;
+    line.shrink_to_fit(); // it is kept for as long as the watcher does not read
+    Ok(line)
 }
 
 fn send(connection: &mut Connection, method: &str, params: &impl Serialize) -> Result<(), String> {

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 const AGENTS: usize = 24;
 /// Resident memory of the service, at its most.
 const RESIDENT_KIB_MAX: u64 = 64 * 1024;
+/// The same where everybody does what takes most memory.
+const RESIDENT_WORST_KIB_MAX: u64 = 96 * 1024;
 
 fn life() -> Duration {
     let seconds = std::env::var("CROWD_SECONDS").ok().and_then(|text| text.parse().ok());
@@ -127,11 +129,11 @@ fn wide_values_and_readers_that_do_not_read_take_a_bounded_part_of_memory() {
     }
     let resident = resident_kib_max(&node);
     println!("{} readers that do not read: {resident} KiB resident at most", stalled.len());
-    assert!(resident < RESIDENT_KIB_MAX, "{resident} KiB");
+    assert!(resident < RESIDENT_WORST_KIB_MAX, "{resident} KiB");
     for mut reader in stalled.into_iter().step_by(23) {
         let refused = node::answer(&mut reader).unwrap_err();
         assert!(refused.code == Code::PARSE && refused.message.contains("8192 values"), "{refused}");
-        assert_eq!(node::answer(&mut reader).unwrap()["entries"].as_array().unwrap().len(), 7);
+        assert_eq!(node::answer(&mut reader).unwrap()["entries"].as_array().unwrap().len(), 8);
     }
     drop(leases);
     node.stop();

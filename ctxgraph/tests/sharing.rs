@@ -241,7 +241,10 @@ fn a_cursor_says_nothing_and_goes_on_for_its_reader_alone() {
     let page = call(&mut b, "memory.history", chain(&json!(null))).unwrap();
     let places = page["cursor"].clone();
     assert_eq!(page["cursor"].as_str().unwrap().len(), cursor.as_str().unwrap().len(), "nor does its length");
-    assert_eq!(call(&mut b, "memory.history", chain(&places)).unwrap()["entries"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        call(&mut b, "memory.history", chain(&places)).unwrap()["entries"].as_array().unwrap().len(),
+        2
+    );
     let refused = |answer: Result<Value, RpcError>| {
         let error = answer.unwrap_err();
         assert_eq!(error.code, Code::INVALID_PARAMS);
@@ -271,12 +274,19 @@ fn a_prefix_or_key_that_can_be_none_is_refused_in_a_line() {
                 "vector" => method == "nearest",
                 _ => true,
             };
-            let params: Value = params.as_object().unwrap().clone().into_iter().filter(|(name, _)| keep(name)).collect();
-            assert_eq!(call(&mut a, &format!("memory.{method}"), params).unwrap_err().code, Code::INVALID_PARAMS);
+            let params: Value =
+                params.as_object().unwrap().clone().into_iter().filter(|(name, _)| keep(name)).collect();
+            assert_eq!(
+                call(&mut a, &format!("memory.{method}"), params).unwrap_err().code,
+                Code::INVALID_PARAMS
+            );
         }
         for method in ["read", "history", "forget"] {
             let params = json!({ "agent": "b", "key": long });
-            assert_eq!(call(&mut a, &format!("memory.{method}"), params).unwrap_err().code, Code::INVALID_PARAMS);
+            assert_eq!(
+                call(&mut a, &format!("memory.{method}"), params).unwrap_err().code,
+                Code::INVALID_PARAMS
+            );
         }
     }
     // A refusal with a text in it that fits no line as JSON.

@@ -53,6 +53,8 @@ impl Node {
             .arg("--state")
             .arg(directory.join("state"))
             .args(arguments)
+            // One heap for all threads, as the node's libc has it: what is resident is what is held.
+            .env("MALLOC_ARENA_MAX", "1")
             .stderr(Stdio::null())
             .fd_mappings(vec![mapping(theirs, 3), mapping(notify.into(), 4), mapping(listener.into(), 5)])
             .unwrap();
