@@ -216,6 +216,24 @@ fn a_changed_row_is_not_shown() {
 }
 
 #[test]
+fn a_cursor_of_a_settled_conflict_goes_on_with_all_heads_of_the_next_key() {
+    let place = Place::new(Quotas::default());
+    let a = agent("a");
+    for key in ["k2", "k2", "k1", "k1"] {
+        write(place.memory(), &a, key, &json!(1)).unwrap();
+    }
+    let db = rusqlite::Connection::open(database(place.directory.path())).unwrap();
+    let sql = "INSERT INTO head (agent, key, entry, newest) SELECT agent, key, min(id), 0 FROM entry GROUP BY key";
+    db.execute(sql, []).unwrap();
+    let ask = |limit, cursor| MemoryConflicts { agent: None, prefix: String::new(), limit, cursor };
+    let first = place.memory().conflicts(&a, &ask(Some(1), None)).unwrap();
+    assert_eq!(first.entries[0].key, "k1");
+    db.execute("DELETE FROM head WHERE key = 'k1' AND newest = 0", []).unwrap();
+    let rest = place.memory().conflicts(&a, &ask(None, first.cursor)).unwrap();
+    assert_eq!(rest.entries.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), ["k2", "k2"]);
+}
+
+#[test]
 fn another_database_is_not_taken_over() {
     let directory = tempfile::tempdir().unwrap();
     let db = rusqlite::Connection::open(database(directory.path())).unwrap();
