@@ -271,9 +271,9 @@ pub const MEMORY_VALUE_DEPTH_MAX: usize = 64;
 pub const MEMORY_VALUE_NODES_MAX: usize = 2048;
 /// Values in one line of an agent. More: refused.
 pub const MEMORY_LINE_NODES_MAX: usize = 8192;
-/// Reads, and writes, of agents that are served at a time; an agent has one of each. The rest wait their turn.
+/// Reads, and writes, of agents that are served at a time; an agent has one read. The rest wait their turn.
 pub const MEMORY_READS_MAX: usize = 4;
-pub const MEMORY_WRITES_MAX: usize = 8;
+pub const MEMORY_WRITES_MAX: usize = 16;
 /// Writes that share one transaction and one receipt batch; the rest wait for the next.
 pub const MEMORY_WRITE_BATCH_MAX: usize = 64;
 /// Writes waiting for the writer. One more: refused, try again, unless its author has none there.

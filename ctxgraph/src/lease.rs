@@ -86,14 +86,16 @@ impl Leases {
     /// No leases yet.
     pub fn new(memory: Arc<Memory>, ledger: Arc<Ledger>, watchers: Arc<Watchers>) -> Leases {
         let exposures = Arc::new(Exposures::new(memory.clone(), ledger.clone()));
+        // Several writes of one agent may share a receipt batch.
         let (reads, writes) = (limits::MEMORY_READS_MAX, limits::MEMORY_WRITES_MAX);
+        let each = limits::MEMORY_CONNECTIONS_PER_AGENT_MAX;
         Leases {
             memory,
             ledger,
             exposures,
             watchers,
-            reads: Places::new(reads),
-            writes: Places::new(writes),
+            reads: Places::new(reads, 1),
+            writes: Places::new(writes, each),
             agents: Mutex::default(),
         }
     }

@@ -1,4 +1,4 @@
-//! Places in which agents' requests are served: so many at a time, one of each agent, given in turn.
+//! Places in which agents' requests are served: so many at a time, and so many of each agent, given in turn.
 //!
 //! What a request and its answer take in memory is taken only in a place. Must hold: an agent that asks a lot waits behind itself.
 
@@ -9,13 +9,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 /// Places of one kind.
 #[derive(Debug)]
 pub struct Places {
+    /// Of one agent at most.
+    each: usize,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     free: usize,
-    /// Whose turn is next; an agent that waits and has no place is there once.
+    /// Whose turn is next; an agent that waits and may have one more is there once.
     turns: VecDeque<AgentName>,
     agents: HashMap<AgentName, Line>,
 }
@@ -24,9 +26,10 @@ struct State {
 #[derive(Debug, Default)]
 struct Line {
     waiting: usize,
-    held: bool,
-    /// It has a place that none of those who wait has taken yet.
-    given: bool,
+    held: usize,
+    /// Of those held, the ones that none of those who wait has taken yet.
+    given: usize,
+    has_turn: bool,
     more: Arc<Condvar>,
 }
 
@@ -38,8 +41,8 @@ pub struct Place<'a> {
 }
 
 impl Places {
-    pub fn new(count: usize) -> Places {
-        Places { state: Mutex::new(State { free: count, ..State::default() }) }
+    pub fn new(count: usize, each: usize) -> Places {
+        Places { each, state: Mutex::new(State { free: count, ..State::default() }) }
     }
 
     /// Waits for a place.
@@ -48,13 +51,11 @@ impl Places {
         let line = state.agents.entry(agent.clone()).or_default();
         line.waiting += 1;
         let more = line.more.clone();
-        if line.waiting == 1 && !line.held {
-            state.turns.push_back(agent.clone());
-            state.give();
-        }
+        state.queue(agent, self.each);
+        state.give(self.each);
         loop {
-            if let Some(line) = state.agents.get_mut(agent).filter(|line| line.given) {
-                line.given = false;
+            if let Some(line) = state.agents.get_mut(agent).filter(|line| line.given > 0) {
+                line.given -= 1;
                 line.waiting -= 1;
                 return Place { places: self, agent: agent.clone() };
             }
@@ -68,13 +69,25 @@ impl Places {
 }
 
 impl State {
-    fn give(&mut self) {
+    /// Gives an agent its turn, where it waits and may have one more.
+    fn queue(&mut self, agent: &AgentName, each: usize) {
+        let Some(line) = self.agents.get_mut(agent) else { return };
+        if line.waiting > line.given && line.held < each && !line.has_turn {
+            line.has_turn = true;
+            self.turns.push_back(agent.clone());
+        }
+    }
+
+    fn give(&mut self, each: usize) {
         while self.free > 0 {
             let Some(agent) = self.turns.pop_front() else { return };
             let Some(line) = self.agents.get_mut(&agent) else { continue };
             self.free -= 1;
-            (line.held, line.given) = (true, true);
+            line.has_turn = false;
+            line.held += 1;
+            line.given += 1;
             line.more.notify_one();
+            self.queue(&agent, each);
         }
     }
 }
@@ -83,16 +96,13 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut state = self.places.lock();
         state.free += 1;
-        let waits = state.agents.get_mut(&self.agent).is_some_and(|line| {
-            line.held = false;
-            line.waiting > 0
-        });
-        if waits {
-            state.turns.push_back(self.agent.clone());
-        } else {
+        let line = state.agents.entry(self.agent.clone()).or_default();
+        line.held = line.held.saturating_sub(1);
+        if line.held == 0 && line.waiting == 0 {
             state.agents.remove(&self.agent);
         }
-        state.give();
+        state.queue(&self.agent, self.places.each);
+        state.give(self.places.each);
     }
 }
 
@@ -104,7 +114,7 @@ mod tests {
 
     #[test]
     fn an_agent_has_one_place_and_waits_behind_itself() {
-        let places = Places::new(2);
+        let places = Places::new(2, 1);
         let agent = |name: &str| -> AgentName { name.parse().unwrap() };
         let (told, hear) = channel();
         std::thread::scope(|scope| {
@@ -132,5 +142,29 @@ mod tests {
         });
         let state = places.lock();
         assert!(state.free == 2 && state.agents.is_empty() && state.turns.is_empty(), "{state:?}");
+    }
+
+    #[test]
+    fn places_are_never_more_than_there_are_nor_than_each_may_have() {
+        let places = Places::new(3, 2);
+        let now: Vec<_> = (0..4).map(|_| std::sync::atomic::AtomicUsize::new(0)).collect();
+        std::thread::scope(|scope| {
+            for thread in 0..16 {
+                let (places, now) = (&places, &now);
+                scope.spawn(move || {
+                    use std::sync::atomic::Ordering::SeqCst;
+                    let number = thread % 4;
+                    for _ in 0..200 {
+                        let _place = places.take(&format!("a{number}").parse().unwrap());
+                        assert!(now[number].fetch_add(1, SeqCst) < 2);
+                        assert!(now.iter().map(|count| count.load(SeqCst)).sum::<usize>() <= 3);
+                        std::thread::yield_now();
+                        now[number].fetch_sub(1, SeqCst);
+                    }
+                });
+            }
+        });
+        let state = places.lock();
+        assert!(state.free == 3 && state.agents.is_empty() && state.turns.is_empty(), "{state:?}");
     }
 }

@@ -223,7 +223,8 @@ fn a_cursor_of_a_settled_conflict_goes_on_with_all_heads_of_the_next_key() {
         write(place.memory(), &a, key, &json!(1)).unwrap();
     }
     let db = rusqlite::Connection::open(database(place.directory.path())).unwrap();
-    let sql = "INSERT INTO head (agent, key, entry, newest) SELECT agent, key, min(id), 0 FROM entry GROUP BY key";
+    let sql =
+        "INSERT INTO head (agent, key, entry, newest) SELECT agent, key, min(id), 0 FROM entry GROUP BY key";
     db.execute(sql, []).unwrap();
     let ask = |limit, cursor| MemoryConflicts { agent: None, prefix: String::new(), limit, cursor };
     let first = place.memory().conflicts(&a, &ask(Some(1), None)).unwrap();
