@@ -106,6 +106,9 @@ fn functions(text: &str) -> Vec<(String, usize)> {
     for (start, line) in lines.iter().enumerate() {
         let body = line.trim_start();
         let indent = line.len() - body.len();
+        if body.ends_with(';') {
+            continue; // declared in a trait
+        }
         let Some(name) = body.split("fn ").nth(1).filter(|_| {
             let before = body.split("fn ").next().unwrap_or_default();
             before.split_whitespace().all(|word| {
