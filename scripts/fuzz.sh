@@ -1,7 +1,7 @@
 #!/bin/bash
 # Builds the fuzz targets with the nightly compiler, coverage and the address sanitizer, and runs each.
 #
-#   scripts/fuzz.sh [SECONDS [TARGET...]]     60 seconds of each target: dns, guest, hello, http, ledger, manifest, oci, reflect, usage
+#   scripts/fuzz.sh [SECONDS [TARGET...]]     60 seconds of each target: dns, guest, hello, http, ledger, manifest, model, oci, reflect, tools, usage
 #
 # New inputs are kept outside the tree (NULLBOX_CACHE/fuzz/TARGET) and used again; a crash is in fuzz/artifacts/TARGET and ends the
 # run with an error. The seeds are in fuzz/corpus/TARGET.
@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
 targets=("${@:2}")
-[ ${#targets[@]} -gt 0 ] || targets=(dns guest hello http ledger manifest oci reflect usage)
+[ ${#targets[@]} -gt 0 ] || targets=(dns guest hello http ledger manifest model oci reflect tools usage)
 cache=${NULLBOX_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nullbox}/fuzz
 host=$(rustc +nightly -vV | sed -n 's/^host: //p')
 

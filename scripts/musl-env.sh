@@ -53,23 +53,20 @@ build_sysroot() {
     lib=$tmp/lib/rustlib/$target/lib
     default=$("$rustc" --print sysroot)
     mkdir -p "$lib" "$tmp/native" "$tmp/seed/src" "$tmp/seed/.cargo"
-    flags=(-Crelocation-model=static -Ctarget-feature=+crt-static -Cembed-bitcode=yes)
+    flags=(-Crelocation-model=static -Ctarget-feature=+crt-static -Cembed-bitcode=yes -Cpanic=abort -Cforce-unwind-tables=no)
     if [ "$kind" = debian ]; then
         build_unwinder "$tmp/native"
         flags+=(-Clink-self-contained=no "-Lnative=$tmp/native" -Clinker=musl-gcc)
     fi
-    printf '[package]\nname = "seed"\nversion = "0.0.0"\nedition = "2024"\n[profile.release]\nopt-level = "s"\ncodegen-units = 1\n[workspace]\n' >"$tmp/seed/Cargo.toml"
+    printf '[package]\nname = "seed"\nversion = "0.0.0"\nedition = "2024"\n[profile.release]\nopt-level = "s"\ncodegen-units = 1\npanic = "abort"\n[workspace]\n' >"$tmp/seed/Cargo.toml"
     echo 'fn main() {}' >"$tmp/seed/src/main.rs"
     # std's own dependencies come with Debian's source; rustup's names them in its Cargo.lock.
     [ "$kind" = rustup ] || printf '[source.crates-io]\nreplace-with = "vendored"\n[source.vendored]\ndirectory = "%s"\n' \
         "$default/lib/rustlib/src/rust/library/vendor" >"$tmp/seed/.cargo/config.toml"
-    # The abort runtime is the one crate of std that is itself built with panic=abort.
-    printf '#!/bin/sh\ncase "$*" in *"--crate-name panic_abort"*) exec "$@" -Cpanic=abort ;; *) exec "$@" ;; esac\n' >"$tmp/seed/wrap"
-    chmod +x "$tmp/seed/wrap"
-    (cd "$tmp/seed" && env -u CARGO_TARGET_DIR RUSTC="$rustc" RUSTC_BOOTSTRAP=1 RUSTC_WRAPPER="$tmp/seed/wrap" \
+    (cd "$tmp/seed" && env -u CARGO_TARGET_DIR RUSTC="$rustc" RUSTC_BOOTSTRAP=1 \
         CC_x86_64_unknown_linux_musl=musl-gcc CARGO_ENCODED_RUSTFLAGS="$(IFS=$'\x1f'; echo "${flags[*]}")" \
         "$cargo" build --release --target "$target" --target-dir "$tmp/seed/target" \
-            -Zbuild-std=std,panic_abort,panic_unwind -Zbuild-std-features=panic-unwind,optimize_for_size >&2)
+            -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size >&2)
     cp "$tmp/seed/target/$target/release/deps/"*.rlib "$lib/"
     rm -f "$lib"/libseed-*
     [ "$kind" = debian ] || cp -r "$default/lib/rustlib/$target/lib/self-contained" "$lib/"
@@ -103,7 +100,8 @@ debian_ready() {
 
 # No path of the build machine in a binary.
 remap="--remap-path-prefix=$tree=/nullbox --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
-common="-C relocation-model=static -C target-feature=+crt-static $remap"
+# Nothing unwinds: our binaries abort, and what only unwinding reads is a fifth of them.
+common="-C relocation-model=static -C target-feature=+crt-static -C force-unwind-tables=no $remap"
 
 print_env() {
     echo "export CARGO=$1"

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Makes a Python with scitt-cose, a verifier of COSE receipts and Merkle proofs that nobody here wrote, and prints its path. The ledger's
-# tests ask it what it thinks of ours (NULLBOX_SCITT_PYTHON).
+# Makes a Python with scitt-cose, a verifier of COSE receipts and Merkle proofs that nobody here wrote, and securesystemslib, one of DSSE
+# envelopes, and prints its path. The ledger's tests ask them what they think of ours (NULLBOX_SCITT_PYTHON).
 #
 # It is kept in the cache, by the content of this script and of the list of what is installed.
 set -euo pipefail
@@ -19,7 +19,7 @@ if [ ! -e "$out/done" ]; then
     /usr/bin/python3 -m venv "$out"
     "$out/bin/pip" install --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
         --requirement "$requirements" >&2 || die "pip could not install $requirements: it needs a package index once"
-    "$out/bin/python" -c 'import scitt_cose.receipt' || die "scitt-cose does not run here"
+    "$out/bin/python" -c 'import scitt_cose.receipt, securesystemslib.dsse' || die "what was installed does not run here"
     touch "$out/done"
 fi
 echo "$out/bin/python"

@@ -12,6 +12,7 @@ mod ledger;
 mod memory;
 mod network;
 mod system;
+mod tasks;
 
 pub use agents::*;
 pub use disks::*;
@@ -19,6 +20,7 @@ pub use ledger::*;
 pub use memory::*;
 pub use network::*;
 pub use system::*;
+pub use tasks::*;
 
 /// Who may call a method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,6 +119,41 @@ pub const METHODS: &[Method] = &[
     method_of("agent.top", Service::Cage, READER, "what each living agent uses"),
     method_of("agent.events", Service::Cage, READER, "what happened to agents; follow streams `event`"),
     method_of("agent.metrics", Service::Cage, READER, "all of it in Prometheus's text format"),
+    method_of("agent.tighten", Service::Cage, OPERATOR, "narrow what a running agent's tools may do"),
+    method_of("exposure.status", Service::Cage, READER, "what a life has seen, spent and may still do"),
+    method_of(
+        "exposure.declassify",
+        Service::Cage,
+        ADMIN,
+        "let exactly these arguments leave as if they carried nothing",
+    ),
+    method_of("approval.list", Service::Cage, READER, "questions that wait; follow streams `approval`"),
+    method_of("approval.decide", Service::Cage, OPERATOR, "answer a question, for one exact call"),
+    method_of(
+        "task.run",
+        Service::Cage,
+        OPERATOR,
+        "a goal, a tree and a verify command; takes the tree after `ready`",
+    ),
+    method_of("task.list", Service::Cage, READER, "tasks, newest first"),
+    method_of("task.status", Service::Cage, READER, "one task with its candidates"),
+    method_of("task.watch", Service::Cage, READER, "a task until it is over; streams `task`"),
+    method_of("task.cancel", Service::Cage, OPERATOR, "end a task"),
+    method_of("task.pause", Service::Cage, OPERATOR, "let a task's cages stand still"),
+    method_of("task.resume", Service::Cage, OPERATOR, "let a paused task go on, with more budget if asked"),
+    method_of("task.remove", Service::Cage, OPERATOR, "forget a task that is over, and its files"),
+    method_of(
+        "task.export",
+        Service::Cage,
+        READER,
+        "patch, diff, attestation or output of a verified task; streams `output`",
+    ),
+    method_of(
+        "task.integrate",
+        Service::Cage,
+        OPERATOR,
+        "give a verified patch out for one approved step; streams `output`",
+    ),
     method_of("snapshot.list", Service::Cage, READER, "copies of workspaces"),
     method_of(
         "snapshot.create",
@@ -170,6 +207,13 @@ pub const METHODS: &[Method] = &[
         Audience::Services,
         "addresses of a name, for the node's own services",
     ),
+    method_of("net.fetch", Service::Egress, Audience::Services, "a page for an agent; streams `output`"),
+    method_of(
+        "net.expose",
+        Service::Egress,
+        Audience::Services,
+        "what an agent has seen; bounds where it may connect",
+    ),
     method_of("memory.write", Service::Ctxgraph, OPERATOR, "write a value under a key of an agent"),
     method_of("memory.batch", Service::Ctxgraph, OPERATOR, "several writes, all or none"),
     method_of("memory.read", Service::Ctxgraph, READER, "one entry, by digest or the newest of a key"),
@@ -193,6 +237,12 @@ pub const METHODS: &[Method] = &[
         Audience::Services,
         "serve an agent's memory on a listening socket",
     ),
+    method_of(
+        "memory.expose",
+        Service::Ctxgraph,
+        Audience::Services,
+        "what an agent has seen; its entries carry it",
+    ),
     method_of("ledger.tail", Service::Ctxgraph, READER, "newest events; follow streams `event`"),
     method_of("ledger.query", Service::Ctxgraph, READER, "events of an agent, a kind, a time"),
     method_of("ledger.verify", Service::Ctxgraph, READER, "check the whole chain"),
@@ -210,6 +260,12 @@ pub const METHODS: &[Method] = &[
         Service::Ctxgraph,
         Audience::Services,
         "append an event, answer with its receipt",
+    ),
+    method_of(
+        "ledger.attest",
+        Service::Ctxgraph,
+        Audience::Services,
+        "record a verified patch and sign its attestation",
     ),
 ];
 
@@ -235,7 +291,7 @@ mod tests {
         for method in METHODS {
             let owner = match method.name.split('.').next().unwrap() {
                 "system" => Service::Nulld,
-                "agent" | "image" | "snapshot" | "volume" => Service::Cage,
+                "agent" | "image" | "snapshot" | "volume" | "task" | "approval" | "exposure" => Service::Cage,
                 "net" | "secret" => Service::Egress,
                 "memory" | "ledger" => Service::Ctxgraph,
                 other => panic!("{other}"),

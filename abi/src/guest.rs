@@ -26,7 +26,7 @@ pub const CONTROL_PORT: u32 = 1024;
 /// vsock port, host side, of the agent's memory: JSON-RPC lines, answered by ctxgraph.
 pub const MEMORY_PORT: u32 = 1025;
 /// Version of this protocol; a guest with another one is not started.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 /// Unix socket in the guest where the agent finds its memory; the verifier relays it to [`MEMORY_PORT`].
 pub const GUEST_MEMORY_SOCKET: &str = "/run/nullbox/memory.sock";
 /// User and group the agent runs as inside its guest.
@@ -88,6 +88,17 @@ kinds! {
     Health = 18,
     /// Host to guest, on a new channel: [`Files`].
     Files = 19,
+    /// Guest to host, on a channel of calls: [`crate::tools::Call`]. Calls have channels of their own, which the guest counts up from 1; they are not
+    /// those of execs. A call is under way until its [`Kind::Ended`], which comes after its answer, whatever that is.
+    Call = 20,
+    /// Host to guest, on a call's channel: [`crate::tools::Answer`].
+    Answer = 21,
+    /// Host to guest, on a call's channel, before its [`Kind::Answer`]: raw bytes of a result that the host made.
+    Value = 22,
+    /// Guest to host, on a call's channel, its last frame: [`crate::tools::Ended`].
+    Ended = 23,
+    /// Host to guest, on a call's channel, instead of an answer to `submit` for now: no tool runs until the answer comes; what ran was killed. Empty payload.
+    Still = 24,
 }
 
 /// One frame.
@@ -210,7 +221,7 @@ pub struct Start {
     pub pids_max: u32,
     /// The host's clock, Unix nanoseconds: the guest has no other.
     pub clock_unix_ns: u64,
-    /// Disks that make the rootfs, bottom to top; 1 to [`limits::ROOTFS_DISKS_MAX`].
+    /// Disks that make the rootfs, bottom to top, and a task's tree; 1 to [`limits::GUEST_LAYERS_MAX`].
     pub rootfs_disks: u8,
     /// One disk each, after the workspace's.
     pub volumes: Vec<Volume>,
@@ -219,6 +230,12 @@ pub struct Start {
     /// Present: the command gets a terminal of this size instead of pipes.
     pub terminal: Option<TerminalSize>,
     pub health: Option<HealthProbe>,
+    /// Present: the agent's files are reached through tools (docs/tools.md).
+    #[serde(default)]
+    pub tools: Option<crate::tools::Tools>,
+    /// The layers hold a task's tree at [`crate::tools::WORK_PATH`]: for the tools, where there are any, else for the agent itself.
+    #[serde(default)]
+    pub has_tree: bool,
 }
 
 /// A volume's place in the guest.
@@ -292,6 +309,8 @@ pub enum FilesJob {
     Write { path: String },
     /// Send what differs from the rootfs, as records without contents. Made by the verifier itself, outside the agent's sandbox.
     Changes,
+    /// The same of a task's tree alone, with contents. Nothing that could still write there runs meanwhile.
+    Claim,
 }
 
 /// Where a guest has the certificate of its agent's own authority.

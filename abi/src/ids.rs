@@ -187,13 +187,23 @@ pub struct Digest(pub [u8; 32]);
 impl Digest {
     /// The 64 hex digits without the prefix.
     pub fn hex(&self) -> String {
-        self.0.iter().map(|b| format!("{b:02x}")).collect()
+        self.with_hex(str::to_owned)
+    }
+
+    /// Every receipt has some of them, so it does without the machinery of formats.
+    fn with_hex<T>(&self, take: impl FnOnce(&str) -> T) -> T {
+        let digit = |nibble: u8| if nibble < 10 { b'0' + nibble } else { b'a' - 10 + nibble };
+        let mut hex = [0; 64];
+        for (pair, byte) in hex.as_chunks_mut().0.iter_mut().zip(self.0) {
+            *pair = [digit(byte >> 4), digit(byte & 15)];
+        }
+        take(str::from_utf8(&hex).unwrap_or_default()) // they are ASCII
     }
 }
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sha256:{}", self.hex())
+        self.with_hex(|hex| write!(f, "sha256:{hex}"))
     }
 }
 
@@ -238,7 +248,7 @@ impl TryFrom<String> for Digest {
 
 impl From<Digest> for String {
     fn from(digest: Digest) -> String {
-        digest.to_string()
+        digest.with_hex(|hex| ["sha256:", hex].concat())
     }
 }
 

@@ -1,19 +1,15 @@
-//! The ledger's events and the client that waits for a receipt. Owned by ctxgraph; written by every service.
+//! The ledger's events, and the receipts of them. Owned by ctxgraph; written by every service.
 //!
-//! Must hold: [`Client::append`] returns only after the event is durable, or with an error; a caller releases its
-//! effect only on `Ok` (fail closed).
+//! Must hold: an event says what a service knows, and whose word it is where it only repeats it.
+
+mod client;
+
+pub use client::{Client, LedgerError};
 
 use serde::{Deserialize, Serialize};
-use std::io;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
 
 use crate::exposure::Exposure;
-use crate::identity::Service;
 use crate::ids::{AgentName, Digest, HostName, Instance, Name, SecretName};
-use crate::limits;
-use crate::rpc::{Incoming, Request, RpcError};
-use crate::wire::{Connection, WireError};
 
 /// One thing that happened or is about to. The service that says so is recorded by the ledger, from its uid.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -335,6 +331,125 @@ pub enum Event {
         what: String,
         rule: String,
     },
+    /// A tool is about to be used, or was refused.
+    ToolCalled {
+        instance: Instance,
+        /// Of the guest's choice, used once in a life.
+        call: u32,
+        tool: String,
+        /// Absent where it is none that rules are written about.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        operation: Option<crate::authority::Operation>,
+        /// The path, the program, the page; its first 512 bytes.
+        target: String,
+        arguments: Digest,
+        verdict: crate::authority::Verdict,
+        rule: String,
+        /// What the sink was judged by, and what the result carries.
+        exposure: Exposure,
+        labels: Exposure,
+        /// The approval that was used up by it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        approval: Option<Name>,
+    },
+    /// A question was put to people.
+    ApprovalAsked {
+        id: Name,
+        instance: Option<Instance>,
+        tool: String,
+        arguments: Digest,
+        pinned: Digest,
+        rule: String,
+        exposure: Exposure,
+    },
+    /// It was answered, or nobody did in time (`by` is then `clock`).
+    ApprovalDecided {
+        id: Name,
+        approved: bool,
+        by: String,
+        reason: String,
+    },
+    /// What a life has seen is more now, by a tool's result.
+    ToolExposed {
+        instance: Instance,
+        to: Exposure,
+        call: u32,
+    },
+    /// A human said that exactly these arguments may leave.
+    Declassified {
+        instance: Instance,
+        arguments: Digest,
+        by: String,
+        reason: String,
+    },
+    /// A life may do less from now on.
+    AuthorityTightened {
+        instance: Instance,
+        rules: Digest,
+        by: String,
+    },
+    /// A bound is reached; the agent stands still.
+    BudgetExhausted {
+        instance: Instance,
+        what: String,
+        bound: u64,
+    },
+    TaskAccepted {
+        task: Name,
+        agent: AgentName,
+        goal: Digest,
+        base: Digest,
+        command: Vec<String>,
+        by: String,
+    },
+    /// A candidate says that it is done. A claim.
+    TaskClaimed {
+        task: Name,
+        instance: Instance,
+        patch: Digest,
+        files: u64,
+    },
+    /// A claim that is not legal; nothing of it was run.
+    ClaimRefused {
+        task: Name,
+        instance: Instance,
+        rule: String,
+        path: String,
+    },
+    /// The verify command ran on the tree with the patch, and did not end well.
+    VerifyFailed {
+        task: Name,
+        verifier: Instance,
+        patch: Digest,
+        reason: String,
+    },
+    /// It ended well. Only this makes a task done.
+    PatchVerified {
+        facts: Box<crate::control::PatchFacts>,
+    },
+    TaskPaused {
+        task: Name,
+        reason: String,
+        by: String,
+    },
+    TaskResumed {
+        task: Name,
+        by: String,
+    },
+    TaskEnded {
+        task: Name,
+        state: crate::control::TaskState,
+        reason: String,
+        by: String,
+    },
+    /// A verified patch is given out for one step.
+    TaskIntegrated {
+        task: Name,
+        patch: Digest,
+        step: String,
+        approval: Name,
+        by: String,
+    },
 }
 
 /// Parameters of `ledger.append`, legal for services only.
@@ -354,92 +469,4 @@ pub struct Receipt {
     pub seq: u64,
     /// Digest of the event's frame, which covers all frames before it.
     pub digest: Digest,
-}
-
-/// Why there is no receipt, and so no effect.
-#[derive(Debug, thiserror::Error)]
-pub enum LedgerError {
-    #[error("ledger cannot be reached: {0}")]
-    Unreachable(#[from] io::Error),
-    #[error("ledger connection: {0}")]
-    Wire(#[from] WireError),
-    #[error("ledger refused the event: {0}")]
-    Refused(RpcError),
-    #[error("ledger answered what was not asked: {0}")]
-    Protocol(String),
-}
-
-/// A connection to the ledger that is made when needed and remade once when it broke. Cheap to share.
-#[derive(Debug)]
-pub struct Client {
-    path: String,
-    /// With the moment of its last use.
-    connection: Mutex<Option<(Connection, Instant)>>,
-}
-
-impl Client {
-    /// The node's ledger.
-    pub fn of_node() -> Client {
-        Client::at(Service::Ctxgraph.socket_path())
-    }
-
-    /// A ledger at another socket, for tests outside a node.
-    pub fn at(path: impl Into<String>) -> Client {
-        Client { path: path.into(), connection: Mutex::new(None) }
-    }
-
-    /// Appends an event and waits until it is durable. At most two times [`limits::PEER_CALL_MS_MAX`].
-    pub fn append(&self, event: Event) -> Result<Receipt, LedgerError> {
-        self.send(Append { event, durable: true })
-    }
-
-    /// Chains an event; it becomes durable with the next batch.
-    pub fn note(&self, event: Event) -> Result<Receipt, LedgerError> {
-        self.send(Append { event, durable: false })
-    }
-
-    fn send(&self, append: Append) -> Result<Receipt, LedgerError> {
-        let params = serde_json::to_value(&append).map_err(|e| LedgerError::Protocol(e.to_string()))?;
-        let mut slot = self.connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        // A kept connection may be one that a restarted ledger no longer knows: then one fresh try.
-        if let Some((mut connection, _)) = slot.take()
-            && let Ok(receipt) = exchange(&mut connection, params.clone())
-        {
-            *slot = Some((connection, Instant::now()));
-            return receipt;
-        }
-        let mut connection = Connection::connect(&self.path)?;
-        connection.set_timeout(Some(Duration::from_millis(limits::PEER_CALL_MS_MAX)))?;
-        let receipt = exchange(&mut connection, params)?;
-        *slot = Some((connection, Instant::now()));
-        receipt
-    }
-
-    /// Closes the connection if it was not used for `idle`. One that is in use is left alone.
-    pub fn rest(&self, idle: Duration) {
-        if let Ok(mut slot) = self.connection.try_lock()
-            && slot.as_ref().is_some_and(|(_, used)| used.elapsed() >= idle)
-        {
-            *slot = None;
-        }
-    }
-}
-
-/// Outer error: the connection is unusable. Inner error: the ledger's answer.
-fn exchange(
-    connection: &mut Connection,
-    params: serde_json::Value,
-) -> Result<Result<Receipt, LedgerError>, LedgerError> {
-    connection.write_line(&Request::call(1, "ledger.append", params))?;
-    let line = connection.read_line()?.ok_or(WireError::CutLine)?;
-    match serde_json::from_str(&line) {
-        Ok(Incoming::Response(response)) => Ok(match (response.result, response.error) {
-            (Some(value), None) => {
-                serde_json::from_value(value).map_err(|e| LedgerError::Protocol(e.to_string()))
-            }
-            (_, Some(error)) => Err(LedgerError::Refused(error)),
-            (None, None) => Err(LedgerError::Protocol("neither result nor error".into())),
-        }),
-        _ => Err(LedgerError::Protocol(line.chars().take(200).collect())),
-    }
 }

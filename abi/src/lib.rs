@@ -16,10 +16,15 @@
     )
 )]
 
+pub mod authority;
+pub mod exposure;
 pub mod files;
 pub mod guest;
+pub mod identity;
 pub mod ids;
 pub mod limits;
+pub mod task;
+pub mod tools;
 
 #[cfg(feature = "node")]
 pub mod config_error;
@@ -28,11 +33,7 @@ pub mod control;
 #[cfg(feature = "node")]
 pub mod door;
 #[cfg(feature = "node")]
-pub mod exposure;
-#[cfg(feature = "node")]
 pub mod facts;
-#[cfg(feature = "node")]
-pub mod identity;
 #[cfg(feature = "node")]
 pub mod ledger;
 #[cfg(feature = "node")]
@@ -50,6 +51,7 @@ pub mod node;
 #[cfg(feature = "node")]
 pub mod notice;
 #[cfg(feature = "node")]
+pub mod page;
 pub mod rpc;
 #[cfg(feature = "node")]
 mod sys;

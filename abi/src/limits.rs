@@ -1,9 +1,13 @@
 //! Every bound in NullBox, in one place. Units stand last in the name; what happens at the bound is said beside it.
 
+mod coder;
 mod ctxgraph;
 mod network;
+mod tasks;
+pub use coder::*;
 pub use ctxgraph::*;
 pub use network::*;
+pub use tasks::*;
 
 /// An agent's name, in bytes. Longer: the manifest is rejected.
 pub const AGENT_NAME_BYTES_MAX: usize = 32;
@@ -53,6 +57,8 @@ pub const VMM_PIDS_MAX: u32 = 64;
 pub const VOLUMES_PER_AGENT_MAX: usize = 4;
 /// Layers of a rootfs that are disks of their own; those above are merged into one (docs/rootfs.md).
 pub const ROOTFS_DISKS_MAX: usize = 5;
+/// Read-only disks of a guest: the rootfs's, and for a task the tree's and one that hides what the rootfs has at its place.
+pub const GUEST_LAYERS_MAX: usize = ROOTFS_DISKS_MAX + 2;
 /// Published ports of one agent. More: the manifest is rejected.
 pub const PUBLISH_PER_AGENT_MAX: usize = 8;
 /// Source ranges of one published port. More: the manifest is rejected.
@@ -139,6 +145,16 @@ pub const AGENT_EVENTS_PER_SECOND_MAX: u32 = 20;
 pub const AGENT_EVENT_CHARS_MAX: usize = 400;
 /// How long cage waits for egress's counters when it is asked what agents use. Later: it answers without them.
 pub const NET_USE_MS_MAX: u64 = 2_000;
+/// How long cage waits for egress to go by what an agent has seen. Later: the agent is not shown it.
+pub const NET_EXPOSE_MS_MAX: u64 = 8_000;
+/// How long cage waits for ctxgraph to have an agent's entries carry what it has seen. Later: the agent is not shown it.
+pub const MEMORY_EXPOSE_MS_MAX: u64 = 8_000;
+/// How long egress waits for connections that it cut to be over. Later: `net.expose` fails.
+pub const NET_CUT_MS_MAX: u64 = 5_000;
+/// Where a fetched page says that it went, in bytes. Longer: left out.
+pub const FETCH_LOCATION_BYTES_MAX: usize = 2048;
+/// An address that is fetched, in bytes. Longer: refused.
+pub const FETCH_URL_BYTES_MAX: usize = 8192;
 /// Text of one part of `agent.metrics`, in bytes; a longer answer comes in several.
 pub const METRICS_PART_BYTES_MAX: usize = 32 * 1024;
 /// Connections to the metrics listener at a time. One more: closed unread.
@@ -316,6 +332,10 @@ const _: () = assert!(
 const _: () = assert!(
     MEMORY_SCOPES_BYTES_MAX + 2 * MEMORY_SHARES_BYTES_MAX + 2048 < LINE_BYTES_MAX,
     "what cage asks of ctxgraph for an agent fits a line"
+);
+const _: () = assert!(
+    NET_CUT_MS_MAX < NET_EXPOSE_MS_MAX && NET_EXPOSE_MS_MAX < MEMORY_NOTED_MS_MAX,
+    "each waits for the next"
 );
 const _: () = assert!(ATTACH_MS_MAX > 2 * PEER_CALL_MS_MAX, "a receipt may take two calls of the ledger");
 const _: () =

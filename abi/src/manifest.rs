@@ -14,11 +14,13 @@ use crate::limits;
 use crate::memory::MemoryGrants;
 use crate::network::{Budget, NetworkGrant};
 
+mod authority;
 mod grants;
 mod memory;
 mod network;
 mod program;
-mod unenforced;
+
+pub use authority::{PROFILES, profile};
 
 /// A checked manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +68,9 @@ pub struct Manifest {
     /// Of other agents' memory, and others of this one's.
     #[serde(default)]
     pub memory: MemoryGrants,
+    /// Absent: the agent has no tools, and reaches its files itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority: Option<crate::authority::Authority>,
 }
 
 /// What becomes of the disk behind the agent's root when a life ends.
@@ -143,7 +148,8 @@ struct RawManifest {
     agent: RawAgent,
     #[serde(default)]
     capabilities: RawCapabilities,
-    tools: Option<Spanned<toml::Value>>,
+    authority: Option<authority::RawAuthority>,
+    tools: Option<Spanned<authority::RawTools>>,
 }
 
 #[derive(Deserialize)]
@@ -230,13 +236,13 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     fn manifest(&self, raw: RawManifest) -> Checked<Manifest> {
-        self.refuse_unenforced(&raw)?;
         let (agent, caps) = (raw.agent, raw.capabilities);
         let read = self.paths(caps.filesystem.read, "capabilities.filesystem.read", false)?;
         let write = self.paths(caps.filesystem.write, "capabilities.filesystem.write", true)?;
         let volumes = self.volumes(caps.volumes)?;
         let name = self.name(&agent.name)?;
         Ok(Manifest {
+            authority: self.authority(raw.authority, raw.tools)?,
             memory: self.memory(caps.memory, &name)?,
             stdin: agent.stdin,
             tty: agent.tty,
@@ -621,6 +627,9 @@ filesystem.write = ["/data/research/output"]
             ],
             credentials: vec!["A".repeat(64).parse().unwrap(); limits::CREDENTIALS_PER_AGENT_MAX],
             budget: most.budget,
+            works_for: Some("a".repeat(32).parse().unwrap()),
+            trusted: Vec::new(),
+            seen: Default::default(),
         };
         assert!(serde_json::to_string(&asked).unwrap().len() + 512 < limits::LINE_BYTES_MAX);
     }

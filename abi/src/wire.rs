@@ -97,6 +97,11 @@ impl Connection {
         }
     }
 
+    /// Whether a line was received that nobody read: it is there without waiting.
+    pub fn has_line(&self) -> bool {
+        self.buffer.contains(&b'\n')
+    }
+
     /// The next line as [`Connection::read_line`], where it is a secret: nothing of it stays in the connection.
     pub fn read_secret_line(&mut self) -> Result<Option<Zeroizing<String>>, WireError> {
         // Room for all of it, so that growing leaves no copy behind.

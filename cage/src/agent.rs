@@ -13,6 +13,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::desk::Desk;
 use crate::ending::harmless;
 use crate::guest::Session;
 use crate::jail::cgroup::VmCgroup;
@@ -20,6 +21,7 @@ use crate::life::{Ask, Mail};
 use crate::manifests::Loaded;
 use crate::output::Log;
 use crate::state::{self, Happening, Stateful};
+use crate::tasks::Errand;
 
 /// Refusals of a guest's sandbox that are kept, and their bytes: whatever a guest says, `agent.status` fits a line.
 const GUEST_DENIALS_KEPT: usize = 64;
@@ -57,6 +59,10 @@ pub struct Facts {
     pub rootfs_digest: Option<Digest>,
     pub asked: Option<Instant>,
     pub running_since: Option<Instant>,
+    /// How long the command of the last life ran.
+    pub ran_ms: Option<u64>,
+    /// When the guest last answered that its disks are written out.
+    pub heard: Option<Instant>,
     pub stages_ms: Vec<(String, u64)>,
     /// As the guest says.
     pub guest_stages_us: Vec<(String, u64)>,
@@ -70,6 +76,10 @@ pub struct Facts {
     /// What the console of the last life ended with, if its VM broke.
     pub console: Vec<String>,
     pub session: Option<Arc<Session>>,
+    /// What the present or last life does for a task.
+    pub errand: Option<Arc<Errand>>,
+    /// What decides its tools' calls, where it has tools.
+    pub desk: Option<Arc<Desk>>,
     pub cgroup: Option<Arc<VmCgroup>>,
     pub mail: Option<SyncSender<Mail>>,
     /// What is asked of the present life, first come first; beside its mailbox, which a guest can fill.
@@ -176,6 +186,7 @@ impl Facts {
         (self.console, self.guest_stages_us, self.healthy, self.restart) = Default::default();
         (self.is_unwanted, self.is_killed, self.stopped_by) = Default::default();
         self.asks.clear();
+        (self.errand, self.ran_ms, self.heard) = (None, None, None);
         self.restarts = restarts;
     }
 
@@ -187,6 +198,7 @@ impl Facts {
         self.detail = detail;
         (self.session, self.cgroup, self.mail, self.importing, self.running_since) =
             (None, None, None, None, None);
+        self.desk = None;
         self.asks.clear(); // who waits for an answer hears that it has ended
     }
 

@@ -5,7 +5,7 @@
 //! with both.
 
 use abi::control::{AgentState, AgentStatus};
-use abi::ids::{AgentName, Instance};
+use abi::ids::{AgentName, Digest, Instance};
 use abi::ledger::Client;
 use abi::log;
 use abi::rpc::{Code, RpcError};
@@ -15,10 +15,13 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::agent::{Agent, Facts};
+use crate::desk;
+use crate::desk::Mandate;
+use crate::desk::questions::Questions;
 use crate::disks::Depot;
 use crate::events::Events;
 use crate::evidence;
@@ -29,6 +32,7 @@ use crate::manifests::{self, Loaded};
 use crate::places::Places;
 use crate::state::{self, Happening};
 use crate::store::Store;
+use crate::tasks::{Errand, Tasks};
 use crate::turns::Turns;
 use crate::vmm::{self, Slots};
 
@@ -46,6 +50,9 @@ pub struct WantedAgent {
     pub instance: Instance,
     /// Its life has ended and has its receipt; it should run again all the same.
     pub ended: bool,
+    /// It is a task's: the task decides what becomes of it.
+    #[serde(default)]
+    pub errand: bool,
 }
 
 /// Why a life begins.
@@ -78,6 +85,10 @@ pub struct Cage {
     pub turns: Turns,
     pub events: Events,
     pub disks: Depot,
+    pub tasks: Tasks,
+    pub questions: Arc<Questions>,
+    /// Of the guest's first program: what a question about the verifier's own tools is bound to.
+    verifier: OnceLock<Digest>,
     /// Scratch disks live in memory, so they count as their VM's.
     pub disks_in_memory: bool,
     /// The node is going down: what is stopped now should run again.
@@ -102,7 +113,10 @@ impl Cage {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Wanted::default(),
             Err(error) => return Err(error),
         };
+        let questions = Questions::open(places.state.join("approvals"), Client::at(places.ctxgraph.clone()))?;
         let cage = Cage {
+            questions: Arc::new(questions),
+            verifier: OnceLock::new(),
             store: Store::open(&places.state.join("store")).map_err(io::Error::other)?,
             ledger: Client::at(places.ctxgraph.clone()),
             imports: Imports::default(),
@@ -111,6 +125,7 @@ impl Cage {
             turns: Turns::of_machine(),
             events: Events::default(),
             disks: Depot::open(&places).map_err(io::Error::other)?,
+            tasks: Tasks::open(&places.state)?,
             disks_in_memory: vmm::in_memory(&places.state)?,
             leaving: AtomicBool::new(false),
             generation: Mutex::new(generation),
@@ -132,13 +147,32 @@ impl Cage {
         agents.entry(name.clone()).or_insert(new).clone()
     }
 
+    /// Digest of the guest's first program, with which every guest of this node begins.
+    pub fn verifier(&self) -> io::Result<Digest> {
+        if let Some(digest) = self.verifier.get() {
+            return Ok(*digest);
+        }
+        let digest = desk::digest_of(&fs::read(self.places.guest.join("initramfs.cpio"))?);
+        Ok(*self.verifier.get_or_init(|| digest))
+    }
+
     /// The agents that cage has had to do with since it began, by name.
     pub fn known_agents(&self) -> Vec<Arc<Agent>> {
         self.agents.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    fn known(&self, name: &AgentName) -> Option<Arc<Agent>> {
+    /// The record of an agent that cage has had to do with.
+    pub fn known(&self, name: &AgentName) -> Option<Arc<Agent>> {
         self.agents.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// CPU time that a life under way has used.
+    pub fn known_cpu_ms(&self, instance: &Instance) -> Option<u64> {
+        let agent = self.known(&instance.agent)?;
+        let facts = agent.facts();
+        let cgroup = facts.cgroup.clone().filter(|_| facts.instance.as_ref() == Some(instance))?;
+        drop(facts);
+        cgroup.usage().map(|used| used.cpu_ms)
     }
 
     fn next_generation(&self) -> io::Result<u64> {
@@ -185,6 +219,26 @@ impl Cage {
     ) -> Result<(Arc<Agent>, Instance), RpcError> {
         let agent = self.agent(name);
         let order = self.begin(&agent, cause)?;
+        self.live(agent, order)
+    }
+
+    /// Begins a life of a task: by a manifest of its own making.
+    pub fn start_errand(
+        self: &Arc<Self>,
+        loaded: Loaded,
+        by: &str,
+        mandate: Mandate,
+        errand: Arc<Errand>,
+    ) -> Result<(Arc<Agent>, Instance), RpcError> {
+        let agent = self.agent(&loaded.manifest.name);
+        let mut order = self.begin_with(&agent, loaded, Cause::asked(by))?;
+        agent.update(|facts| facts.errand = Some(errand.clone()));
+        (order.mandate, order.errand) = (mandate, Some(errand));
+        self.live(agent, order)
+    }
+
+    fn live(self: &Arc<Self>, agent: Arc<Agent>, order: Order) -> Result<(Arc<Agent>, Instance), RpcError> {
+        let name = &agent.name;
         let instance = order.instance.clone();
         self.events.push(name, "starting", format!("{instance}, asked for by {}", order.cause.by));
         let (cage, alive) = (self.clone(), agent.clone());
@@ -201,8 +255,12 @@ impl Cage {
 
     /// The record of an agent becomes that of a new life.
     pub(crate) fn begin(&self, agent: &Agent, cause: Cause) -> Result<Order, RpcError> {
+        let loaded = find(manifests::load(&self.places.config), &agent.name)?;
+        self.begin_with(agent, loaded, cause)
+    }
+
+    fn begin_with(&self, agent: &Agent, loaded: Loaded, cause: Cause) -> Result<Order, RpcError> {
         let (name, asked) = (&agent.name, Instant::now());
-        let loaded = find(manifests::load(&self.places.config), name)?;
         let (mailbox, mail) = std::sync::mpsc::sync_channel(life::MAIL_MAX);
         self.may_start(&agent.facts(), &cause)?;
         // On the disk before the record is locked. One that is not used then never comes again.
@@ -219,7 +277,7 @@ impl Cage {
         facts.state.let_happen(Happening::StartAsked)?;
         let instance = Instance { agent: name.clone(), generation };
         facts.begin(instance.clone(), loaded.clone(), mailbox.clone(), asked, cause.restarts);
-        Ok(Order { instance, loaded, cause, mailbox, mail })
+        Ok(Order { instance, loaded, cause, mandate: Mandate::default(), errand: None, mailbox, mail })
     }
 
     fn may_start(&self, facts: &Facts, cause: &Cause) -> Result<(), RpcError> {
@@ -480,7 +538,7 @@ pub(crate) mod bench {
     }
 
     /// The same; its ledger does something with each line before it answers.
-    pub fn cage_with(dir: &Path, names: &[&str], mut before: impl FnMut(&str) + Send + 'static) -> Arc<Cage> {
+    pub fn cage_with(dir: &Path, names: &[&str], before: impl FnMut(&str) + Send + 'static) -> Arc<Cage> {
         let ctxgraph = dir.join("ctxgraph.sock");
         let mut places = Places::of_node();
         (places.config, places.state, places.run) = (dir.join("config"), dir.join("state"), dir.join("run"));
@@ -496,17 +554,27 @@ pub(crate) mod bench {
         }
         let cgroups = cgroups(dir);
         let ledger = UnixListener::bind(ctxgraph).unwrap();
+        let before = Arc::new(Mutex::new(before));
         std::thread::spawn(move || {
             for stream in ledger.incoming() {
-                let mut connection = Connection::new(stream.unwrap());
-                while let Ok(Some(line)) = connection.read_line() {
-                    before(&line);
-                    let receipt = Receipt { seq: 0, digest: abi::ids::Digest([0; 32]) };
-                    connection.write_line(&Response::of(Some(1), Ok(json!(receipt)))).unwrap();
-                }
+                let (mut connection, before) = (Connection::new(stream.unwrap()), before.clone());
+                std::thread::spawn(move || answer(&mut connection, &before));
             }
         });
         Arc::new(Cage::open(places, cgroups).unwrap().0)
+    }
+
+    /// The ledger's side of one connection.
+    fn answer(connection: &mut Connection, before: &Mutex<impl FnMut(&str)>) {
+        while let Ok(Some(line)) = connection.read_line() {
+            (before.lock().unwrap_or_else(PoisonError::into_inner))(&line);
+            let receipt = Receipt { seq: 0, digest: abi::ids::Digest([0; 32]) };
+            let answer = match line.contains("ledger.attest") {
+                true => json!(abi::control::Attested { receipt, envelope: "{}".into() }),
+                false => json!(receipt),
+            };
+            connection.write_line(&Response::of(Some(1), Ok(answer))).unwrap();
+        }
     }
 
     /// What looks like the cgroup of a VM, which nobody can freeze.

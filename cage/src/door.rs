@@ -12,7 +12,7 @@ use crate::agent::Agent;
 use crate::agents::Cage;
 use crate::caller::hung_up;
 use crate::output::Chunk;
-use crate::{attach, disks, evidence, exec, files, images, state, steer, watch};
+use crate::{attach, desk, disks, evidence, exec, files, images, state, steer, tasks, watch};
 
 /// How long a caller may leave a notification unread. Then its call ends.
 const CALLER_MS_MAX: u64 = 10_000;
@@ -48,10 +48,16 @@ impl Handler for Door {
                 evidence::calls::run(&self.cage, call)
             }
             "agent.read_files" | "agent.write_files" | "agent.diff" => files::run(&self.cage, call),
+            "agent.tighten"
+            | "exposure.status"
+            | "exposure.declassify"
+            | "approval.list"
+            | "approval.decide" => desk::calls::run(&self.cage, call),
             "agent.top" | "agent.events" | "agent.metrics" => watch::run(&self.cage, call),
             "snapshot.list" | "snapshot.create" | "snapshot.remove" | "volume.list" | "volume.remove" => {
                 disks::run(&self.cage, call)
             }
+            method if method.starts_with("task.") => tasks::run(&self.cage, call),
             "image.list" | "image.inspect" | "image.remove" | "image.prune" | "image.import" => {
                 images::run(&self.cage, call)
             }

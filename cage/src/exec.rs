@@ -39,6 +39,12 @@ impl Living {
         let living = {
             let facts = agent.facts();
             let now = facts.state.now();
+            if facts.errand.as_ref().is_some_and(|errand| errand.is_verify()) && state::alive(now) {
+                return Err(RpcError::new(Code::DENIED, format!("{name} verifies a task")).explained(
+                    "a verify VM runs its one command and nothing else",
+                    "agent logs and agent kill work on it; task cancel ends its task",
+                ));
+            }
             let may = match now {
                 AgentState::Running => Ok(()),
                 AgentState::Paused | AgentState::Quarantined if frozen => Ok(()),

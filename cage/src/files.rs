@@ -64,6 +64,7 @@ fn work(
         FilesJob::Read { path } => ("files_read", path.clone(), false),
         FilesJob::Write { path } => ("files_written", path.clone(), true),
         FilesJob::Changes => ("diff", String::new(), false),
+        FilesJob::Claim => ("claim", String::new(), false),
     };
     let channel = living.session.files(job)?;
     cage.events.push(name, what, detail);

@@ -4,12 +4,16 @@
 //! time) and legal in its phase, or the connection ends and the VM with it. Must never: let one channel's slow reader or writer
 //! hold up another, or this connection.
 
+mod calls;
 mod channel;
 #[cfg(test)]
 pub(crate) mod fake;
+mod phase;
 mod window;
 
+use calls::Calls;
 pub use channel::{Channel, ChannelSaid};
+pub use phase::{Phase, admit};
 
 use abi::control::Stream;
 use abi::guest::{
@@ -17,6 +21,7 @@ use abi::guest::{
     Shutdown, Signal, Start, TerminalSize, Window,
 };
 use abi::limits;
+use abi::tools;
 use std::collections::BTreeMap;
 use std::io::{BufReader, ErrorKind, Write};
 use std::net::Shutdown as Side;
@@ -31,37 +36,6 @@ use crate::ending::harmless;
 const WRITE_MS_MAX: u64 = 10_000;
 /// How long one write waits before it looks whether the guest is held.
 const WRITE_MS_STEP: u64 = 500;
-
-/// How far a guest has come. Decides what it may say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Nothing but its hello.
-    Connected,
-    /// It has its orders and sets itself up.
-    Started,
-    /// The agent's command runs, or its ready says that it is about to.
-    Running,
-    /// The agent's command has ended; execs may still end.
-    Ended,
-}
-
-/// The phase after a frame, or that the frame is not legal. Pure.
-pub fn admit(phase: Phase, kind: Kind, channel: u32) -> Result<Phase, FrameError> {
-    use Phase::{Connected, Ended, Running, Started};
-    let main = channel == 0;
-    match (phase, kind) {
-        (Connected, Kind::Hello) if main => Ok(Started),
-        (Started, Kind::Ready) if main => Ok(Running),
-        (Started | Running, Kind::Failed) if main => Ok(Ended),
-        (Running, Kind::Exit) if main => Ok(Ended),
-        (Running, Kind::Stdout | Kind::Stderr | Kind::Window) => Ok(Running),
-        (Running | Ended, Kind::Exit | Kind::Failed) if !main => Ok(phase),
-        (Ended, Kind::Stdout | Kind::Stderr | Kind::Window) if !main => Ok(Ended),
-        (Running | Ended, Kind::Synced | Kind::Health) if main => Ok(phase),
-        (Started | Running | Ended, Kind::Denied) => Ok(phase),
-        _ => Err(FrameError::Unexpected { got: kind }),
-    }
-}
 
 /// What the life of an agent needs to know of its guest.
 #[derive(Debug)]
@@ -104,6 +78,7 @@ pub struct Session {
     /// Bounds a write to a guest that is not held.
     patience: Duration,
     channels: Mutex<Channels>,
+    calls: Mutex<Calls>,
     /// Channel 0, for its input.
     main: Arc<Channel>,
     /// Somebody writes the command's input.
@@ -126,6 +101,7 @@ impl Session {
             stream: Mutex::new(writer),
             patience: Duration::from_millis(WRITE_MS_MAX),
             channels: Mutex::default(),
+            calls: Mutex::default(),
             main: Arc::new(Channel::new(0, 0)),
             main_written: AtomicBool::new(false),
             held: AtomicBool::new(false),
@@ -252,6 +228,37 @@ impl Session {
                 Err(error)
             }
         }
+    }
+
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answers a call of a tool; `value` is what the host made itself. Once for each call.
+    pub fn answer(
+        &self,
+        call: u32,
+        answer: &tools::Answer,
+        value: Option<&[u8]>,
+    ) -> Result<(), SessionError> {
+        self.touch();
+        // The answer comes last, so that nothing of it is looked at before it is whole.
+        for part in value.unwrap_or_default().chunks(limits::GUEST_FRAME_BYTES_MAX) {
+            self.send(&Frame::data(Kind::Value, call, part))?;
+        }
+        let frame = Frame::json(Kind::Answer, call, answer)?;
+        self.calls().answered(call); // before the guest can end it
+        self.send(&frame)
+    }
+
+    /// Has the guest stand still until a call is answered.
+    pub fn still(&self, call: u32) -> Result<(), SessionError> {
+        self.send(&Frame::data(Kind::Still, call, b""))
+    }
+
+    /// Whether the connection has ended, and with it all that is said on it.
+    pub fn is_over(&self) -> bool {
+        self.channels().ended
     }
 
     /// Channel 0, for the input of the agent's command.
@@ -390,6 +397,10 @@ pub trait Sink {
     fn output(&mut self, stream: Stream, data: &[u8]);
     /// What the guest's sandbox refused.
     fn denied(&mut self, denied: Denied);
+    /// A tool is to be used; at most [`limits::TOOL_CALLS_AT_ONCE_MAX`] are under way. Must return at once.
+    fn called(&mut self, channel: u32, call: tools::Call) -> Result<(), FrameError>;
+    /// A call that was answered has ended.
+    fn call_ended(&mut self, channel: u32, ended: tools::Ended);
 }
 
 /// Reads the connection until it ends, for whatever reason; the last thing sent is [`Said::Ended`].
@@ -428,6 +439,17 @@ fn read_frames(
             (Kind::Denied, _) => sink.denied(frame.parse()?),
             (Kind::Synced, _) => said(Said::Synced),
             (Kind::Health, _) => said(Said::Health(in_short(frame.parse()?))),
+            (Kind::Call, channel) => {
+                session.touch();
+                let call = calls::checked(frame.parse()?)?;
+                session.calls().begin(channel)?;
+                sink.called(channel, call)?;
+            }
+            (Kind::Ended, channel) => {
+                let ended = frame.parse()?;
+                session.calls().end(channel)?;
+                sink.call_ended(channel, ended);
+            }
             (Kind::Stdout | Kind::Stderr, 0) => {
                 session.touch();
                 sink.output(stream_of(frame.kind), &frame.payload);
@@ -471,6 +493,7 @@ fn stream_of(kind: Kind) -> Stream {
 mod tests {
     use super::fake::{Kept, SOON, any_exec, exit, hello, ready, ready_session, sent};
     use super::*;
+    use abi::guest::PROTOCOL;
     use std::io::Write;
     use std::sync::mpsc::channel;
 
@@ -535,7 +558,7 @@ mod tests {
     #[test]
     fn what_breaks_the_protocol_is_not_repeated_at_length() {
         let field = "\u{10ffff}x".repeat(10_000);
-        let hello = format!("{{\"protocol\":2,\"uptime_us\":5,\"{field}\":1}}");
+        let hello = format!("{{\"protocol\":{PROTOCOL},\"uptime_us\":5,\"{field}\":1}}");
         let (said, _) = hear(&[Frame::data(Kind::Hello, 0, hello.as_bytes())]);
         let Some(Said::Ended(why)) = said.last() else { panic!("{said:?}") };
         assert!(why.contains("protocol") && why.contains("unknown field"), "{why}");

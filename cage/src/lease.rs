@@ -1,9 +1,15 @@
 //! What egress and ctxgraph hold for a VM: its network and its memory port. Each lives as long as a connection to them.
 //!
 //! Must hold: while the VM runs, a lease that ended is made again, with the same namespace and the same listening socket, after a
-//! growing pause; when the VM ends, so do they. Must never: give one VM's namespace or socket to another's lease.
+//! growing pause; when the VM ends, so do they; what a life has seen is in its network's next lease before it is in this one, and
+//! ctxgraph hears that a rise was noted only when whoever bounds the life goes by it. Must never: give one VM's namespace or socket to
+//! another's lease.
 
-use abi::control::{AgentGrants, Attached, Grants, MemoryAttach, NetAttach, NetGrants};
+use abi::control::{
+    AgentGrants, Attached, Grants, MemoryAttach, MemoryAttached, MemoryExpose, MemoryExposure, MemoryNoted,
+    NetAttach, NetExpose, NetExposed, NetGrants, Nothing,
+};
+use abi::exposure::Exposure;
 use abi::ids::Instance;
 use abi::rpc::{Incoming, Request, RpcError};
 use abi::wire::{Connection, WireError};
@@ -15,7 +21,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -35,6 +41,8 @@ pub enum LeaseError {
     Refused { service: &'static str, error: RpcError },
     #[error("{service} was not waited for: the VM ends")]
     Stopped { service: &'static str },
+    #[error("what the life has seen is not in force: {error}")]
+    Unnoted { error: String },
     #[error("{service} answered what was not asked: {what}")]
     Protocol { service: &'static str, what: String },
 }
@@ -145,17 +153,68 @@ pub fn attach_network(
     Ok(Network { connection, attached, netns })
 }
 
-/// Asks ctxgraph to serve a VM's memory on a listening socket; gives up when `stop` becomes readable.
+/// Asks ctxgraph to serve a VM's memory on a listening socket; gives up when `stop` becomes readable. Says what the life has seen so far.
 pub fn attach_memory(
     ctxgraph: &str,
     want: &MemoryAttach,
     listener: BorrowedFd<'_>,
     stop: Option<&OwnedFd>,
-) -> Result<Connection, LeaseError> {
-    let (connection, _): (_, serde_json::Value) =
+) -> Result<(Connection, Exposure), LeaseError> {
+    let (connection, MemoryAttached { exposure }) =
         attach("ctxgraph", ctxgraph, "memory.attach", want, &[listener], stop)?;
-    Ok(connection)
+    Ok((connection, exposure))
 }
+
+/// What a life has seen, as its network and its memory go by it.
+#[derive(Debug)]
+pub struct Seen {
+    instance: Instance,
+    /// egress' socket; none: the life has no network.
+    egress: Option<String>,
+    ctxgraph: String,
+    now: Mutex<Exposure>,
+}
+
+impl Seen {
+    /// Nothing yet. `egress`: where its network is, if it has one.
+    pub fn new(instance: Instance, egress: Option<String>, ctxgraph: String) -> Seen {
+        Seen { instance, egress, ctxgraph, now: Mutex::default() }
+    }
+
+    /// What was told so far.
+    pub fn now(&self) -> Exposure {
+        *self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bounds the network by this and all before. `Ok`: no connection goes by less, and no entry that it writes carries less; what it has
+    /// seen in all, by connections of its own too. On an error nothing that raises its exposure may be shown to the agent.
+    pub fn raise(&self, to: Exposure) -> Result<Exposure, LeaseError> {
+        // First where the next lease finds it: egress may be starting again.
+        let seen = self.join(to);
+        let seen = match &self.egress {
+            Some(egress) => {
+                let want = NetExpose { instance: self.instance.clone(), seen };
+                let (_, told): (_, NetExposed) =
+                    ask("egress", egress, "net.expose", &want, &[], limits::NET_EXPOSE_MS_MAX)?;
+                self.join(told.seen)
+            }
+            None => seen,
+        };
+        let want = MemoryExpose { instance: self.instance.clone(), seen };
+        let (_, Nothing {}) =
+            ask("ctxgraph", &self.ctxgraph, "memory.expose", &want, &[], limits::MEMORY_EXPOSE_MS_MAX)?;
+        Ok(seen)
+    }
+
+    fn join(&self, more: Exposure) -> Exposure {
+        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        *now = now.and(more);
+        *now
+    }
+}
+
+/// What happens before an agent is shown memory that raises its exposure; on an error it is not shown.
+pub type Raised = Box<dyn Fn(Exposure) -> Result<(), String> + Send>;
 
 /// What egress counts, by life; none when it does not answer soon.
 pub fn network_use(egress: &str) -> Option<BTreeMap<Instance, AgentGrants>> {
@@ -167,7 +226,6 @@ pub fn network_use(egress: &str) -> Option<BTreeMap<Instance, AgentGrants>> {
 }
 
 /// What a keeper needs to make a VM's leases again.
-#[derive(Debug)]
 pub struct Leases {
     pub wish: Wish,
     pub egress: String,
@@ -176,6 +234,15 @@ pub struct Leases {
     pub network: Option<(NetAttach, Network)>,
     pub memory: Connection,
     pub listener: UnixListener,
+    pub seen: Arc<Seen>,
+    /// Called on the keeper's thread, which does nothing else meanwhile.
+    pub raised: Raised,
+}
+
+impl std::fmt::Debug for Leases {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Leases").field("wish", &self.wish).field("seen", &self.seen).finish_non_exhaustive()
+    }
 }
 
 /// Watches a VM's leases on a thread of its own until it is dropped; then the leases end.
@@ -249,6 +316,29 @@ impl Lease {
         };
     }
 
+    /// What ctxgraph has to say: a rise of the agent's exposure, which is answered when it was noted. Anything else ends the lease.
+    fn hear(&mut self, instance: &Instance, raised: &Raised) {
+        let Lease::Held(connection) = self else { return };
+        let rise = match connection.read_line().ok().flatten().map(|line| Request::parse(&line)) {
+            Some(Ok(note)) if note.method == "exposure" => note.params::<MemoryExposure>().ok(),
+            _ => None,
+        };
+        let Some(rise) = rise else {
+            *self = Lease::lost();
+            return;
+        };
+        if let Err(error) = raised(rise.to) {
+            // No word to ctxgraph: it shows nothing, and the agent is told to try again.
+            let fields: [(&str, &dyn std::fmt::Display); 3] =
+                [("instance", instance), ("to", &rise.to), ("error", &error)];
+            return log::error("exposure_not_noted", &fields);
+        }
+        let noted = serde_json::to_value(MemoryNoted { number: rise.number }).unwrap_or_default();
+        if connection.write_line(&Request::notification("noted", noted)).is_err() {
+            *self = Lease::lost();
+        }
+    }
+
     fn due(&self) -> Option<Instant> {
         match self {
             Lease::Held(_) => None,
@@ -258,10 +348,10 @@ impl Lease {
 }
 
 fn keep(leases: Leases, stop: &OwnedFd) {
-    let Leases { wish, egress, ctxgraph, network, memory, listener } = leases;
+    let Leases { wish, egress, ctxgraph, network, memory, listener, seen, raised } = leases;
     let instance = &wish.instance;
     let mut memory = Lease::Held(memory);
-    let (want, mut network) = match network {
+    let (mut want, mut network) = match network {
         Some((want, network)) => (Some((want, network.netns)), Some(Lease::Held(network.connection))),
         None => (None, None),
     };
@@ -288,17 +378,31 @@ fn keep(leases: Leases, stop: &OwnedFd) {
         if ended.next() == Some(true) {
             return;
         }
-        // A service never speaks first on a lease: whatever came means that it is over.
-        for lease in [Some(&mut memory), network.as_mut()].into_iter().flatten() {
-            if held(lease) && ended.next() == Some(true) {
-                *lease = Lease::lost();
-            }
+        if held(&memory) && ended.next() == Some(true) {
+            memory.hear(instance, &raised);
+        }
+        // egress never speaks first on a lease: whatever came means that it is over.
+        if let Some(lease) = network.as_mut().filter(|lease| held(lease))
+            && ended.next() == Some(true)
+        {
+            *lease = Lease::lost();
         }
         memory.renew("memory", instance, || {
-            attach_memory(&ctxgraph, &wish.now(), listener.as_fd(), Some(stop))
+            let want = wish.now();
+            let (connection, before) = attach_memory(&ctxgraph, &want, listener.as_fd(), Some(stop))?;
+            // It remembers what was told on earlier leases, and may have told a rise that nobody noted.
+            let all = before.and(seen.now());
+            match want.exposure.has(all) {
+                true => Ok(connection),
+                false => match raised(all) {
+                    Ok(()) => Ok(connection),
+                    Err(error) => Err(LeaseError::Unnoted { error }),
+                },
+            }
         });
-        if let (Some(lease), Some((want, netns))) = (&mut network, &want) {
+        if let (Some(lease), Some((want, netns))) = (&mut network, &mut want) {
             lease.renew("network", instance, || {
+                want.seen = seen.now();
                 attach_network(&egress, want, Some(netns), Some(stop)).map(|network| network.connection)
             });
         }
@@ -316,7 +420,75 @@ mod tests {
     fn wish(config: &std::path::Path) -> Wish {
         let text = "[agent]\nname = \"a\"\nversion = \"1\"\nrootfs = \"r\"\ncommand = [\"/x\"]\n";
         let manifest = abi::manifest::parse("AGENT.toml", text).unwrap();
-        Wish { instance: "a.1".parse().unwrap(), manifest, config: config.to_path_buf() }
+        Wish { instance: "a.1".parse().unwrap(), manifest, config: config.to_path_buf(), reads_as: None }
+    }
+
+    fn leases(
+        wish: Wish,
+        ctxgraph: String,
+        memory: Connection,
+        listener: UnixListener,
+        raised: Raised,
+    ) -> Leases {
+        let seen = Arc::new(Seen::new(wish.instance.clone(), None, ctxgraph.clone()));
+        Leases { wish, egress: String::new(), ctxgraph, network: None, memory, listener, seen, raised }
+    }
+
+    #[test]
+    fn a_rise_is_noted_only_when_whoever_bounds_the_life_goes_by_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("memory")).unwrap();
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut ctxgraph = Connection::new(far);
+        let (sender, rises) = channel();
+        let raised = move |to: Exposure| {
+            sender.send(to).unwrap();
+            if to.has(Exposure::UNTRUSTED_CONTENT) { Err("egress is away".to_owned()) } else { Ok(()) }
+        };
+        let memory = Connection::new(near);
+        let leases = leases(wish(dir.path()), "/nonexistent".into(), memory, listener, Box::new(raised));
+        let _keeper = Keeper::start(leases).unwrap();
+        let mut say = |number: u64, to: &str| {
+            let params = json!({ "number": number, "to": [to] });
+            ctxgraph.write_line(&Request::notification("exposure", params)).unwrap();
+            ctxgraph.set_timeout(Some(Duration::from_millis(400))).unwrap();
+            ctxgraph.read_line()
+        };
+        let noted = say(1, "private_data").unwrap().unwrap();
+        assert!(noted.contains("\"noted\"") && noted.contains("\"number\":1"), "{noted}");
+        assert!(say(2, "untrusted_content").is_err(), "nothing is said of a rise that nobody goes by");
+        assert_eq!(
+            rises.iter().take(2).collect::<Vec<_>>(),
+            [Exposure::PRIVATE_DATA, Exposure::UNTRUSTED_CONTENT]
+        );
+        assert!(say(3, "private_data").unwrap().unwrap().contains("\"number\":3"), "the lease goes on");
+        assert!(!matches!(say(4, "everything"), Ok(Some(_))), "what is no exposure ends the lease");
+    }
+
+    #[test]
+    fn what_a_life_has_seen_only_grows_and_is_kept_when_egress_is_away() {
+        let seen = Seen::new("a.1".parse().unwrap(), Some("/nonexistent".into()), "/nonexistent".into());
+        assert!(seen.raise(Exposure::PRIVATE_DATA).is_err());
+        assert_eq!(seen.now(), Exposure::PRIVATE_DATA, "for the network's next lease");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ctxgraph.sock");
+        let service = UnixListener::bind(&path).unwrap();
+        let ctxgraph = path.to_string_lossy().into_owned();
+        let without = Seen::new("a.1".parse().unwrap(), None, ctxgraph);
+        let asked = std::thread::spawn(move || {
+            let answer = |stream: io::Result<std::os::unix::net::UnixStream>| {
+                let mut connection = Connection::new(stream.unwrap());
+                let line = connection.read_line().unwrap().unwrap();
+                connection.write_line(&Response::of(Some(1), Ok(json!({})))).unwrap();
+                line
+            };
+            service.incoming().take(2).map(answer).collect::<Vec<_>>()
+        });
+        without.raise(Exposure::PRIVATE_DATA).unwrap();
+        assert!(without.raise(Exposure::UNTRUSTED_CONTENT).unwrap().has(Exposure::PRIVATE_DATA));
+        let asked = asked.join().unwrap();
+        assert!(asked[0].contains("memory.expose") && !asked[0].contains("untrusted"), "{asked:?}");
+        assert!(asked[1].contains(r#"["private_data","untrusted_content"]"#), "{asked:?}");
     }
 
     #[test]
@@ -338,12 +510,10 @@ mod tests {
         });
         let ctxgraph = path.to_string_lossy().into_owned();
         let wish = wish(dir.path());
-        let memory = attach_memory(&ctxgraph, &wish.now(), listener.as_fd(), None).unwrap();
+        let (memory, _) = attach_memory(&ctxgraph, &wish.now(), listener.as_fd(), None).unwrap();
         let (first, asked) = accepted.recv().unwrap();
         assert!(!asked.contains("b:notes/"), "{asked}");
-        let keeper =
-            Keeper::start(Leases { wish, egress: String::new(), ctxgraph, network: None, memory, listener })
-                .unwrap();
+        let keeper = Keeper::start(leases(wish, ctxgraph, memory, listener, Box::new(|_| Ok(())))).unwrap();
         // Another agent shares something meanwhile: the next lease knows.
         let shares = "[agent]\nname = \"b\"\nversion = \"1\"\nrootfs = \"r\"\ncommand = [\"/x\"]\n\
                       [capabilities]\nmemory.share_read = [\"a:notes/\"]\n";
@@ -365,14 +535,8 @@ mod tests {
         let listener = UnixListener::bind(dir.path().join("memory")).unwrap();
         let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
         drop(far);
-        let leases = Leases {
-            wish: wish(dir.path()),
-            egress: String::new(),
-            ctxgraph: path.to_string_lossy().into_owned(),
-            network: None,
-            memory: Connection::new(near),
-            listener,
-        };
+        let (ctxgraph, memory) = (path.to_string_lossy().into_owned(), Connection::new(near));
+        let leases = leases(wish(dir.path()), ctxgraph, memory, listener, Box::new(|_| Ok(())));
         let keeper = Keeper::start(leases).unwrap();
         let mut asked = Connection::new(silent.accept().unwrap().0);
         asked.read_line().unwrap().unwrap();

@@ -7,9 +7,11 @@ mod again;
 mod going;
 mod parting;
 mod steering;
+mod tools;
 mod vigil;
 
 use abi::control::{Attached, NetAttach};
+use abi::exposure::Exposure;
 use abi::guest::{Exit, PROTOCOL};
 use abi::ids::Instance;
 use abi::ledger::Event;
@@ -26,15 +28,17 @@ use std::time::{Duration, Instant};
 
 use crate::agent::Agent;
 use crate::agents::{Cage, Cause, WantedAgent};
+use crate::desk::{Desk, Mandate};
 use crate::disks::Disks;
 use crate::guest::{Said, Session};
 use crate::jail::cgroup::{Bounds, IoBound, VmCgroup};
 use crate::jail::{JailNetwork, JailSpec};
-use crate::lease::{self, Keeper, Leases};
+use crate::lease::{self, Keeper, Leases, Seen};
 use crate::manifests::Loaded;
 use crate::shares::Wish;
 use crate::state::Happening;
 use crate::store::Hold;
+use crate::tasks::Errand;
 use crate::turns::Turn;
 use crate::vmm::{self, Console, JailDir, Slot};
 use crate::{ending, meet, order};
@@ -43,8 +47,6 @@ pub use steering::{Ask, Change as Asked};
 
 /// Mail that may wait for a life.
 pub const MAIL_MAX: usize = 32;
-/// How long to wait for a better reason than a closed connection.
-const REASON_MS_MAX: u64 = 2_000;
 
 /// What a life waits for.
 #[derive(Debug)]
@@ -63,6 +65,10 @@ pub struct Order {
     pub instance: Instance,
     pub loaded: Loaded,
     pub cause: Cause,
+    /// What it is to do beside its manifest.
+    pub mandate: Mandate,
+    /// For a task.
+    pub errand: Option<Arc<Errand>>,
     pub mailbox: SyncSender<Mail>,
     pub mail: Receiver<Mail>,
 }
@@ -89,6 +95,7 @@ struct Held {
     jail: Option<JailDir>,
     cgroup: Option<Arc<VmCgroup>>,
     keeper: Option<Keeper>,
+    desk: Option<Arc<Desk>>,
     /// Its end ends the wait for the guest's connection.
     listening: Option<PipeWriter>,
     session: Option<Arc<Session>>,
@@ -127,6 +134,9 @@ pub fn run(cage: &Arc<Cage>, agent: &Arc<Agent>, order: Order) {
         Ok(()) => life.go_on(),
         Err(end) => end,
     };
+    let ran_ms = life.ran_since.map(|since| since.elapsed().as_millis() as u64);
+    agent.update(|facts| facts.ran_ms = ran_ms);
+    life.take_claim(&end);
     life.wind_down(&end);
     let problems = life.tear_down();
     let (due, ended) = (life.conclude(end, &problems), life.order.instance.clone());
@@ -180,7 +190,12 @@ impl Life<'_> {
         let (control, memory, uid) = self.disk_and_jail()?;
         let (network, netns, attached) = self.leases(memory, uid)?;
         self.launch(rootfs, uid, control, network, netns)?;
-        let start = order::start(self.instance(), &self.order.loaded.manifest, &image, attached.as_ref());
+        let (manifest, has_tree) = (&self.order.loaded.manifest, self.order.mandate.has_tree);
+        let start = order::start(self.instance(), manifest, &image, attached.as_ref());
+        let mut start = abi::guest::Start { has_tree, ..start };
+        if let Some(errand) = &self.order.errand {
+            errand.shape(&mut start);
+        }
         self.greet(start)
     }
 
@@ -196,7 +211,8 @@ impl Life<'_> {
             waited.map_err(|why| End::Broken(format!("rootfs `{name}`: {why}")))?;
         }
         let held = self.cage.store.hold(&reference, &self.agent.name, "runs from it");
-        let (hold, digest, disks, image) = held.map_err(broken)?;
+        let (hold, digest, mut disks, image) = held.map_err(broken)?;
+        disks.extend(self.order.errand.iter().flat_map(|errand| errand.disks.clone()));
         self.held.image = Some(hold);
         self.agent.update(|facts| facts.rootfs_digest = Some(digest));
         self.reached("rootfs")?;
@@ -225,7 +241,11 @@ impl Life<'_> {
             .append(event)
             .map_err(|error| End::Broken(format!("no receipt, so no VM: {error}")))?;
         self.held.receipt = true;
-        let wanted = WantedAgent { instance: self.instance().clone(), ended: false };
+        let wanted = WantedAgent {
+            instance: self.instance().clone(),
+            ended: false,
+            errand: self.order.errand.is_some(),
+        };
         self.cage.want(|agents| {
             agents.retain(|other| other.instance.agent != wanted.instance.agent);
             agents.push(wanted);
@@ -266,7 +286,11 @@ impl Life<'_> {
         listener: UnixListener,
         uid: u32,
     ) -> Result<(Option<JailNetwork>, Option<Arc<OwnedFd>>, Option<Attached>), End> {
+        if self.order.errand.as_ref().is_some_and(|errand| errand.is_verify()) {
+            return Ok((None, None, None)); // nobody listens behind its sockets
+        }
         let places = &self.cage.places;
+        let works_for = self.order.errand.as_ref().and_then(|errand| errand.works_for()).cloned();
         let allow = self.order.loaded.manifest.network_allow.clone();
         let network = match allow.is_empty() && self.order.loaded.manifest.publish.is_empty() {
             true => None,
@@ -275,17 +299,30 @@ impl Life<'_> {
                 let manifest = &self.order.loaded.manifest;
                 let (credentials, budget) = (manifest.credential_refs.clone(), manifest.budget);
                 let instance = self.instance().clone();
-                let want = NetAttach { instance, uid, allow, publish, credentials, budget };
+                let trusted =
+                    manifest.authority.as_ref().map(|authority| authority.sources.trusted_names.clone());
+                let trusted = trusted.unwrap_or_default();
+                let want = NetAttach {
+                    instance,
+                    uid,
+                    allow,
+                    publish,
+                    credentials,
+                    budget,
+                    works_for: works_for.clone(),
+                    trusted,
+                    seen: Exposure::NONE,
+                };
                 let network = lease::attach_network(&places.egress, &want, None, None).map_err(broken)?;
                 self.reached("network")?;
                 Some((want, network))
             }
         };
         let (manifest, config) = (self.order.loaded.manifest.clone(), places.config.clone());
-        let wish = Wish { instance: self.instance().clone(), manifest, config };
+        let wish = Wish { instance: self.instance().clone(), manifest, config, reads_as: works_for };
         let memory = std::os::fd::AsFd::as_fd(&listener);
         let memory = lease::attach_memory(&places.ctxgraph, &wish.now(), memory, None);
-        let memory = memory.map_err(broken)?;
+        let (memory, before) = memory.map_err(broken)?;
         let (jail_network, netns, attached) = match &network {
             None => (None, None, None),
             Some((_, network)) => {
@@ -297,7 +334,17 @@ impl Life<'_> {
             }
         };
         let (egress, ctxgraph) = (places.egress.clone(), places.ctxgraph.clone());
-        let leases = Leases { wish, egress, ctxgraph, network, memory, listener };
+        let reached = network.as_ref().map(|_| egress.clone());
+        let seen = Arc::new(Seen::new(self.instance().clone(), reached, ctxgraph.clone()));
+        self.held.desk = self.desk(&seen)?;
+        // Without tools nobody decides by what was seen: what bounds such an agent is its manifest alone.
+        let goes_by = self.held.desk.clone();
+        let raised = Box::new(move |to| goes_by.as_ref().map_or(Ok(()), |desk| desk.note(to)));
+        // What it finds of earlier lives: nothing of it is shown before this holds.
+        if !before.is_none() {
+            raised(before).map_err(broken)?;
+        }
+        let leases = Leases { wish, egress, ctxgraph, network, memory, listener, seen, raised };
         self.held.keeper = Some(Keeper::start(leases).map_err(broken)?);
         self.reached("memory")?;
         Ok((jail_network, netns, attached))
@@ -334,7 +381,12 @@ impl Life<'_> {
         };
         let (until, listening) = io::pipe().map_err(broken)?;
         let guest_said = self.order.mailbox.clone();
-        let sink = meet::Recorder { cage: self.cage.clone(), agent: self.agent.clone() };
+        let sink = meet::Recorder {
+            cage: self.cage.clone(),
+            agent: self.agent.clone(),
+            errand: self.order.errand.clone(),
+            desk: self.held.desk.clone(),
+        };
         std::thread::Builder::new()
             .name("guest".into())
             .stack_size(256 * 1024)
@@ -409,48 +461,6 @@ impl Life<'_> {
         self.cage.events.push(&self.agent.name, "ready", format!("{} after {boot_ms} ms", self.instance()));
         note(self.cage, Event::AgentReady { instance: self.instance().clone(), boot_ms });
         if self.asked_to_stop() { Err(End::Stopped) } else { Ok(()) }
-    }
-
-    /// What an ending mail means.
-    fn ended_by(&mut self, mail: Mail) -> End {
-        match mail {
-            Mail::Stop => End::Stopped,
-            Mail::VmmEnded(status) => {
-                self.held.vmm_ended = Some(status);
-                End::Broken(self.explain(status))
-            }
-            Mail::Asked => End::Broken("asked for what is not legal now".into()),
-            Mail::Guest(Said::Exited(exit)) => End::ByItself(exit),
-            Mail::Guest(Said::Failed(failed)) => End::Broken(ending::of_guest(&failed)),
-            Mail::Guest(Said::Ended(why)) => self.better_reason(why),
-            Mail::Connected(_)
-            | Mail::Guest(Said::Hello(_) | Said::Ready(_) | Said::Synced | Said::Health(_)) => {
-                End::Broken("the guest spoke out of turn".into())
-            }
-        }
-    }
-
-    fn explain(&self, status: ExitStatus) -> String {
-        let oom = self.held.cgroup.as_ref().is_some_and(|cgroup| cgroup.out_of_memory());
-        ending::of_vmm(status, oom, self.order.loaded.manifest.memory_mib, &self.last_words())
-    }
-
-    /// A closed connection is often the first sign of a VMM's end, and the lesser one.
-    fn better_reason(&mut self, why: String) -> End {
-        let deadline = Instant::now() + Duration::from_millis(REASON_MS_MAX);
-        match self.mail(deadline) {
-            Some(Mail::VmmEnded(status)) => {
-                self.held.vmm_ended = Some(status);
-                let explained = self.explain(status);
-                if status.success() {
-                    End::Broken(format!("{why}; {explained}"))
-                } else {
-                    End::Broken(explained)
-                }
-            }
-            Some(Mail::Stop) => End::Stopped,
-            _ => End::Broken(why),
-        }
     }
 
     /// The next mail, or none at the deadline, whatever still comes: a guest that floods does not draw a wait out.

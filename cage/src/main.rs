@@ -7,7 +7,7 @@ use cage::agents::Cage;
 use cage::door::Door;
 use cage::jail::cgroup::Delegated;
 use cage::places::Places;
-use cage::{clock, imports, recovery, watch};
+use cage::{clock, imports, recovery, tasks, watch};
 use nix::sys::signal::{SigSet, Signal};
 use std::io;
 use std::process::ExitCode;
@@ -53,6 +53,11 @@ fn serve() -> io::Result<()> {
     })?;
     let recovering = cage.clone();
     thread("recovery", move || recovery::resume(&recovering, before, first))?;
+    let watching = cage.clone();
+    thread("tasks", move || {
+        watching.tasks.recover(&watching);
+        tasks::watch(&watching);
+    })?;
     let watching = cage.clone();
     thread("denials", move || watch::follow_denials(&watching))?;
     door::serve(Service::Cage, inherited, Arc::new(Door { cage }))

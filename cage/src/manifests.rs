@@ -12,6 +12,8 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use crate::tasks;
+
 /// A manifest and the file it was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded {
@@ -109,6 +111,13 @@ fn read(path: &Path, file: &str, must_be: Option<&str>) -> Result<Loaded, Box<Co
     let most = limits::CONFIG_FILE_BYTES_MAX + 1; // one more than allowed, so that too large is seen by the parser
     opened.take(most).read_to_string(&mut text).map_err(unreadable)?;
     let manifest = manifest::parse(file, &text)?;
+    if tasks::is_cage_name(&manifest.name) {
+        return Err(Box::new(ConfigError {
+            field: "agent.name".into(),
+            value: format!("\"{}\"", manifest.name),
+            ..wrong(file, "names like t12-c1 are those of tasks' cages", "choose another name")
+        }));
+    }
     if let Some(dir) = must_be.filter(|dir| *dir != manifest.name.as_str()) {
         return Err(Box::new(ConfigError {
             field: "agent.name".into(),

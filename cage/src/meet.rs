@@ -4,8 +4,8 @@
 //! second one. Must never: wait longer than a guest may take to boot, or than its life lasts.
 
 use abi::control::Stream;
-use abi::guest::Denied;
-use abi::{limits, log};
+use abi::guest::{Denied, FrameError, Kind};
+use abi::{limits, log, tools};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, PipeReader};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -14,24 +14,45 @@ use std::sync::mpsc::SyncSender;
 
 use crate::agent::Agent;
 use crate::agents::Cage;
+use crate::desk::Desk;
 use crate::guest::{self, Said, Session, Sink};
 use crate::life::Mail;
+use crate::tasks::Errand;
 
 /// Where a guest's output goes.
 #[derive(Debug)]
 pub struct Recorder {
     pub cage: Arc<Cage>,
     pub agent: Arc<Agent>,
+    /// Of a task's life.
+    pub errand: Option<Arc<Errand>>,
+    /// Absent: the agent has no tools, and its guest must ask for none.
+    pub desk: Option<Arc<Desk>>,
 }
 
 impl Sink for Recorder {
     fn output(&mut self, stream: Stream, data: &[u8]) {
         self.agent.log.append(stream, data);
+        if let Some(errand) = &self.errand {
+            errand.wrote(data);
+        }
     }
 
     fn denied(&mut self, denied: Denied) {
         self.agent.denied(&denied);
         self.cage.events.push(&self.agent.name, "denied", format!("{}: {}", denied.what, denied.rule));
+    }
+
+    fn called(&mut self, channel: u32, call: tools::Call) -> Result<(), FrameError> {
+        let desk = self.desk.as_ref().ok_or(FrameError::Unexpected { got: Kind::Call })?;
+        desk.take(channel, call);
+        Ok(())
+    }
+
+    fn call_ended(&mut self, channel: u32, ended: tools::Ended) {
+        if let Some(desk) = &self.desk {
+            desk.ended(channel, &ended);
+        }
     }
 }
 
@@ -55,6 +76,9 @@ pub fn serve(
     drop(control);
     match Session::new(&stream).map(Arc::new) {
         Ok(session) => {
+            if let Some(desk) = &sink.desk {
+                desk.open(&session);
+            }
             let _ = mailbox.send(Mail::Connected(session.clone())); // the life is over already
             guest::listen(stream, &session, &mut sink, &said);
         }

@@ -1,11 +1,13 @@
 //! What a guest is told to run, made of manifest and image. Pure.
 
+use abi::authority::{Authority, Tool};
 use abi::control::{Attached, Image};
 use abi::guest::{Exec, HealthProbe, Start, TerminalSize, Volume};
-use abi::ids::Instance;
+use abi::ids::{Instance, Name};
 use abi::limits;
 use abi::manifest::{HealthCheck, Manifest, VolumeGrant};
 use abi::rpc::{Code, RpcError};
+use abi::tools::Tools;
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -43,7 +45,15 @@ pub fn start(instance: &Instance, manifest: &Manifest, image: &Image, attached: 
         stdin: manifest.stdin,
         terminal: manifest.tty.then_some(TERMINAL),
         health: manifest.health_check.as_ref().map(probe),
+        tools: manifest.authority.as_ref().map(tools),
+        has_tree: false, // a task's life has one
     }
+}
+
+/// The manifest's own tools, for the guest.
+fn tools(authority: &Authority) -> Tools {
+    let program = |(name, tool): (&Name, &Tool)| Some((name.to_string(), tool.command.clone()?));
+    Tools { programs: authority.tools.iter().filter_map(program).collect() }
 }
 
 /// Defaults, overlaid by the image's variables, by those of egress, by the manifest's. Sorted by name. What is not `NAME=value` in an

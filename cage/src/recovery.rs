@@ -71,10 +71,13 @@ pub fn resume(cage: &Arc<Cage>, before: Wanted, first: bool) {
     // Between the mark of a quarantine and the note that nobody wants it any more, cage may die.
     let is_quarantined = |agent: &WantedAgent| evidence::dir(&cage.places, &agent.instance).exists();
     cage.want(|agents| {
-        agents.retain(|agent| !is_quarantined(agent));
+        agents.retain(|agent| {
+            let is_tasks = agent.errand && before.agents.contains(agent);
+            !is_quarantined(agent) && !is_tasks
+        });
         agents.iter_mut().filter(|agent| before.agents.contains(agent)).for_each(|agent| agent.ended = true);
     });
-    let wanted = before.agents.into_iter().filter(|agent| !is_quarantined(agent));
+    let wanted = before.agents.into_iter().filter(|agent| !is_quarantined(agent) && !agent.errand);
     let mut names: Vec<_> = wanted.map(|agent| agent.instance.agent).collect();
     if first {
         let known = manifests::load(&cage.places.config).known;

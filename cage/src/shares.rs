@@ -3,6 +3,7 @@
 //! Must hold: a manifest that is wrong shares nothing. Must never: take an agent's word for a grant.
 
 use abi::control::MemoryAttach;
+use abi::exposure::Exposure;
 use abi::ids::{AgentName, Instance};
 use abi::limits;
 use abi::log;
@@ -21,12 +22,18 @@ pub struct Wish {
     pub manifest: Manifest,
     /// Where the others' manifests are.
     pub config: PathBuf,
+    /// A candidate of a task works by this agent's manifest.
+    pub reads_as: Option<AgentName>,
 }
 
 impl Wish {
     /// With the manifests of others as they are now.
     pub fn now(&self) -> MemoryAttach {
-        want(&self.instance, &self.manifest, &manifests::load(&self.config).known)
+        let mut want = want(&self.instance, &self.manifest, &manifests::load(&self.config).known);
+        if let Some(agent) = &self.reads_as {
+            as_candidate(&mut want, agent);
+        }
+        want
     }
 }
 
@@ -44,9 +51,17 @@ pub fn want(instance: &Instance, own: &Manifest, known: &BTreeMap<AgentName, Loa
         instance: instance.clone(),
         grants: own.memory.clone(),
         shares,
-        exposure: own.exposure(),
+        // With tools the desk knows what was seen, and says it (`memory.expose`).
+        exposure: if own.authority.is_some() { Exposure::NONE } else { own.exposure() },
         inherits: own.workspace == Workspace::Kept || !own.volumes.is_empty(),
     }
+}
+
+/// A candidate has memory of its own, empty, and reads that of the agent it works for, which it never writes; nobody reads its own.
+fn as_candidate(want: &mut MemoryAttach, agent: &AgentName) {
+    let all = MemoryScope { agent: agent.clone(), prefix: String::new() };
+    want.grants = MemoryGrants { read: vec![all.clone()], ..MemoryGrants::default() };
+    want.shares = MemoryShares { read: vec![all], write: Vec::new() };
 }
 
 /// What others' manifests let `reader` have, and how many entries there was no room for. Those that meet a wish of the reader's come
@@ -129,6 +144,21 @@ mod tests {
         assert_eq!(want("a").shares, MemoryShares::default());
         let (_, keeps) = loaded("volumes.v = { path = \"/data\", max_mb = 64 }", "d");
         assert!(super::want(&"d.1".parse().unwrap(), &keeps.manifest, &known).inherits);
+    }
+
+    #[test]
+    fn a_candidate_reads_its_agents_memory_and_writes_only_its_own() {
+        let (_, mut own) = loaded("memory.write = [\"b:inbox/\"]", "a");
+        own.manifest.name = name("t1-c1");
+        let wish = Wish {
+            instance: "t1-c1.3".parse().unwrap(),
+            manifest: own.manifest,
+            config: "/nonexistent".into(),
+            reads_as: Some(name("a")),
+        };
+        let want = wish.now();
+        assert_eq!((want.grants.read, want.grants.write), (scopes(&["a:"]), vec![]));
+        assert_eq!(want.shares, MemoryShares { read: scopes(&["a:"]), write: vec![] });
     }
 
     #[test]

@@ -60,6 +60,13 @@ pub fn run(cage: &Arc<Cage>, call: Call<'_>) -> Result<Outcome, RpcError> {
         }
         "agent.resume" => {
             let AgentRef { name } = call.request.params()?;
+            let desk = cage.named(&name)?.facts().desk.clone();
+            let role = call.caller.role();
+            if let Some((desk, role)) = desk.zip(role)
+                && desk.resume(&by, role)?
+            {
+                return Ok(Outcome::Result(json!({})));
+            }
             change(cage, &name, Asked::Resume, by)
         }
         "agent.quarantine" => {
@@ -80,7 +87,7 @@ fn lost(error: WireError) -> RpcError {
 }
 
 /// A reason stands in the ledger and on terminals.
-fn checked_reason(reason: String) -> Result<String, RpcError> {
+pub(crate) fn checked_reason(reason: String) -> Result<String, RpcError> {
     let plain = !reason.trim().is_empty() && !reason.chars().any(char::is_control);
     if plain && reason.chars().count() <= limits::REASON_CHARS_MAX {
         return Ok(reason);
@@ -283,7 +290,8 @@ fn not_removed(name: &AgentName, what: &str, error: &dyn std::error::Error) -> R
         .explained("agent remove deletes workspace, log and evidence", "try again; see system logs cage")
 }
 
-fn logs_of(cage: &Cage, name: &AgentName) -> Vec<PathBuf> {
+/// The files of an agent's log.
+pub(crate) fn logs_of(cage: &Cage, name: &AgentName) -> Vec<PathBuf> {
     let log = cage.places.state.join("logs").join(format!("{name}.log"));
     [log.with_extension("old"), log].into_iter().filter(|path| path.exists()).collect()
 }

@@ -7,6 +7,7 @@ use abi::control::{
     Entries, Entry, Hits, MemoryBatch, MemoryConflicts, MemoryForget, MemoryHistory, MemoryList,
     MemoryNearest, MemoryQuery, MemoryRead, MemorySearch, MemoryTraverse, MemoryWrite,
 };
+use abi::door::Outcome;
 use abi::ids::{AgentName, Digest};
 use abi::memory::LINK_SUPERSEDES;
 use abi::rpc::{Code, Request, RpcError};
@@ -419,6 +420,11 @@ fn text_of(result: impl Serialize) -> Answer {
 /// A result as JSON.
 pub fn value_of(result: impl Serialize) -> Result<Value, Refusal> {
     serde_json::to_value(result).map_err(|error| RpcError::new(Code::INTERNAL, error.to_string()).into())
+}
+
+/// A value as a call's result.
+pub fn result(value: impl Serialize) -> Result<Outcome, RpcError> {
+    value_of(value).map(Outcome::Result).map_err(|refusal| refusal.error)
 }
 
 fn shorten(text: &str) -> String {

@@ -1,11 +1,11 @@
 //! What each life of an agent has been exposed to.
 //!
-//! Must hold: it only grows; it is on disk and in the ledger before what raised it goes out; a restart forgets nothing.
+//! Must hold: it only grows; it is on disk and in the ledger, and cage has noted it, before what raised it goes out; a restart forgets nothing.
 
 use abi::control::Entry;
 use abi::exposure::Exposure;
 use abi::identity::Service;
-use abi::ids::Instance;
+use abi::ids::{Digest, Instance};
 use abi::ledger::Event;
 use abi::log;
 use abi::memory::LABEL_EXPOSURE;
@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::draft::Author;
 use crate::ledger::Ledger;
 use crate::memory::{Memory, MemoryError};
+use crate::noted::Teller;
 use crate::store::StoreError;
 use ::ledger::frame::Source;
 
@@ -131,57 +132,104 @@ pub fn carried(entry: &Entry) -> Exposure {
 #[derive(Debug)]
 pub struct Reader {
     instance: Instance,
-    now: Mutex<Exposure>,
+    now: Mutex<Known>,
+    /// One rise at a time. Held while cage is waited for, and `now` is not: cage may have something to say itself.
+    turn: Mutex<()>,
     all: Arc<Exposures>,
+    teller: Teller,
+}
+
+/// What is on record of a life, and how much of that cage goes by.
+#[derive(Debug)]
+struct Known {
+    recorded: Exposure,
+    noted: Exposure,
 }
 
 impl Reader {
-    /// Begins a lease.
+    /// Begins a lease. Cage goes by what it says of the manifest; of the rest it is told when it matters.
     pub fn begin(
         all: Arc<Exposures>,
         instance: Instance,
         manifest: Exposure,
         inherits: bool,
+        teller: Teller,
     ) -> Result<Reader, MemoryError> {
-        let now = all.begin(&instance, manifest, inherits)?;
-        Ok(Reader { instance, now: Mutex::new(now), all })
+        let recorded = all.begin(&instance, manifest, inherits)?;
+        let now = Mutex::new(Known { recorded, noted: manifest });
+        Ok(Reader { instance, now, turn: Mutex::default(), all, teller })
+    }
+
+    /// The line to cage.
+    pub fn teller(&self) -> &Teller {
+        &self.teller
     }
 
     /// What the life is exposed to now.
     pub fn now(&self) -> Exposure {
-        *self.lock()
+        self.lock().recorded
     }
 
     /// Takes note that these are about to be read, and returns the exposure after it. On an error nothing of them may go out.
     pub fn reads<'a>(&self, entries: impl Iterator<Item = &'a Entry>) -> Result<Exposure, RpcError> {
-        let mut now = self.lock();
-        let (mut to, mut by) = (*now, None);
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut to, mut all, mut by) = (self.now(), Exposure::NONE, None);
         for entry in entries {
             let carried = carried(entry);
+            all = all.and(carried);
             if !to.has(carried) {
                 by.get_or_insert(entry.hash);
                 to = to.and(carried);
             }
         }
-        let Some(entry) = by else { return Ok(to) };
-        let failed = |what: String| {
-            RpcError::new(Code::FAILED, what).explained(
-                "what raises an exposure is shown only when that is on record",
-                "an operator sees the cause with nullctl ledger verify and in the log of ctxgraph",
-            )
-        };
+        if let Some(entry) = by {
+            self.record(to, entry)?;
+        }
+        let noted = self.lock().noted;
+        if !noted.has(all) {
+            self.teller.tell(to).map_err(|error| failed(format!("not shown: {error}")))?;
+            let mut now = self.lock();
+            now.noted = now.noted.and(to);
+        }
+        Ok(to)
+    }
+
+    /// Cage says what the life has seen by other ways: what it writes carries it from now on.
+    pub fn has_seen(&self, seen: Exposure) -> Result<(), RpcError> {
+        if !self.now().has(seen) {
+            self.keep(seen)?;
+        }
+        let mut now = self.lock();
+        now.noted = now.noted.and(seen);
+        Ok(())
+    }
+
+    fn keep(&self, more: Exposure) -> Result<(), RpcError> {
+        self.all.keep(&self.instance, more).map_err(|error| failed(error.to_string()))?;
+        let mut now = self.lock();
+        now.recorded = now.recorded.and(more);
+        Ok(())
+    }
+
+    fn record(&self, to: Exposure, entry: Digest) -> Result<(), RpcError> {
         let event = Event::ExposureRaised { instance: self.instance.clone(), to, entry };
         self.all
             .ledger
             .append(Source::Service(Service::Ctxgraph), &[event], true)
             .map_err(|error| failed(format!("no receipt, so no answer: {error}")))?;
-        self.all.keep(&self.instance, to).map_err(|error| failed(error.to_string()))?;
+        self.keep(to)?;
         log::info("exposure_raised", &[("instance", &self.instance), ("to", &to), ("entry", &entry)]);
-        *now = to;
-        Ok(to)
+        Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Exposure> {
+    fn lock(&self) -> MutexGuard<'_, Known> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn failed(what: String) -> RpcError {
+    RpcError::new(Code::FAILED, what).explained(
+        "what raises an exposure is shown only when that is on record, and what bounds the agent goes by it",
+        "try again; an operator sees the cause with nullctl ledger verify and in the logs of ctxgraph and cage",
+    )
 }

@@ -4,9 +4,9 @@
 //! Must hold: who speaks is which socket was reached. When the lease ends all its connections end at once.
 //! Must never: let one agent take more than its share of connections, time or ledger.
 
-use abi::control::{MemoryAttach, Nothing};
+use abi::control::{MemoryAttach, MemoryAttached, MemoryExpose, Nothing};
 use abi::door::{Call, Outcome};
-use abi::identity::Service;
+use abi::identity::{Caller, Service};
 use abi::ids::{AgentName, Instance};
 use abi::ledger::Event;
 use abi::rpc::{Code, Request, Response, RpcError};
@@ -28,6 +28,7 @@ use crate::canonical;
 use crate::exposure::{Exposures, Reader};
 use crate::ledger::Ledger;
 use crate::memory::Memory;
+use crate::noted::Teller;
 use crate::places::Places;
 use crate::speaker::{Denied, Port, Refusal, Speaker};
 use crate::watch::{Receiver, Watchers};
@@ -45,6 +46,8 @@ pub struct Leases {
     writes: Places,
     /// By agent and not by lease: a VM that is replaced does not double the share.
     agents: Mutex<HashMap<AgentName, Share>>,
+    /// Of each life that has a lease, its newest.
+    lives: Mutex<HashMap<Instance, Arc<Port>>>,
 }
 
 /// What one agent uses now.
@@ -97,6 +100,7 @@ impl Leases {
             reads: Places::new(reads, 1),
             writes: Places::new(writes, each),
             agents: Mutex::default(),
+            lives: Mutex::default(),
         }
     }
 
@@ -109,22 +113,43 @@ impl Leases {
             RpcError::new(Code::FAILED, format!("no receipt, so no memory port: {error}"))
         })?;
         let MemoryAttach { instance, grants, shares, exposure, inherits } = params;
-        let reader = Reader::begin(self.exposures.clone(), instance.clone(), exposure, inherits)
-            .map_err(|error| RpcError::new(Code::FAILED, error.to_string()))?;
-        let port = Port { party: Party { agent: instance.agent.clone(), grants, shares }, reader };
-        let nothing = serde_json::to_value(Nothing {})
-            .map_err(|error| RpcError::new(Code::INTERNAL, error.to_string()))?;
         let failed = |error: &dyn std::fmt::Display| RpcError::new(Code::FAILED, error.to_string());
-        call.answer(nothing, &[]).map_err(|error| failed(&error))?;
-        log::info("memory_attached", &[("instance", &instance), ("exposure", &port.reader.now())]);
+        let teller = Teller::new(call.connection).map_err(|error| failed(&error))?;
+        let reader = Reader::begin(self.exposures.clone(), instance.clone(), exposure, inherits, teller)
+            .map_err(|error| failed(&error))?;
+        let port = Port { party: Party { agent: instance.agent.clone(), grants, shares }, reader };
+        let attached = serde_json::to_value(MemoryAttached { exposure: port.reader.now() })
+            .map_err(|error| RpcError::new(Code::INTERNAL, error.to_string()))?;
         let port = Arc::new(port);
         let mut lease = Lease { leases: self.clone(), instance, port, open: Arc::default(), next: 0 };
-        lease.enter();
-        let why = lease.serve(&listener, call.connection.stream());
+        lease.enter(); // before the answer: cage may say at once what it has seen
+        call.answer(attached, &[]).map_err(|error| failed(&error))?;
+        log::info(
+            "memory_attached",
+            &[("instance", &lease.instance), ("exposure", &lease.port.reader.now())],
+        );
+        let why = lease.serve(&listener, call.connection);
+        lease.port.reader.teller().end();
         log::info("memory_detached", &[("instance", &lease.instance), ("why", &why)]);
         drop(listener); // first, so that nobody comes in while the others go
         drop(lease);
         Ok(Outcome::Answered)
+    }
+
+    /// What cage knows of what a life has seen: from the answer on its entries carry it.
+    pub fn expose(&self, call: &Call<'_>) -> Result<Outcome, RpcError> {
+        if *call.caller != (Caller::Local { uid: 0 }) {
+            return Err(RpcError::new(Code::DENIED, format!("{} may not speak for a life", call.caller))
+                .explained("only cage does", "there is no grant for it"));
+        }
+        let MemoryExpose { instance, seen } = call.request.params()?;
+        let port = lock(&self.lives).get(&instance).cloned().ok_or_else(|| {
+            RpcError::new(Code::NOT_FOUND, format!("`{instance}` has no memory port"))
+                .explained("a life's memory is served while its lease lasts", "attach it again")
+        })?;
+        port.reader.has_seen(seen)?;
+        let nothing = serde_json::to_value(Nothing {});
+        nothing.map(Outcome::Result).map_err(|error| RpcError::new(Code::INTERNAL, error.to_string()))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<AgentName, Share>> {
@@ -331,15 +356,16 @@ struct Lease {
 
 impl Lease {
     fn enter(&self) {
+        lock(&self.leases.lives).insert(self.instance.clone(), self.port.clone());
         self.leases.lock().entry(self.instance.agent.clone()).or_default().leases += 1;
     }
 
-    /// Accepts until the attach connection says anything or ends; returns why it stopped.
-    fn serve(&mut self, listener: &UnixListener, attach: &UnixStream) -> String {
+    /// Accepts until the attach connection ends, or says anything but what the teller waits for; returns why it stopped.
+    fn serve(&mut self, listener: &UnixListener, attach: &mut Connection) -> String {
         loop {
             let mut ready = [
                 PollFd::new(listener, PollFlags::IN),
-                PollFd::from_borrowed_fd(attach.as_fd(), PollFlags::IN | PollFlags::RDHUP),
+                PollFd::from_borrowed_fd(attach.stream().as_fd(), PollFlags::IN | PollFlags::RDHUP),
             ];
             match poll(&mut ready, None) {
                 Err(rustix::io::Errno::INTR) => continue,
@@ -347,10 +373,11 @@ impl Lease {
                 Ok(_) => {}
             }
             let [listening, attached] = &ready;
-            if !attached.revents().is_empty() {
+            let (attached, listening) = (attached.revents(), listening.revents());
+            if !attached.is_empty() && (attached != PollFlags::IN || !self.hear(attach)) {
                 return "the attach connection ended".into();
             }
-            if listening.revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL) {
+            if listening.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL) {
                 return "the memory socket ended".into();
             }
             match listener.accept() {
@@ -360,6 +387,19 @@ impl Lease {
                     log::error("memory_accept_failed", &[("instance", &self.instance), ("error", &error)]);
                     std::thread::sleep(Duration::from_millis(100)); // out of descriptors: let some close
                 }
+            }
+        }
+    }
+
+    /// What cage says; false where that is nothing that belongs here.
+    fn hear(&self, attach: &mut Connection) -> bool {
+        loop {
+            let line = attach.read_line().ok().flatten();
+            if !line.is_some_and(|line| self.port.reader.teller().hear(&line)) {
+                return false;
+            }
+            if !attach.has_line() {
+                return true;
             }
         }
     }
@@ -399,6 +439,11 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        let mut lives = lock(&self.leases.lives);
+        if lives.get(&self.instance).is_some_and(|port| Arc::ptr_eq(port, &self.port)) {
+            lives.remove(&self.instance);
+        }
+        drop(lives);
         for stream in lock(&self.open).values() {
             let _ = stream.shutdown(Shutdown::Both); // already shut by the other end
         }

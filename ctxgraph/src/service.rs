@@ -7,7 +7,7 @@ use abi::door::{Call, Handler, Outcome};
 use abi::ids::Digest;
 use abi::log;
 use abi::rpc::{Code, RpcError};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -16,7 +16,7 @@ mod ledger_calls;
 mod proof_calls;
 mod whole_calls;
 
-use crate::calls;
+use crate::calls::{self, result};
 use crate::lease::Leases;
 use crate::ledger::scan::Anchors;
 use crate::ledger::storage::RealDirectory;
@@ -206,6 +206,10 @@ impl Handler for Ctxgraph {
                 let (_, leases) = self.memory()?;
                 leases.attach(call)
             }
+            "memory.expose" => {
+                let (_, leases) = self.memory()?;
+                leases.expose(&call)
+            }
             "memory.watch" => self.watch(call),
             _ => {
                 let (memory, _) = self.memory()?;
@@ -255,9 +259,4 @@ fn unusable(error: &str) -> RpcError {
         "memory.db is opened and checked at start; the ledger is served all the same",
         "docs/memory-sync.md says how a node begins anew from an export",
     )
-}
-
-fn result(value: impl serde::Serialize) -> Result<Outcome, RpcError> {
-    let value: Value = calls::value_of(value).map_err(|refusal| refusal.error)?;
-    Ok(Outcome::Result(value))
 }

@@ -30,7 +30,7 @@ fn resident_kib_max(node: &Node) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-fn attach(node: &Node, directory: &Path) -> Vec<(abi::wire::Connection, PathBuf)> {
+fn attach(node: &Node, directory: &Path) -> Vec<(node::Lease, PathBuf)> {
     (0..AGENTS).map(|n| node.attach(&format!("agent-{n:02}.1"), directory)).collect()
 }
 
@@ -165,7 +165,9 @@ fn a_crowd_at_its_quota_loses_nothing_and_stays_small() {
         let mut watchers = Vec::new();
         for ((_, path), story) in leases.iter().zip(&stories) {
             watchers.push(watcher(path));
-            scope.spawn(move || watch(path, story, writing));
+            // It watches before the first entry is written, or it would not hear of that one.
+            let hears = watcher(path);
+            scope.spawn(move || watch(hears, story, writing));
             for n in 0..3 {
                 scope.spawn(move || {
                     write(path, n, story, over);
@@ -252,8 +254,7 @@ fn read(path: &Path, reader: u64, story: &Mutex<Story>, over: &AtomicBool) {
 }
 
 /// Hears of every entry of the agent, or that it missed some.
-fn watch(path: &Path, story: &Mutex<Story>, writing: &AtomicUsize) {
-    let mut own = watcher(path);
+fn watch(mut own: abi::wire::Connection, story: &Mutex<Story>, writing: &AtomicUsize) {
     own.set_timeout(Some(Duration::from_millis(200))).unwrap();
     let mut silent = 0;
     // All is written, and it heard of all, or of nothing more for 20 s.

@@ -149,7 +149,7 @@ fn damage_in_an_older_segment_is_found_after_the_start_and_all_else_is_read() {
     let mut operator = node.operator();
     let started = Instant::now();
     let refused = loop {
-        assert!(started.elapsed() < Duration::from_secs(10));
+        assert!(started.elapsed() < Duration::from_secs(60));
         match call(&mut node.service(Service::Egress), "ledger.append", append(1, true)) {
             Ok(_) => std::thread::sleep(Duration::from_millis(20)),
             Err(refused) => break refused,
@@ -177,7 +177,7 @@ fn followers_are_bounded() {
     drop(followers); // a place is free again within a second or so
     let started = Instant::now();
     while call(&mut node.operator(), "ledger.tail", json!({ "follow": true })).is_err() {
-        assert!(started.elapsed() < Duration::from_secs(10));
+        assert!(started.elapsed() < Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -191,12 +191,13 @@ fn a_slow_follower_is_told_and_dropped_and_nobody_waits_for_it() {
     let mut cage = node.service(Service::Cage);
     let large =
         json!({ "event": { "event": "call_made", "by": "x".repeat(8000), "method": "m" }, "durable": true });
-    let started = Instant::now();
+    let stall = Duration::from_millis(limits::LEDGER_FOLLOWER_STALL_MS_MAX);
     for _ in 0..200 {
+        let started = Instant::now();
         call(&mut cage, "ledger.append", large.clone()).unwrap();
+        assert!(started.elapsed() < stall, "an append waited for the follower");
     }
-    assert!(started.elapsed() < Duration::from_secs(8), "appends waited for the follower");
-    std::thread::sleep(Duration::from_millis(limits::LEDGER_FOLLOWER_STALL_MS_MAX + 1000));
+    std::thread::sleep(stall + Duration::from_secs(1));
     let mut last = None;
     while let Some(note) = notification(&mut slow) {
         last = Some(note);

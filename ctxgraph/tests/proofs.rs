@@ -224,6 +224,58 @@ fn a_full_segment_is_signed_though_nobody_asks() {
 }
 
 #[test]
+fn a_verified_patch_is_recorded_and_attested_for_cage_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = start(directory.path());
+    write(&node, 12);
+    let (_, key) = checkpoint(&node);
+    let digest = |byte: u8| abi::ids::Digest([byte; 32]).to_string();
+    let facts = json!({
+        "task": "t1", "agent": "fixer", "verifier": "t1-v1.1", "base": digest(1), "patch": digest(2),
+        "result": digest(3), "command": ["cargo", "test"], "rootfs": digest(4), "kernel": digest(5),
+        "init": digest(6), "protect": ["/work/tests/**"], "output": digest(7), "wall_ms": 900,
+    });
+    let asked = json!({ "facts": facts });
+    for other in [Service::Egress, Service::Nullgate] {
+        let refused = call(&mut node.service(other), "ledger.attest", asked.clone()).unwrap_err();
+        assert_eq!(refused.code, Code::DENIED, "{other}");
+    }
+    assert_eq!(call(&mut node.operator(), "ledger.attest", asked.clone()).unwrap_err().code, Code::DENIED);
+    let mut cage = node.connect(abi::identity::Caller::Local { uid: 0 });
+    let attested = call(&mut cage, "ledger.attest", asked.clone()).unwrap();
+    let found = ledger::attestation::open(attested["envelope"].as_str().unwrap(), &key).unwrap();
+    assert_eq!(serde_json::to_value(&found.facts).unwrap(), facts);
+    assert_eq!(serde_json::to_value(found.receipt).unwrap(), attested["receipt"]);
+
+    // The receipt's event stands in the ledger as ctxgraph's own, and in the very tree that the attestation names.
+    let seq = found.receipt.seq;
+    let proof: Proof =
+        serde_json::from_value(call(&mut node.operator(), "ledger.prove", json!({ "seq": seq })).unwrap())
+            .unwrap();
+    let (frame, later) = check_inclusion(&proof, &key).unwrap();
+    assert_eq!((frame.digest, frame.source.name()), (found.receipt.digest, "ctxgraph"));
+    let kept: Value = serde_json::from_slice(&frame.body).unwrap();
+    assert_eq!((kept["event"].as_str(), &kept["facts"]), (Some("patch_verified"), &facts));
+    let goes_on =
+        call(&mut node.operator(), "ledger.consistency", json!({ "size": found.checkpoint.size })).unwrap();
+    let goes_on: Consistency = serde_json::from_value(goes_on).unwrap();
+    assert_eq!(check_consistency(&goes_on, &found.checkpoint, &key).unwrap().root, later.root);
+
+    // One that a service writes by itself is that service's, not ctxgraph's.
+    let forged = json!({ "event": { "event": "patch_verified", "facts": facts }, "durable": true });
+    let written = call(&mut node.service(Service::Egress), "ledger.append", forged).unwrap();
+    let page = call(&mut node.operator(), "ledger.tail", json!({ "limit": 1 })).unwrap();
+    assert_eq!(
+        (&page["events"][0]["seq"], &page["events"][0]["source"]),
+        (&written["seq"], &json!("egress"))
+    );
+    let mut long = asked;
+    long["facts"]["command"] = json!(vec!["x".repeat(1000); 20]);
+    assert!(call(&mut cage, "ledger.attest", long).is_err(), "an event has a bound");
+    node.stop();
+}
+
+#[test]
 fn a_reader_that_takes_nothing_slows_no_writer_and_is_let_go() {
     let directory = tempfile::tempdir().unwrap();
     let node = Node::start(directory.path());

@@ -39,7 +39,7 @@ fn reader() -> MemoryAttach {
     }
 }
 
-fn attach(node: &Node, want: MemoryAttach, directory: &Path) -> (Connection, Connection) {
+fn attach(node: &Node, want: MemoryAttach, directory: &Path) -> (node::Lease, Connection) {
     let (lease, path) = node.attach_as(want, directory);
     (lease, agent(&path))
 }
@@ -348,6 +348,134 @@ fn every_way_to_see_an_entry_counts_as_reading_it() {
     let page = call(&mut b, "memory.query", json!({})).unwrap();
     assert_eq!(names(&page["reader_exposure"]), ["untrusted_content"]);
     assert_eq!(events(&node, "exposure_raised").len(), 10);
+}
+
+/// The next line of a lease, which must be a rise: its number and what to.
+fn rise(lease: &mut Connection) -> (u64, String) {
+    let note = Request::parse(&lease.read_line().unwrap().expect("a rise")).unwrap();
+    assert_eq!((note.method.as_str(), note.id), ("exposure", None));
+    let to: Exposure = serde_json::from_value(note.params["to"].clone()).unwrap();
+    (note.params["number"].as_u64().unwrap(), to.to_string())
+}
+
+fn noted(lease: &mut Connection, number: u64) {
+    lease.write_line(&Request::notification("noted", json!({ "number": number }))).unwrap();
+}
+
+#[test]
+fn an_agent_is_shown_nothing_that_cage_has_not_noted() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = Node::start(directory.path());
+    let mut outside = life("a.1");
+    outside.exposure = Exposure::UNTRUSTED_CONTENT;
+    let (_lease, mut a) = attach(&node, outside, directory.path());
+    write(&mut a, "shared/1", json!("strangers' text"));
+    let read = || Request::call(1, "memory.read", json!({ "agent": "a", "key": "shared/1" }));
+    let silent = Some(std::time::Duration::from_millis(300));
+
+    let (mut lease, path) = node.attach_with(reader(), directory.path());
+    let mut b = agent(&path);
+    call(&mut b, "memory.query", json!({})).unwrap();
+    b.write_line(&read()).unwrap();
+    assert_eq!(rise(&mut lease), (1, "untrusted_content".into()));
+    assert_eq!(events(&node, "exposure_raised").len(), 1, "on record before cage hears");
+    b.set_timeout(silent).unwrap();
+    assert!(b.read_line().is_err(), "shown before it was noted");
+    noted(&mut lease, 1);
+    b.set_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    assert!(b.read_line().unwrap().unwrap().contains("strangers' text"));
+    // What was noted is not asked again.
+    call(&mut b, "memory.read", json!({ "agent": "a", "key": "shared/1" })).unwrap();
+    lease.set_timeout(silent).unwrap();
+    assert!(lease.read_line().is_err());
+
+    // A cage that does not answer: nothing is shown, and other memory is served. The lease goes on, and the next try asks again.
+    let want = MemoryAttach { instance: "reader.2".parse().unwrap(), ..reader() };
+    let (mut lease, path) = node.attach_with(want, directory.path());
+    let mut b = agent(&path);
+    let begun = std::time::Instant::now();
+    let refused = call(&mut b, "memory.read", json!({ "agent": "a", "key": "shared/1" })).unwrap_err();
+    assert!(refused.message.contains("cage did not note it"), "{refused}");
+    assert!(begun.elapsed().as_millis() >= u128::from(abi::limits::MEMORY_NOTED_MS_MAX));
+    assert_eq!(rise(&mut lease).0, 1);
+    call(&mut b, "memory.query", json!({})).unwrap();
+    b.write_line(&read()).unwrap();
+    assert_eq!(rise(&mut lease).0, 2);
+    noted(&mut lease, 1); // late
+    noted(&mut lease, 2);
+    assert!(b.read_line().unwrap().unwrap().contains("strangers' text"));
+    assert_eq!(events(&node, "exposure_raised").len(), 2, "a rise is one event, however often it is tried");
+
+    // A lease made again begins with what is on record, and trusts nobody to have noted it before.
+    drop((lease, b));
+    let want = MemoryAttach { instance: "reader.2".parse().unwrap(), ..reader() };
+    let path = directory.path().join("again.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let mut lease = node.connect(abi::identity::Caller::Local { uid: 0 });
+    let request = Request::call(1, "memory.attach", serde_json::to_value(want).unwrap());
+    lease.write_line_with_fds(&request, &[std::os::fd::AsFd::as_fd(&listener)]).unwrap();
+    assert_eq!(node::answer(&mut lease).unwrap(), json!({ "exposure": ["untrusted_content"] }));
+    let mut b = agent(&path);
+    b.write_line(&read()).unwrap();
+    let (number, _) = rise(&mut lease);
+    // What says anything else ends the lease, and with it the question.
+    noted(&mut lease, number + 1);
+    let ended = b.read_line();
+    assert!(!matches!(&ended, Ok(Some(line)) if line.contains("strangers' text")), "{ended:?}");
+}
+
+#[test]
+fn what_a_life_has_seen_by_other_ways_is_carried_by_what_it_writes() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = Node::start(directory.path());
+    let (mut lease, path) = node.attach_with(life("a.1"), directory.path());
+    let mut a = agent(&path);
+    assert_eq!(write(&mut a, "k", json!(1))["exposure"], json!([]));
+    let seen = json!({ "instance": "a.1", "seen": ["private_data"] });
+    for caller in [node.service(abi::identity::Service::Egress), node.operator()].iter_mut() {
+        assert_eq!(call(caller, "memory.expose", seen.clone()).unwrap_err().code, Code::DENIED);
+    }
+    let mut cage = node.connect(abi::identity::Caller::Local { uid: 0 });
+    call(&mut cage, "memory.expose", seen.clone()).unwrap();
+    let entry = write(&mut a, "k", json!(2));
+    assert_eq!(
+        (&entry["exposure"], &entry["reader_exposure"]),
+        (&json!(["private_data"]), &json!(["private_data"]))
+    );
+    // It only grows, and what cage said itself it is not asked for.
+    call(&mut cage, "memory.expose", json!({ "instance": "a.1", "seen": [] })).unwrap();
+    assert_eq!(
+        names(&call(&mut a, "memory.read", json!({ "key": "k" })).unwrap()["reader_exposure"]),
+        ["private_data"]
+    );
+    lease.set_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
+    assert!(lease.read_line().is_err());
+    // Cage can say something while it is waited for: nobody waits for somebody who waits.
+    let mut stranger = life("b.1");
+    stranger.exposure = Exposure::UNTRUSTED_CONTENT;
+    let (_lease, mut b) = attach(&node, stranger, directory.path());
+    write(&mut b, "shared/1", json!("x"));
+    let shares = || scopes(&["b:shared/"]);
+    let want = MemoryAttach {
+        grants: MemoryGrants { read: shares(), ..MemoryGrants::default() },
+        shares: MemoryShares { read: shares(), write: Vec::new() },
+        ..life("c.1")
+    };
+    let (mut lease, path) = node.attach_with(want, directory.path());
+    let mut c = agent(&path);
+    c.write_line(&Request::call(1, "memory.read", json!({ "agent": "b", "key": "shared/1" }))).unwrap();
+    let (number, to) = rise(&mut lease);
+    call(&mut cage, "memory.expose", json!({ "instance": "c.1", "seen": [to, "private_data"] })).unwrap();
+    noted(&mut lease, number);
+    assert!(c.read_line().unwrap().unwrap().contains("\"x\""));
+    // The life ends, and comes back with what it had.
+    drop((lease, c));
+    let gone = (0..100).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let params = json!({ "instance": "c.1", "seen": [] });
+        call(&mut cage, "memory.expose", params).is_err_and(|error| error.code == Code::NOT_FOUND)
+    });
+    assert!(gone, "a life without a lease has no memory port");
 }
 
 /// An answer without what the question itself said.

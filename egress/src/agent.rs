@@ -1,22 +1,22 @@
 //! One attached agent: what it may reach, its open connections, its counters, and the node-wide parts its tasks use.
 //!
 //! Must hold: a change of what it may reach is in force, and connections that no longer pass are told to end, before
-//! [`Agent::set_policy`] returns.
+//! [`Agent::renew`] returns.
 
-use abi::control::{AgentGrants, FirewallRecord};
-use abi::ids::{HostName, Instance, SecretName};
+use abi::control::{AgentGrants, FirewallRecord, NetExposed};
+use abi::exposure::Exposure;
+use abi::ids::{AgentName, HostName, Instance, SecretName};
 use abi::ledger::Event;
 use abi::manifest::Published;
 use abi::network::{NetworkGrant, SecretPolicy};
 use abi::{limits, log};
-use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 
 use crate::broker::{Desk, Hall, Trust};
 use crate::bucket::Bucket;
@@ -26,6 +26,7 @@ use crate::denials::{Denials, Rule};
 use crate::ends::Unclaimed;
 use crate::live::Live;
 use crate::names::Names;
+use crate::open::{Asked, Connections, Cut, Entry};
 use crate::pipe::Pipes;
 use crate::policy::{self, Admission, Policy, Refused};
 use crate::receipts::Receipts;
@@ -98,6 +99,8 @@ pub struct Agent {
     pub desk: Desk,
     pub node: Arc<Node>,
     reach: Mutex<Reach>,
+    /// Held by who waits for connections to be over.
+    exposing: Mutex<()>,
     /// How fast its published ports may be connected to.
     knocks: Mutex<Bucket>,
     /// Its share of the node's turns.
@@ -114,26 +117,8 @@ struct Reach {
     names: Names,
     /// Names that only a wildcard admits, of those that have an address.
     wild: usize,
-    open: BTreeMap<u64, Open>,
-    next_id: u64,
-}
-
-/// An open connection, as it was asked for.
-#[derive(Debug)]
-struct Open {
-    name: HostName,
-    port: u16,
-    admission: Admission,
-    cut: oneshot::Sender<Cut>,
-}
-
-/// Why a connection is cut in the middle.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cut {
-    /// What it was let through by holds no more.
-    Revoked,
-    /// The agent has spent what it may.
-    Budget,
+    open: Connections,
+    is_over: bool,
 }
 
 /// Numbers for `net.grants`.
@@ -161,7 +146,7 @@ impl Agent {
     ) -> Agent {
         let knocks = Mutex::new(Bucket::new(limits::PUBLISH_CONNECTIONS_PER_SECOND_MAX, Instant::now()));
         let names = Names::new(instance.agent.clone());
-        let mut reach = Reach { policy, names, wild: 0, open: BTreeMap::new(), next_id: 0 };
+        let mut reach = Reach { policy, names, wild: 0, open: Connections::default(), is_over: false };
         reach.name_exact(&instance);
         let receipt_turns = Arc::new(Semaphore::new(limits::RECEIPTS_WAITING_PER_AGENT_MAX));
         let meter = node.meters.of(&instance.agent);
@@ -176,6 +161,7 @@ impl Agent {
             desk,
             node,
             reach,
+            exposing: Mutex::default(),
             knocks,
             receipt_turns,
             sockets,
@@ -187,17 +173,17 @@ impl Agent {
         self.reach.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether it is this agent's, or works for it.
+    pub fn is_of(&self, agent: &AgentName) -> bool {
+        self.instance.agent == *agent || self.reach().policy.works_for.as_ref() == Some(agent)
+    }
+
     /// What it may reach, as of now.
     pub fn policy(&self) -> Policy {
         self.reach().policy.clone()
     }
 
-    /// Changes what it may reach; returns how many connections were cut.
-    pub fn set_policy(&self, policy: Policy) -> usize {
-        self.renew(|now| *now = policy)
-    }
-
-    /// The same for a part of it; two changes at a time do not undo each other.
+    /// Changes a part of what it may reach; returns how many connections were cut. Two changes at a time do not undo each other.
     pub fn renew(&self, change: impl FnOnce(&mut Policy)) -> usize {
         let mut reach = self.reach();
         change(&mut reach.policy);
@@ -216,11 +202,7 @@ impl Agent {
     /// A secret was removed. Its host stays the broker's, which has nothing to add any more and refuses: to take a credential away
     /// opens no other way to the host.
     pub fn credential_removed(&self, secret: &SecretName) -> usize {
-        let uses = |_: &u64, open: &mut Open| {
-            open.admission.secret.as_ref().is_some_and(|used| used.name == *secret)
-        };
-        let cut: Vec<Open> = self.reach().open.extract_if(.., uses).map(|(_, open)| open).collect();
-        cut.into_iter().filter_map(|open| open.cut.send(Cut::Revoked).ok()).count()
+        self.reach().open.tell_users_of(secret)
     }
 
     /// Cuts what passes no more, a live grant whose time is over among it; returns how many.
@@ -229,22 +211,46 @@ impl Agent {
     }
 
     fn cut_refused(&self, reach: &mut Reach) -> usize {
-        let (now, agent) = (unix_ms_now(), &self.instance.agent);
+        self.tell_refused(reach)
+    }
+
+    /// Tells what passes no more to end; of each, what ends when it is over.
+    fn tell_refused(&self, reach: &mut Reach) -> usize {
         let Reach { policy, open, .. } = reach;
-        let refused = open.extract_if(.., |_, open| {
-            policy
-                .decide(agent, &open.name, open.port, now)
-                .map_or(true, |found| !found.still_admits(&open.admission))
-        });
-        // One that ended meanwhile has nobody to tell, and is none.
-        refused.filter_map(|(_, open)| open.cut.send(Cut::Revoked).ok()).count()
+        open.tell_refused(policy, &self.instance.agent, unix_ms_now())
+    }
+
+    /// The life has seen this, too. `Ok`: each connection that passes no more by it is over, and not only told, whoever told it.
+    pub fn expose(&self, seen: Exposure) -> Result<NetExposed, String> {
+        let (seen, cut) = {
+            let mut reach = self.reach();
+            reach.policy.seen = reach.policy.seen.and(seen);
+            (reach.policy.seen, self.tell_refused(&mut reach) as u64)
+        };
+        // One at a time: what another waits for is not in the list meanwhile.
+        let _turn = self.exposing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ending = self.reach().open.take_ending();
+        let deadline = Instant::now() + Duration::from_millis(limits::NET_CUT_MS_MAX);
+        while let Some(over) = ending.last() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if over.recv_timeout(left) == Err(mpsc::RecvTimeoutError::Timeout) {
+                self.reach().open.give_back(ending);
+                return Err(format!("a connection is not over within {} ms", limits::NET_CUT_MS_MAX));
+            }
+            ending.pop();
+        }
+        Ok(NetExposed { seen, cut })
     }
 
     /// Cuts all connections to names.
     pub fn cut_all(&self, why: Cut) {
-        for (_, open) in std::mem::take(&mut self.reach().open) {
-            let _ = open.cut.send(why); // as above
-        }
+        self.reach().open.tell_all_to_names(why);
+    }
+
+    /// The agent has no network any more: what cage fetches for it ends too, and nothing begins.
+    pub fn end(&self) {
+        self.reach().is_over = true;
+        self.cut_all(Cut::Revoked);
     }
 
     /// The address that a name of the guest's question has.
@@ -265,12 +271,15 @@ impl Agent {
 
     fn decide(&self, reach: &Reach, name: &HostName, port: u16) -> Result<Admission, Refused> {
         let admission = reach.policy.decide(&self.instance.agent, name, port, unix_ms_now())?;
+        self.affords().map(|()| admission)
+    }
+
+    fn affords(&self) -> Result<(), Refused> {
         self.meter.admits().map_err(|exhausted| Refused {
             rule: "budget",
             because: exhausted.to_string(),
             remedy: exhausted.remedy(),
-        })?;
-        Ok(admission)
+        })
     }
 
     /// What would happen to a connection, before its name is asked for: whether there is room for it, too.
@@ -285,11 +294,41 @@ impl Agent {
     pub fn enter(self: &Arc<Agent>, name: &HostName, port: u16) -> Result<(Admission, Entry), Refused> {
         let mut reach = self.reach();
         let admission = self.decide(&reach, name, port)?;
-        let id = reach.next_id;
-        reach.next_id += 1;
-        let (cut, told) = oneshot::channel();
-        reach.open.insert(id, Open { name: name.clone(), port, admission: admission.clone(), cut });
-        Ok((admission, Entry { agent: self.clone(), id, told }))
+        if !reach.policy.is_trusted(&admission.name) {
+            reach.policy.seen = reach.policy.seen.and(Exposure::UNTRUSTED_CONTENT);
+        }
+        let asked = Asked::Name { name: name.clone(), port, admission: admission.clone() };
+        Ok((admission, reach.open.keep(self, asked)))
+    }
+
+    /// The same for a request that cage makes for the agent.
+    pub fn enter_fetch(self: &Arc<Agent>, name: &HostName, port: u16) -> Result<(Admission, Entry), Refused> {
+        let mut reach = self.reach();
+        if reach.is_over {
+            return Err(Refused {
+                rule: "limit",
+                because: format!("{} has no network any more", self.instance),
+                remedy: "start the agent again".into(),
+            });
+        }
+        let admission = reach.policy.decide_fetch(&self.instance.agent, name, port, unix_ms_now())?;
+        self.affords()?;
+        let asked = Asked::Fetch { name: name.clone(), port, admission: admission.clone() };
+        Ok((admission, reach.open.keep(self, asked)))
+    }
+
+    /// The same for a connection to a published port.
+    pub fn enter_published(self: &Arc<Agent>, port: u16) -> Result<Entry, Refused> {
+        let mut reach = self.reach();
+        reach.policy.confine_port(port)?;
+        self.affords()?;
+        reach.policy.seen = reach.policy.seen.and(Exposure::UNTRUSTED_CONTENT);
+        Ok(reach.open.keep(self, Asked::Published { port }))
+    }
+
+    /// A connection of its list is over.
+    pub fn leave(&self, id: u64) {
+        self.reach().open.remove(id);
     }
 
     /// Takes bytes of its connections before they pass. An error: they may not, and the denial is told.
@@ -399,6 +438,8 @@ impl Agent {
             publish: if counters_only { Vec::new() } else { self.publish.clone() },
             published_connections: self.counters.published_connections.load(Ordering::Relaxed),
             published_total: count(&self.counters.published_total),
+            seen: reach.policy.seen,
+            is_confined: reach.policy.is_confined(),
             synthetic: names.map(|(name, address)| (name.clone(), address.to_string())).collect(),
         }
     }
@@ -439,30 +480,6 @@ impl Reach {
 pub fn unix_ms_now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// A connection in its agent's list.
-#[derive(Debug)]
-pub struct Entry {
-    agent: Arc<Agent>,
-    id: u64,
-    told: oneshot::Receiver<Cut>,
-}
-
-impl Entry {
-    /// Ends when the connection must.
-    pub async fn cut(&mut self) -> Cut {
-        match (&mut self.told).await {
-            Ok(cut) => cut,
-            Err(_) => std::future::pending().await, // the list is gone, and with it the agent's tasks
-        }
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        self.agent.reach().open.remove(&self.id);
-    }
 }
 
 /// A counted connection.

@@ -35,6 +35,7 @@ pub mod names;
 pub mod namespace;
 pub mod nflog;
 pub mod nft;
+pub mod open;
 pub mod page;
 pub mod pipe;
 pub mod policy;

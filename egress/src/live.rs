@@ -70,12 +70,19 @@ impl Live {
         self.known().clone()
     }
 
-    /// Those that hold for a life of an agent.
-    pub fn of(&self, instance: &Instance) -> Result<Vec<LiveChange>, LiveError> {
+    /// Those that hold for a life of an agent; of another, for which it works, what that one is denied.
+    pub fn of(
+        &self,
+        instance: &Instance,
+        works_for: Option<&AgentName>,
+    ) -> Result<Vec<LiveChange>, LiveError> {
         let known = self.known();
         let all = known.as_ref().map_err(LiveError::clone)?;
         let holds = |change: &&LiveChange| {
-            change.agent == instance.agent && change.instance.as_ref().is_none_or(|of| of == instance)
+            let is_own =
+                change.agent == instance.agent && change.instance.as_ref().is_none_or(|of| of == instance);
+            let is_inherited = change.effect == Effect::Deny && change.instance.is_none();
+            is_own || (is_inherited && Some(&change.agent) == works_for)
         };
         Ok(all.iter().filter(holds).cloned().collect())
     }

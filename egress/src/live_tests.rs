@@ -77,9 +77,19 @@ fn changes_survive_and_hold_for_their_life_only() {
     let kept = vec![allow("x.test"), change(Effect::Deny, "y.test", None)];
     live.keep(kept.clone()).unwrap();
     let again = Live::read(&path);
-    assert_eq!(again.of(&"a.1".parse().unwrap()).unwrap(), kept);
-    assert_eq!(again.of(&"a.2".parse().unwrap()).unwrap(), kept[1..]);
-    assert_eq!(again.of(&"b.1".parse().unwrap()).unwrap(), []);
+    let of = |life: &str, works_for: Option<&str>| {
+        let works_for = works_for.map(|name| name.parse().unwrap());
+        again.of(&life.parse().unwrap(), works_for.as_ref()).unwrap()
+    };
+    assert_eq!(of("a.1", None), kept);
+    assert_eq!(of("a.2", None), kept[1..]);
+    assert_eq!(of("b.1", None), []);
+    assert_eq!(
+        of("t1-c1.5", Some("a")),
+        kept[1..],
+        "what works for it is denied what it is, and given nothing"
+    );
+    assert_eq!(of("t1-c1.5", Some("b")), []);
     assert_eq!(again.forget(), Err(LiveError::Readable));
     fs::remove_dir_all(path.parent().unwrap()).unwrap();
 }
@@ -100,7 +110,7 @@ fn what_cannot_be_read_is_not_empty_and_not_written_over() {
     for bytes in broken {
         fs::write(&path, &bytes).unwrap();
         let live = Live::read(&path);
-        assert!(matches!(live.of(&"a.1".parse().unwrap()), Err(LiveError::Unreadable { .. })));
+        assert!(matches!(live.of(&"a.1".parse().unwrap(), None), Err(LiveError::Unreadable { .. })));
         assert!(live.keep(Vec::new()).is_err());
         assert_eq!(fs::read(&path).unwrap(), bytes);
     }

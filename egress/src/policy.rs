@@ -1,9 +1,12 @@
 //! What one agent may reach, now: the manifest's grants, live changes over them, and which hosts only the broker talks to. Pure.
 //!
 //! Must hold: a name, a port and a request pass only by a grant that stands here; a live denial beats every grant; `net.explain` and
-//! the proxy ask the same function. Must never: widen by a guest's word.
+//! the proxy ask the same function; an agent that has seen private data gets no connection on which it could hear strangers.
+//! Must never: widen by a guest's word.
 
+use abi::authority;
 use abi::control::{Effect, LiveChange};
+use abi::exposure::Exposure;
 use abi::ids::{AgentName, HostName};
 use abi::network::{NetworkGrant, SecretPolicy};
 use std::net::Ipv4Addr;
@@ -23,8 +26,14 @@ pub struct Policy {
     pub manifest: Vec<NetworkGrant>,
     /// Of the agent's credentials, those that are set.
     pub secrets: Vec<SecretPolicy>,
+    /// It works for this agent, whose denials are its own.
+    pub works_for: Option<AgentName>,
     /// Of this agent and life.
     pub live: Vec<LiveChange>,
+    /// Names that may be sent anything, and are no strangers.
+    pub trusted: Vec<authority::NamePattern>,
+    /// What this life has seen.
+    pub seen: Exposure,
 }
 
 /// How a connection is carried.
@@ -73,10 +82,77 @@ impl Policy {
         port: u16,
         now_unix_ms: u64,
     ) -> Result<Admission, Refused> {
-        match brokered_host(name) {
+        let admission = match brokered_host(name) {
             Some(host) => self.decide_broker(agent, &host, name, port, now_unix_ms),
             None => self.decide_direct(agent, name, port, now_unix_ms),
+        }?;
+        self.confine(&admission.name).map(|()| admission)
+    }
+
+    /// What happens to a request that cage makes for the agent, once its call was decided: grants hold as for the agent itself, and its
+    /// credential is used; what it has seen was judged with the call.
+    pub fn decide_fetch(
+        &self,
+        agent: &AgentName,
+        name: &HostName,
+        port: u16,
+        now_unix_ms: u64,
+    ) -> Result<Admission, Refused> {
+        let named = self.grants_of(agent, name, now_unix_ms)?;
+        let grants = at_port(&named, name, port)?;
+        match self.secret_of(name) {
+            Some(secret) if secret.port != port => Err(Refused {
+                rule: "brokered-only",
+                because: format!("{name} has a credential, so nothing else goes there"),
+                remedy: format!("use https://{name}:{}", secret.port),
+            }),
+            _ => Ok(self.admission(name, port, Way::Intercepted, grants)),
         }
+    }
+
+    /// Whether a name is no stranger.
+    pub fn is_trusted(&self, name: &HostName) -> bool {
+        self.trusted.iter().any(|pattern| pattern.admits(name))
+    }
+
+    /// Whom it was connected to before is not known: strangers were heard, where the manifest grants a name that is one or may be one.
+    pub fn may_have_heard(&mut self) {
+        if self.manifest.iter().any(|grant| grant.exact().is_none_or(|name| !self.is_trusted(name))) {
+            self.seen = self.seen.and(Exposure::UNTRUSTED_CONTENT);
+        }
+    }
+
+    /// Whether only trusted names may be reached. Strangers' text need not have been seen yet: the connection would bring it, and take
+    /// the private data with it.
+    pub fn is_confined(&self) -> bool {
+        self.seen.has(Exposure::PRIVATE_DATA)
+    }
+
+    fn confine(&self, name: &HostName) -> Result<(), Refused> {
+        if !self.is_confined() || self.is_trusted(name) {
+            return Ok(());
+        }
+        Err(Refused {
+            rule: "exposure",
+            because: format!("the agent has seen private data, and {name} is not trusted with it"),
+            remedy: format!(
+                "use the fetch tool, which asks a human where it must, or add \"{name}\" to trusted_names in [authority]"
+            ),
+        })
+    }
+
+    /// The same for a published port: who connects to it is a stranger.
+    pub fn confine_port(&self, port: u16) -> Result<(), Refused> {
+        if !self.is_confined() {
+            return Ok(());
+        }
+        Err(Refused {
+            rule: "exposure",
+            because: format!(
+                "the agent has seen private data, and who connects to port {port} is not trusted with it"
+            ),
+            remedy: "let the agent that serves the port read nothing private".into(),
+        })
     }
 
     /// Whether a name exists for the agent: some port of it passes, or is refused with a reason of its own when it is connected to.
@@ -369,6 +445,53 @@ mod tests {
             .decide(&agent(), &name(host), port, 1000)
             .map(|found| found.way)
             .map_err(|refused| refused.rule)
+    }
+
+    #[test]
+    fn private_data_goes_to_trusted_names_only_by_whatever_way() {
+        let narrow = NetworkGrant {
+            methods: vec!["GET".into()],
+            ..NetworkGrant::plain("read.test".parse().unwrap(), vec![443])
+        };
+        let mut policy = policy(&["model.test", "web.test", "api.models.test"]);
+        policy.manifest.push(narrow);
+        policy.trusted = ["model.test", "*.models.test"].map(|text| text.parse().unwrap()).to_vec();
+        let names = ["model.test", "api.models.test", "web.test", "read.test.broker.internal"];
+        let rules = |policy: &Policy| {
+            names.map(|host| rule(policy, host, if host.ends_with("internal") { 80 } else { 443 }).err())
+        };
+        for harmless in [Exposure::NONE, Exposure::UNTRUSTED_CONTENT.and(Exposure::EXFILTRATION)] {
+            policy.seen = harmless;
+            assert_eq!(rules(&policy), [None; 4], "{harmless}");
+            assert!(policy.confine_port(30000).is_ok());
+        }
+        for private in [Exposure::PRIVATE_DATA, Exposure::PRIVATE_DATA.and(Exposure::UNTRUSTED_CONTENT)] {
+            policy.seen = private;
+            assert_eq!(rules(&policy), [None, None, Some("exposure"), Some("exposure")], "{private}");
+            assert_eq!(policy.confine_port(30000).unwrap_err().rule, "exposure");
+            let fetched = policy.decide_fetch(&agent(), &name("web.test"), 443, 1000);
+            assert!(fetched.is_ok(), "what was decided with the call is not decided again");
+        }
+        let refused = policy.decide(&agent(), &name("web.test"), 443, 1000).unwrap_err();
+        assert!(refused.remedy.contains("trusted_names") && refused.because.contains("web.test"));
+        assert_eq!(rule(&policy, "nowhere.test", 443), Err("name-not-granted"), "a trusted name is no grant");
+    }
+
+    #[test]
+    fn a_fetch_is_granted_as_the_agents_own_connection_is() {
+        let mut policy = policy(&["web.test:443"]);
+        policy.secrets = vec![secret("web.test")];
+        let decide = |host: &str, port: u16, policy: &Policy| {
+            policy.decide_fetch(&agent(), &name(host), port, 1000).map_err(|refused| refused.rule)
+        };
+        assert_eq!(decide("web.test", 443, &policy).unwrap().secret, Some(secret("web.test")));
+        assert_eq!(decide("web.test", 80, &policy), Err("port-not-granted"));
+        assert_eq!(decide("other.test", 443, &policy), Err("name-not-granted"));
+        assert_eq!(decide("web.test.broker.internal", 80, &policy), Err("name-not-granted"));
+        policy.manifest.push("web.test:80".parse().unwrap());
+        assert_eq!(decide("web.test", 80, &policy), Err("brokered-only"));
+        policy.live = vec![change(Effect::Deny, "web.test", None)];
+        assert_eq!(decide("web.test", 443, &policy), Err("denied"));
     }
 
     #[test]

@@ -19,10 +19,11 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::agent::{Agent, Entry, unix_ms_now};
+use crate::agent::{Agent, unix_ms_now};
 use crate::broker;
 use crate::buffers::{Buffers, First, Place};
 use crate::http;
+use crate::open::Entry;
 use crate::policy::{Admission, Way};
 use crate::resolve::ResolveError;
 use crate::sniff::{Guard, Refusal, Speaks, too_much};
@@ -118,7 +119,7 @@ async fn connection(agent: Arc<Agent>, mut client: TcpStream, place: Place) {
     let ended = match entered {
         Ok((admission, entry)) => carry_to_its_end(&agent, &mut client, &admission, entry, buffers).await,
         Err(mut refusal) => {
-            if matches!(refusal.rule, "brokered-only" | "denied" | "budget") {
+            if matches!(refusal.rule, "brokered-only" | "denied" | "budget" | "exposure") {
                 // A reason that only this connection can tell: worth waiting for how the client speaks.
                 refusal.speaks = language(&agent, &mut client, name.as_ref(), port).await;
             }

@@ -23,6 +23,8 @@ use crate::buffers::Place;
 use crate::guard::Guard;
 use crate::namespace;
 use crate::nft::{self, NftError};
+use crate::open::Entry;
+use crate::policy::Refused;
 use crate::proxy::{ACCEPT_PAUSE, Flow, reset};
 use crate::splice;
 use crate::wall::{self, Doors, GUEST, OpenPort};
@@ -176,7 +178,7 @@ async fn accept(agent: Arc<Agent>, namespace: Arc<OwnedFd>, door: Door<TcpListen
         tokio::select! {
             accepted = door.listener.accept() => match accepted {
                 Ok((peer, from)) => match admit(&agent, &door.published, from) {
-                    Some((place, from)) => {
+                    Some((place, entry)) => {
                         let visit = Visit {
                             agent: agent.clone(),
                             namespace: namespace.clone(),
@@ -185,7 +187,7 @@ async fn accept(agent: Arc<Agent>, namespace: Arc<OwnedFd>, door: Door<TcpListen
                             from,
                             place,
                         };
-                        connections.spawn(visit.run(peer));
+                        connections.spawn(visit.run(peer, entry));
                     }
                     None => reset(&peer),
                 },
@@ -200,7 +202,7 @@ async fn accept(agent: Arc<Agent>, namespace: Arc<OwnedFd>, door: Door<TcpListen
 }
 
 /// A place for a peer that may come in; else the refusal is told.
-fn admit(agent: &Arc<Agent>, published: &Published, peer: SocketAddr) -> Option<(Place, SocketAddr)> {
+fn admit(agent: &Arc<Agent>, published: &Published, peer: SocketAddr) -> Option<(Place, Entry)> {
     let port = published.node_port;
     let granted = match peer.ip() {
         IpAddr::V4(address) => published.from.iter().any(|range| range.holds(address)),
@@ -214,10 +216,10 @@ fn admit(agent: &Arc<Agent>, published: &Published, peer: SocketAddr) -> Option<
         );
         return None;
     }
-    if let Err(exhausted) = agent.meter.admits() {
-        agent.deny(&exhausted.what(), "budget", &exhausted.remedy());
-        return None;
-    }
+    let entry = agent.enter_published(port).map_err(|Refused { rule, because, remedy }| {
+        agent.deny(&format!("{} to port {port}: {because}", peer.ip()), rule, &remedy);
+    });
+    let entry = entry.ok()?;
     let place = agent.published_place();
     if place.is_none() {
         agent.deny(
@@ -226,7 +228,7 @@ fn admit(agent: &Arc<Agent>, published: &Published, peer: SocketAddr) -> Option<
             "open fewer at a time, and more slowly: there is no grant for more",
         );
     }
-    Some((place?, peer))
+    Some((place?, entry))
 }
 
 /// One connection from outside.
@@ -240,8 +242,16 @@ struct Visit {
 }
 
 impl Visit {
+    /// Until it ends or is cut.
+    async fn run(self, peer: TcpStream, mut entry: Entry) {
+        tokio::select! {
+            () = self.carry(peer) => {}
+            _ = entry.cut() => {} // both sides are closed with it
+        }
+    }
+
     /// Receipt, dial, splice.
-    async fn run(self, peer: TcpStream) {
+    async fn carry(&self, peer: TcpStream) {
         let event = Event::PortConnected {
             instance: self.agent.instance.clone(),
             node_port: self.node_port,

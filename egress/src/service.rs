@@ -4,6 +4,7 @@
 //! handed out. Must never: attach a network for anybody but root (cage).
 
 mod budget;
+mod exposed;
 mod secrets;
 
 use abi::control::{
@@ -78,13 +79,17 @@ impl Egress {
         check(&asked)?;
         let adopt = one_descriptor(call.connection)?;
         let adopted = adopt.is_some();
-        let live = self.live_of(&asked.instance)?;
+        let live = self.live_of(&asked.instance, asked.works_for.as_ref())?;
         let names = asked.allow.len();
         // A secret that is set meanwhile is found by this agent or finds it.
         let changing = self.changing_secrets();
         let secrets = self.credentials(&asked)?;
         let budget = asked.budget;
-        let policy = Policy { manifest: asked.allow, secrets, live };
+        let (works_for, trusted, seen) = (asked.works_for, asked.trusted, asked.seen);
+        let mut policy = Policy { manifest: asked.allow, secrets, works_for, live, trusted, seen };
+        if adopted {
+            policy.may_have_heard();
+        }
         let agent = Agent::new(asked.instance, policy, asked.publish, asked.credentials, self.node.clone());
         let agent = Arc::new(agent);
         if let Some(authority) = authority(&agent, adopted)? {
@@ -245,6 +250,8 @@ impl Handler for Egress {
             "net.grants" => self.grants(&call),
             "net.denials" => self.denials(call),
             "net.resolve" => self.resolve(&call),
+            "net.fetch" => self.fetch(call),
+            "net.expose" => self.expose(&call),
             "net.allow" => self.allow(&call),
             "net.deny" => self.deny(&call),
             "net.revoke" => self.revoke(&call),
@@ -272,7 +279,10 @@ struct Registered<'a> {
 
 impl Drop for Registered<'_> {
     fn drop(&mut self) {
-        self.egress.agents().remove(&self.instance);
+        let agent = self.egress.agents().remove(&self.instance);
+        if let Some(agent) = agent {
+            agent.end();
+        }
         self.egress.node.denials.forget_rate(&self.instance);
     }
 }
@@ -424,6 +434,8 @@ mod tests {
             publish: vec![],
             published_connections: u32::MAX,
             published_total: u64::MAX,
+            seen: Default::default(),
+            is_confined: false,
             synthetic: BTreeMap::from([("api.test".parse().unwrap(), "198.18.0.1".into())]),
         };
         for agents in [1, 2, limits::AGENTS_RUNNING_MAX] {
@@ -451,6 +463,9 @@ mod tests {
             publish: vec![],
             credentials: vec![],
             budget: Default::default(),
+            works_for: None,
+            trusted: Vec::new(),
+            seen: Default::default(),
         };
         assert!(check(&asked(0)).is_err() && check(&asked(201)).is_err());
         assert!(check(&asked(VM_UID_BASE)).is_ok());

@@ -16,9 +16,10 @@ use tokio::net::TcpStream;
 use tokio::task::consume_budget;
 use tokio::time::{Instant, timeout_at};
 
-use crate::agent::{Agent, Cut};
+use crate::agent::Agent;
 use crate::buffers::First;
 use crate::moved::Moved;
+use crate::open::Cut;
 use crate::pipe::Taken;
 use crate::proxy::Flow;
 use crate::sniff::{Guard, Refusal, Speaks, too_much};

@@ -90,6 +90,9 @@ fn asked(grants: &[NetworkGrant], credentials: &[&str]) -> NetAttach {
         publish: Vec::new(),
         credentials: credentials.iter().map(|name| name.parse().unwrap()).collect(),
         budget: Budget::default(),
+        works_for: None,
+        trusted: Vec::new(),
+        seen: Default::default(),
     }
 }
 

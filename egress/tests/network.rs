@@ -373,7 +373,7 @@ fn the_end_of_the_lease_cuts_open_connections_and_stops_everything() {
     assert!(lines.next().unwrap().starts_with("cut"));
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     child.wait().unwrap();
-    let until = Instant::now() + Duration::from_secs(5);
+    let until = Instant::now() + Duration::from_secs(60);
     while !world.events.lock().unwrap().iter().any(|event| matches!(event, Event::NetDetached { .. })) {
         assert!(Instant::now() < until, "no NetDetached");
         std::thread::sleep(Duration::from_millis(20));

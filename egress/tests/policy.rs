@@ -68,7 +68,7 @@ fn policy(dice: &mut Dice) -> Policy {
     if dice.one_in(4) {
         secrets.push(secret("x.a.test", 8443));
     }
-    Policy { manifest, secrets, live }
+    Policy { manifest, secrets, live, ..Policy::default() }
 }
 
 fn stands_for(pattern: &str, name: &str) -> bool {

@@ -164,7 +164,7 @@ fn a_port_belongs_to_one_agent_and_is_shut_when_its_network_ends() {
     assert_eq!(world.grants().agents[0].published_connections, 1);
     let Lease { connection, namespace, .. } = first;
     drop(connection);
-    let until = Instant::now() + Duration::from_secs(5);
+    let until = Instant::now() + Duration::from_secs(60);
     let mut held = held;
     while open() || held.0.try_wait().unwrap().is_none() {
         assert!(Instant::now() < until, "open: {}, connection: {:?}", open(), held.0.try_wait());
@@ -215,7 +215,7 @@ fn connections_and_sources_are_bounded() {
     let refused = world.try_publish("b.1", &[], ONE, None).err().unwrap();
     assert!(refused.message.contains("no room for the sources"), "{refused}");
     drop(most);
-    let until = Instant::now() + Duration::from_secs(5);
+    let until = Instant::now() + Duration::from_secs(60);
     let lease = loop {
         match world.try_publish("b.1", &[], ONE, None) {
             Ok(lease) => break lease,

@@ -69,6 +69,8 @@ pub fn build(tree: &Tree) -> Result<Built> {
         }
     }
     command.env_remove("RUSTUP_TOOLCHAIN").env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    // No binary has a date in it, and cargo would build all C code again at each commit.
+    command.env_remove("SOURCE_DATE_EPOCH");
     command.args(["build", "--release", "--locked", "--target", TARGET, "--target-dir"]).arg(&target);
     for (package, binary) in BINARIES {
         command.args(["-p", package, "--bin", binary]);

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::binaries::{self, Built};
 use crate::cpio::Archive;
@@ -30,17 +30,26 @@ const ROOT_TYPE: &str = "fab3b0bf-9d4b-4b05-8d3c-0a1e6f6e7862";
 /// `kvm.tsc_tolerance_ppm`: KVM keeps the first, coarse calibration of the TSC as the rate of its guests, while the kernel refines its own a
 /// second later (both must agree within 1 %). Where the two are more than 250 ppm apart, as under emulation, and the CPU cannot scale the TSC, guests would run in
 /// KVM's catch-up mode, in which their timers stop. Guests take their time from the paravirtual clock, so the difference costs nothing.
-pub const COMMAND_LINE: &str = "console=tty0 console=ttyS0,115200 quiet loglevel=4 panic=5 watchdog.stop_on_reboot=0 kvm.tsc_tolerance_ppm=10000";
+///
+/// `no_timer_check`: the kernel takes a timer whose first ticks are late, as under a loaded emulator, for a broken IO-APIC, and panics.
+pub const COMMAND_LINE: &str = "console=tty0 console=ttyS0,115200 quiet loglevel=4 panic=5 watchdog.stop_on_reboot=0 kvm.tsc_tolerance_ppm=10000 no_timer_check";
 const GRUB: &str = "/usr/lib/grub/i386-pc";
 /// What it takes to load two files from ISO 9660; no menu, no command line.
 const GRUB_MODULES: [&str; 7] = ["biosdisk", "iso9660", "search_label", "linux", "echo", "sleep", "reboot"];
 
 /// Builds `out`; the files of `overlay`, which lie as on the node, replace or join those of the root.
 pub fn build(tree: &Tree, out: &Path, overlay: Option<&Path>) -> Result<()> {
+    // What ends on one processor, beside what takes all there are.
+    let (binaries, kernels) = std::thread::scope(|scope| {
+        let kernels =
+            scope.spawn(|| anyhow::Ok((kernel::build(tree, Kind::Host)?, kernel::build(tree, Kind::Guest)?)));
+        (binaries::build(tree), kernels.join())
+    });
+    let (host_kernel, guest_kernel) = kernels.map_err(|_| anyhow!("the build of the kernels panicked"))??;
     let input = Input {
-        host_kernel: kernel::build(tree, Kind::Host)?,
-        guest_kernel: kernel::build(tree, Kind::Guest)?,
-        binaries: binaries::build(tree)?,
+        binaries: binaries?,
+        host_kernel,
+        guest_kernel,
         config: tree.path("image/config"),
         overlay: overlay.map(Path::to_owned),
     };

@@ -1,14 +1,20 @@
 //! Says on standard error what is being built, for how long, and how far it is: one rewritten line on a terminal, plain
-//! lines elsewhere.
+//! lines elsewhere. Of steps side by side one has the line of the terminal until it is done.
 
 use std::io::{IsTerminal, Write, stderr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+/// The step that has the line of the terminal; 0: none.
+static LINE: AtomicU64 = AtomicU64::new(0);
+static STEPS: AtomicU64 = AtomicU64::new(1);
 
 const PLAIN_EVERY: Duration = Duration::from_secs(30);
 const TERMINAL_EVERY: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub struct Step {
+    number: u64,
     name: String,
     start: Instant,
     shown: Instant,
@@ -21,7 +27,8 @@ impl Step {
         if !terminal {
             eprintln!("image: {name} ...");
         }
-        let step = Step { name, start: now, shown: now, terminal };
+        let number = STEPS.fetch_add(1, Ordering::Relaxed);
+        let step = Step { number, name, start: now, shown: now, terminal };
         step.show("");
         step
     }
@@ -43,17 +50,26 @@ impl Step {
     }
 
     pub fn done(self, result: &str) {
-        if self.terminal {
-            eprint!("\r\x1b[K");
-        }
-        eprintln!("image: {} ({:.1} s) {result}", self.name, self.start.elapsed().as_secs_f32());
+        let begin = if self.terminal { "\r\x1b[K" } else { "" };
+        eprintln!("{begin}image: {} ({:.1} s) {result}", self.name, self.start.elapsed().as_secs_f32());
     }
 
     fn show(&self, text: &str) {
-        if self.terminal {
+        if !self.terminal {
+            return;
+        }
+        let had = LINE.compare_exchange(0, self.number, Ordering::Relaxed, Ordering::Relaxed);
+        if had.is_ok() || had == Err(self.number) {
             eprint!("\r\x1b[Kimage: {} {text}", self.name);
             // A terminal that cannot be written to is no reason to stop building.
             let _ = stderr().flush();
         }
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        // Another may have the line now; one that had none gives none back.
+        let _ = LINE.compare_exchange(self.number, 0, Ordering::Relaxed, Ordering::Relaxed);
     }
 }

@@ -316,7 +316,7 @@ fn evidence_comes_whole_or_not_at_all() {
         ("gap.1", "other", 1, "a part of the archive is missing"),
         ("researcher.7", "whole", 2, "not replaced"),
         ("researcher.7", "no/such/place", 2, "No such file"),
-        ("researcher", "other", 2, "correct the name"),
+        ("researcher", "other", 2, "correct it"),
     ] {
         let failed = get(life, file);
         assert_eq!(failed.status, status, "{life}: {}", failed.err);

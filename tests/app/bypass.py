@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import socket
 import ssl
 import struct
@@ -175,28 +176,23 @@ def multicast(group, port):
         return {"answer": s.recv(512).hex()}
 
 
-def flood(host, port, count):
-    """Connections kept open, as many as there may be."""
-    kept = []
-    refused = 0
-    for _ in range(int(count)):
-        try:
-            s = socket.create_connection((host, int(port)), timeout=TIMEOUT)
-            s.settimeout(1)
-            kept.append(s)
-        except OSError:
-            refused += 1
-    time.sleep(2)
-    cut = 0
-    for s in kept:
+def flood(host, port, count, most):
+    """Connections begun side by side, and how many stand when those above `most` are over. One after the other they would not be
+    many at a time on a slow machine: the node ends each that says nothing for 10 s."""
+    address = socket.gethostbyname(host)
+    begun = [socket.socket() for _ in range(int(count))]
+    polled = select.poll()
+    for s in begun:
         s.setblocking(False)
-        try:
-            cut += s.recv(1) == b""
-        except BlockingIOError:
-            pass
-        except OSError:
-            cut += 1
-    return {"kept": len(kept) - cut, "cut": cut, "refused": refused}
+        s.connect_ex((address, int(port)))
+        polled.register(s, select.POLLIN)
+    over = {"ended": 0, "reset": 0}
+    until = time.monotonic() + TIMEOUT
+    while sum(over.values()) < len(begun) - int(most) and time.monotonic() < until:
+        for fd, found in polled.poll(1000):
+            over["reset" if found & (select.POLLERR | select.POLLHUP) else "ended"] += 1
+            polled.unregister(fd)
+    return {"kept": len(begun) - sum(over.values()), **over}
 
 
 def slowloris(host, port, header):

@@ -4,15 +4,18 @@ usage: internet.py DIRECTORY
        DIRECTORY has ca.pem, and of each host HOST.pem (certificate and key). QEMU's frames come over DIRECTORY/node.sock and
        DIRECTORY/internet.sock (-netdev dgram, local.type=unix). Prints the port of this machine's loopback that leads to the node's
        gate. Appends what it sees to DIRECTORY/seen.log. DIRECTORY/dns.json says what names stand for: {NAME: [[ADDRESS or "=ALIAS", ...], ...]},
-       one list an answer, the last one from then on.
+       one list an answer, the last one from then on. scripts.json, if there is one, is what the models' hosts answer by (model.py).
 """
 
 import base64, fcntl, json, os, socket, socketserver, ssl, struct, subprocess, sys, threading, time
 
+sys.dont_write_bytecode = True
+import model
+
 NODE = "192.0.2.5"
 GATEWAY = "192.0.2.1"
-# web, other, api, evil, resolver; then what nobody may reach.
-ADDRESSES = ["203.0.113.10", "203.0.113.11", "203.0.113.20", "203.0.113.66", "203.0.113.53", "8.8.8.8", "1.1.1.1",
+# web, other, api, evil, model, claude, resolver; then what nobody may reach.
+ADDRESSES = ["203.0.113.10", "203.0.113.11", "203.0.113.20", "203.0.113.66", "203.0.113.30", "203.0.113.31", "203.0.113.53", "8.8.8.8", "1.1.1.1",
              "169.254.169.254", "168.63.129.16", "10.9.9.9", "192.168.77.7", "100.100.100.200"]
 GATE_PORT = 4466
 directory = sys.argv[1]
@@ -208,7 +211,12 @@ def answer(stream, kind, local):
         key = request.field("authorization") or request.field("x-api-key")
         seen(f"{kind} {local} {request.line} host={request.field('host')} body={len(request.body)} fields={request.fields}")
         path = request.path.split("?")[0]
-        if path == "/reflect":
+        if kind == "tls" and HOSTS.get(local) in MODELS:
+            with open(place("scripts.json")) as file:
+                scripts = json.load(file)
+            fields = {name.lower(): value.strip() for name, value in request.fields}
+            model.respond(stream, path, fields, request.body, scripts, seen)
+        elif path == "/reflect":
             stream.sendall(reply(f"your key is {key}"))
         elif path == "/reflect-base64":
             stream.sendall(reply(base64.b64encode(b"k:" + key.encode())))
@@ -233,7 +241,8 @@ class Http(socketserver.BaseRequestHandler):
         answer(self.request, "http", local)
 
 
-HOSTS = {"203.0.113.10": "web", "203.0.113.11": "other", "203.0.113.20": "api", "203.0.113.66": "evil"}
+HOSTS = {"203.0.113.10": "web", "203.0.113.11": "other", "203.0.113.20": "api", "203.0.113.66": "evil", "203.0.113.30": "model", "203.0.113.31": "claude"}
+MODELS = ["model", "claude"]
 
 
 class Tls(socketserver.BaseRequestHandler):

@@ -17,9 +17,14 @@ pub fn arguments() -> &'static [&'static str] {
     }
 }
 
+/// Whether nodes are emulated.
+pub fn is_emulated() -> bool {
+    !arguments().contains(&"kvm")
+}
+
 /// CPUs of a node with many guests: one where it is emulated, since two at a time still lose a guest in some runs (decision 0007).
 pub fn cpus_for_a_crowd() -> u32 {
-    if arguments().contains(&"kvm") { 2 } else { 1 }
+    if is_emulated() { 1 } else { 2 }
 }
 
 /// Whether KVM runs our own kernel to its first panic (there is no root to mount) within 20 s, and nests.

@@ -122,14 +122,27 @@ pub fn python_archive(app: &Path) -> Result<PathBuf> {
 
 /// An OCI archive of Debian's python3 with one more layer: what stands in `layer`, at the root.
 pub fn rootfs_archive(layer: &Path) -> Result<PathBuf> {
-    let out = crate::workspace()?.join(format!("python-{}.tar", std::process::id()));
-    let output = Command::new(crate::tree().join("scripts/rootfs-python.sh"))
+    archive("rootfs-python.sh", layer)
+}
+
+/// The same with the coding agent in it, and a folder of programs as /app.
+pub fn coder_archive(app: &Path) -> Result<PathBuf> {
+    let layer = crate::workspace()?.join(format!("coder-layer-{}", std::process::id()));
+    copy_files(app, &layer.join("app"))?;
+    let archive = archive("rootfs-coder.sh", &layer);
+    fs::remove_dir_all(&layer)?;
+    archive
+}
+
+fn archive(script: &str, layer: &Path) -> Result<PathBuf> {
+    let out = crate::workspace()?.join(format!("{script}-{}.tar", std::process::id()));
+    let output = Command::new(crate::tree().join("scripts").join(script))
         .arg(&out)
         .arg("--add")
         .arg(layer)
         .output()
-        .context("scripts/rootfs-python.sh")?;
-    ensure!(output.status.success(), "rootfs-python.sh: {}", String::from_utf8_lossy(&output.stderr));
+        .with_context(|| format!("scripts/{script}"))?;
+    ensure!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(out)
 }
 
@@ -140,6 +153,24 @@ pub fn copy_files(from: &Path, to: &Path) -> Result<()> {
         let entry = entry?;
         if entry.file_type()?.is_file() {
             fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Files and folders, but what git and Python keep for themselves.
+pub fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == ".git" || name == "__pycache__" {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            copy_tree(&entry.path(), &to.join(name))?;
+        } else {
+            fs::copy(entry.path(), to.join(name))?;
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 /// The hosts that have a certificate of the test authority.
-const HOSTS: [&str; 4] = ["web", "other", "api", "evil"];
+const HOSTS: [&str; 6] = ["web", "other", "api", "evil", "model", "claude"];
 
 /// A running test internet. Dropping it ends it.
 #[derive(Debug)]

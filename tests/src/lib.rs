@@ -8,6 +8,7 @@ pub mod accel;
 pub mod ctl;
 pub mod fixture;
 pub mod internet;
+pub mod losses;
 pub mod node;
 pub mod qmp;
 pub mod rules;
@@ -17,6 +18,11 @@ pub mod wire;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
+
+/// Whether this is `make soak`: what tests take a short cut of is done whole.
+pub fn is_soak() -> bool {
+    std::env::var_os("NULLBOX_SOAK").is_some()
+}
 
 /// The top of the source tree.
 pub fn tree() -> PathBuf {
@@ -57,7 +63,7 @@ pub fn nullctl() -> Result<PathBuf> {
 pub fn image(arguments: &[&str]) -> Result<String> {
     let output = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(tree())
-        .args(["run", "--quiet", "--package", "image", "--"])
+        .args(["run", "--quiet", "--package", "image", "--target-dir", "target/image", "--"])
         .args(arguments)
         .output()
         .context("cannot run the image builder")?;

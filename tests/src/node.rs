@@ -1,7 +1,7 @@
 //! One booted node: QEMU, its console, its door.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::accel;
+use crate::losses;
 
 /// From power-on to ready, under emulation on a busy machine.
 pub const BOOT_TIME_MAX: Duration = Duration::from_secs(300);
@@ -215,7 +216,7 @@ impl Node {
 
     /// Gives QEMU an order (the QEMU Machine Protocol, docs/interop/qmp-spec of QEMU).
     pub fn qmp(&self, order: &str, arguments: serde_json::Value) -> Result<()> {
-        crate::qmp::order(&self.dir.join(QMP), order, arguments)
+        crate::qmp::order(&self.dir.join(QMP), order, arguments).map(drop)
     }
 
     /// Waits for a text on the console and returns the first line that holds it.
@@ -284,14 +285,17 @@ impl Node {
         Ok(after.split_whitespace().next().unwrap_or_default().to_owned())
     }
 
-    /// Gives the saboteur an order (test images only; src/bin/fault.rs lists them).
+    /// Gives the saboteur an order (test images only; src/bin/fault.rs lists them). Errors: what the saboteur says; [`losses::StandsStill`].
     pub fn fault(&self, order: &str) -> Result<String> {
         let fault = self.fault.as_ref().context("no line to the saboteur")?;
         let mut line = lock(fault);
-        line.get_ref().set_read_timeout(Some(Duration::from_secs(60)))?;
+        line.get_ref().set_read_timeout(Some(Duration::from_secs(240)))?;
         writeln!(line.get_mut(), "{order}")?;
         let mut answer = String::new();
-        line.read_line(&mut answer).with_context(|| format!("no answer to `{order}`"))?;
+        line.read_line(&mut answer).map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => anyhow::Error::new(losses::stands_still(order)),
+            _ => anyhow::Error::new(error).context(format!("no answer to `{order}`")),
+        })?;
         let answer: serde_json::Value = serde_json::from_str(answer.trim())
             .with_context(|| format!("answer to `{order}`: {answer:?}"))?;
         match (answer["ok"].as_str(), answer["error"].as_str()) {
@@ -300,14 +304,25 @@ impl Node {
         }
     }
 
-    /// Keeps the node's folder, with its console log, when the node is dropped: something failed on it. If it went off, tells its
-    /// last words once.
+    /// Keeps the node's folder, with its console log, when the node is dropped: something failed on it. Tells its last words, and
+    /// what its processors do if it is on, so that one that stands still is told from one that is slow.
     pub fn keep_logs(&self) {
-        let is_told = self.keep.swap(true, Ordering::Relaxed);
-        let console = lock(&self.console.text);
-        if console.ended && !is_told {
-            eprintln!("the node went off; its console ends with\n{}", tail(&console.text, 40));
+        self.keep.store(true, Ordering::Relaxed);
+        let (last_words, is_off) = {
+            let console = lock(&self.console.text);
+            (tail(&console.text, 40), console.ended)
+        };
+        let state = match is_off {
+            true => "it is off".to_owned(),
+            false => crate::qmp::processors(&self.dir.join(QMP)).unwrap_or_else(|error| format!("{error:#}")),
+        };
+        if !is_off && self.fault.is_some() && !losses::is_noted() {
+            let _ = self.fault("ps"); // only whether it answers counts, which is noted there
         }
+        eprintln!(
+            "something failed on the node {}: {state}\nits console ends with\n{last_words}",
+            self.machine.name
+        );
     }
 }
 
@@ -382,6 +397,7 @@ fn record(mut output: impl Read + Send + 'static, console: Arc<Console>, path: P
     let mut file = File::create(&path).with_context(|| path.display().to_string())?;
     std::thread::spawn(move || {
         let mut chunk = [0u8; 4096];
+        let mut looked = 0;
         loop {
             let count = output.read(&mut chunk).unwrap_or(0);
             let mut text = lock(&console.text);
@@ -392,6 +408,10 @@ fn record(mut output: impl Read + Send + 'static, console: Arc<Console>, path: P
             }
             let _ = file.write_all(&chunk[..count]); // the log is a convenience
             text.text.push_str(&String::from_utf8_lossy(&chunk[..count]));
+            if let Some(end) = text.text[looked..].rfind('\n') {
+                text.text[looked..looked + end].lines().for_each(losses::look);
+                looked += end + 1;
+            }
             console.grew.notify_all();
         }
     });

@@ -326,8 +326,10 @@ pub struct MemoryUse {
     pub bytes: u64,
 }
 
-/// Parameters of `memory.attach`; the listening Unix socket of the VM's memory port stands beside it. Result: [`Nothing`].
-/// Served as long as the connection lives.
+/// Parameters of `memory.attach`; the listening Unix socket of the VM's memory port stands beside it. Result: [`MemoryAttached`].
+/// Served as long as the connection lives. On it ctxgraph sends a notification `exposure` ([`MemoryExposure`]) before the agent is shown
+/// what raises its exposure, and waits [`crate::limits::MEMORY_NOTED_MS_MAX`] for cage's `noted` ([`MemoryNoted`]); without it the agent is
+/// shown nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MemoryAttach {
@@ -344,6 +346,42 @@ pub struct MemoryAttach {
     /// It finds files of its earlier lives (a kept workspace, a volume), and so what they were exposed to.
     #[serde(default)]
     pub inherits: bool,
+}
+
+/// Result of `memory.attach`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryAttached {
+    /// What the life is exposed to at the begin of the lease, earlier leases of it and what it inherits included.
+    #[serde(default)]
+    pub exposure: Exposure,
+}
+
+/// Notification `exposure`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryExposure {
+    /// Counts up from 1 within a lease.
+    pub number: u64,
+    /// All that the life has seen once it is shown the answer.
+    pub to: Exposure,
+}
+
+/// Notification `noted`: whatever bounds the life goes by that exposure now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryNoted {
+    /// [`MemoryExposure::number`].
+    pub number: u64,
+}
+
+/// Parameters of `memory.expose`, services only: what a life has seen by other ways than its memory. It only grows; answered with
+/// [`super::Nothing`] when whatever the life writes carries it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryExpose {
+    pub instance: Instance,
+    pub seen: Exposure,
 }
 
 /// Parameters of `memory.export`: a bundle (docs/formats/ctxgraph.md) as notifications `output` with [`MemoryChunk`]. Result: [`Exported`].

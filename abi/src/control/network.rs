@@ -35,6 +35,15 @@ pub struct NetAttach {
     pub publish: Vec<crate::manifest::Published>,
     pub credentials: Vec<SecretName>,
     pub budget: Budget,
+    /// It works for this agent: what is denied to that one is denied to it.
+    #[serde(default)]
+    pub works_for: Option<AgentName>,
+    /// Names that may be sent anything, whatever the agent has seen ([`super::NetExpose`]).
+    #[serde(default)]
+    pub trusted: Vec<crate::authority::NamePattern>,
+    /// What this life has seen so far: a network that is made again goes by no less than the one before it.
+    #[serde(default)]
+    pub seen: crate::exposure::Exposure,
 }
 
 /// Result of `net.attach`.
@@ -99,6 +108,12 @@ pub struct AgentGrants {
     pub published_total: u64,
     /// Synthetic address of each name.
     pub synthetic: BTreeMap<HostName, String>,
+    /// What it has seen, by what [`super::NetExpose`] said and by where it connected.
+    #[serde(default)]
+    pub seen: crate::exposure::Exposure,
+    /// By that it reaches names of `trusted_names` only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_confined: bool,
 }
 
 /// Parameters of `net.denials`.
@@ -441,6 +456,8 @@ mod tests {
             publish: Vec::new(),
             published_connections: u32::MAX,
             published_total: u64::MAX,
+            seen: "private_data untrusted_content exfiltration".parse().unwrap(),
+            is_confined: true,
             synthetic: BTreeMap::new(),
         };
         let all = Grants { agents: vec![agent; limits::AGENTS_RUNNING_MAX], left_out: 0 };

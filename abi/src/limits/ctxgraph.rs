@@ -35,6 +35,10 @@ pub const MEMORY_RETENTION_LOOKED_MAX: usize = 10_000;
 pub const MEMORY_IDLE_MS_MAX: u64 = 60 * 60 * 1000;
 /// How long an agent may take to read its answer. Later: closed.
 pub const MEMORY_ANSWER_MS_MAX: u64 = 10_000;
+/// The attestation of a verified patch, in bytes: an event's facts, a checkpoint, base64. Longer: refused unread.
+pub const ATTESTATION_BYTES_MAX: usize = 64 * 1024;
+/// How long ctxgraph waits for cage to note a rise of an agent's exposure. Later: the agent is not shown what raises it.
+pub const MEMORY_NOTED_MS_MAX: u64 = 10_000;
 /// Refusals of one agent that the ledger records in a minute; more are counted and told with the next one recorded.
 pub const MEMORY_DENIALS_PER_MINUTE_MAX: u32 = 30;
 /// Connections one agent may hold to its memory. One more: answered with an error and closed.

@@ -10,6 +10,7 @@ use crate::exposure::Exposure;
 use crate::ids::AgentName;
 use crate::limits;
 use crate::memory::{MemoryGrants, MemoryScope};
+use crate::network::NetworkGrant;
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
@@ -23,15 +24,31 @@ pub(super) struct RawMemory {
 impl Manifest {
     /// What a life of this agent is exposed to before it has read a thing (docs/AGENT.toml.md has the table). Pure.
     pub fn exposure(&self) -> Exposure {
-        let private = !self.credential_refs.is_empty() || !self.read.is_empty() || !self.volumes.is_empty();
         let connected = !self.network_allow.is_empty() || !self.publish.is_empty();
+        let (private, strangers) = match &self.authority {
+            None => (
+                !self.credential_refs.is_empty() || !self.read.is_empty() || !self.volumes.is_empty(),
+                connected,
+            ),
+            // Files are reached through tools, whose results say what they carry. What is left is whom it speaks to by itself.
+            Some(authority) => {
+                let trusted = &authority.sources.trusted_names;
+                let is_trusted =
+                    |grant: &NetworkGrant| trusted.iter().any(|name| name.holds(&grant.name.to_string()));
+                let strange = !self.network_allow.iter().all(is_trusted);
+                (strange && !self.credential_refs.is_empty(), strange || !self.publish.is_empty())
+            }
+        };
         let mut exposure = Exposure::NONE;
         if private {
             exposure = exposure.and(Exposure::PRIVATE_DATA);
         }
+        if strangers {
+            exposure = exposure.and(Exposure::UNTRUSTED_CONTENT);
+        }
         if connected {
-            // Who can ask somebody outside, or answer it, hears strangers and can tell them something.
-            exposure = exposure.and(Exposure::UNTRUSTED_CONTENT).and(Exposure::EXFILTRATION);
+            // Who can ask somebody outside, or answer it, can tell them something.
+            exposure = exposure.and(Exposure::EXFILTRATION);
         }
         exposure
     }

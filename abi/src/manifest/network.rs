@@ -45,7 +45,7 @@ pub(super) struct RawBudget {
 
 const ALLOW: &str = "capabilities.network.allow";
 /// Above it a TOML integer is not exact in every reader (RFC 8259 section 6 says the same of JSON).
-const AMOUNT_MAX: i64 = 1 << 53;
+pub(super) const AMOUNT_MAX: i64 = 1 << 53;
 
 impl Checker<'_> {
     /// Sorted by name; a name and port stand once.

@@ -8,13 +8,22 @@ use crate::limits;
 
 impl Checker<'_> {
     pub(super) fn command(&self, command: Spanned<Vec<Spanned<String>>>) -> Checked<Vec<String>> {
+        self.program(command, "agent.command")
+    }
+
+    /// A program's absolute path with its arguments.
+    pub(super) fn program(
+        &self,
+        command: Spanned<Vec<Spanned<String>>>,
+        field: &str,
+    ) -> Checked<Vec<String>> {
         let span = command.span();
         let args = command.into_inner();
         if args.is_empty() || args.len() > limits::COMMAND_ARGS_MAX {
             let rule = format!("must have 1 to {} parts", limits::COMMAND_ARGS_MAX);
             return self.wrong(
                 span,
-                "agent.command",
+                field,
                 rule,
                 "write for example command = [\"/usr/bin/python3\", \"/app/main.py\"]",
             );
@@ -23,10 +32,10 @@ impl Checker<'_> {
             let text = arg.get_ref();
             if text.len() > limits::COMMAND_ARG_BYTES_MAX || text.contains('\0') {
                 let rule = format!("must be at most {} bytes, without NUL", limits::COMMAND_ARG_BYTES_MAX);
-                return self.wrong(arg.span(), "agent.command", rule, "shorten it");
+                return self.wrong(arg.span(), field, rule, "shorten it");
             }
             if index == 0 {
-                self.path(arg, "agent.command", false)?;
+                self.path(arg, field, false)?;
             }
         }
         Ok(args.into_iter().map(Spanned::into_inner).collect())

@@ -1,7 +1,8 @@
 //! For tests: the guest's end of a control connection, in the test's hands.
 
 use abi::control::Stream;
-use abi::guest::{Denied, Exec, Exit, Frame, Hello, Kind, Ready};
+use abi::guest::{Denied, Exec, Exit, Frame, FrameError, Hello, Kind, PROTOCOL, Ready};
+use abi::tools;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -22,10 +23,14 @@ impl Sink for Kept {
     fn denied(&mut self, _: Denied) {
         self.1 += 1;
     }
+    fn called(&mut self, _: u32, _: tools::Call) -> Result<(), FrameError> {
+        Err(FrameError::Unexpected { got: Kind::Call })
+    }
+    fn call_ended(&mut self, _: u32, _: tools::Ended) {}
 }
 
 pub(crate) fn hello() -> Frame {
-    Frame::json(Kind::Hello, 0, &Hello { protocol: 2, uptime_us: 5 }).unwrap()
+    Frame::json(Kind::Hello, 0, &Hello { protocol: PROTOCOL, uptime_us: 5 }).unwrap()
 }
 
 pub(crate) fn ready() -> Frame {

@@ -35,11 +35,8 @@ impl Life<'_> {
                 continue;
             }
             match mail {
-                Ok(
-                    Mail::Asked
-                    | Mail::Connected(_)
-                    | Mail::Guest(Said::Hello(_) | Said::Ready(_) | Said::Synced),
-                ) => {}
+                Ok(Mail::Asked | Mail::Connected(_) | Mail::Guest(Said::Hello(_) | Said::Ready(_))) => {}
+                Ok(Mail::Guest(Said::Synced)) => self.agent.facts().heard = Some(Instant::now()),
                 Ok(Mail::Guest(_)) if self.held.is_quarantined => {} // said before it was frozen
                 Ok(Mail::Guest(Said::Health(health))) => {
                     if let Some(verdict) = self.checked(&mut vigil, &health) {
@@ -71,7 +68,8 @@ impl Life<'_> {
             let session = self.held.session.as_ref();
             let used = session.and_then(|session| now.checked_sub(session.idle())).unwrap_or(now);
             let runs_execs = session.is_some_and(|session| session.execs_running() > 0);
-            let is_attended = runs_execs || self.agent.is_attended();
+            let asks = self.held.desk.as_ref().is_some_and(|desk| desk.asking() > 0);
+            let is_attended = runs_execs || asks || self.agent.is_attended();
             let bytes = self.network_bytes();
             if let Some(verdict) = vigil.saw(now, used, is_attended, bytes) {
                 return Some(verdict);

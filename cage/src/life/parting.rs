@@ -8,6 +8,7 @@ use abi::ids::Instance;
 use abi::ledger::Event;
 use abi::manifest::RestartPolicy;
 use abi::{limits, log};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,9 +16,12 @@ use super::again::{Outcome, Verdict, decide};
 use super::{End, Life, Mail, note, record};
 use crate::agent::{Agent, Due};
 use crate::agents::{Cage, Cause};
+use crate::guest::Said;
 use crate::state::Happening;
 use crate::{ending, evidence};
 
+/// How long to wait for a better reason than a closed connection.
+const REASON_MS_MAX: u64 = 2_000;
 /// How long a guest has to halt after its grace.
 const HALT_MS_MAX: u64 = 5_000;
 /// Grace for execs once the agent's command has ended.
@@ -28,6 +32,59 @@ const KILL_MS_MAX: u64 = 10_000;
 const LAST_WORDS_MS_MAX: u64 = 500;
 
 impl Life<'_> {
+    /// A candidate without tools claims by ending well; what it left is read while its guest still serves.
+    pub(super) fn take_claim(&self, end: &End) {
+        if let (End::ByItself(exit), Some(errand), Some(session)) =
+            (end, &self.order.errand, &self.held.session)
+            && exit.code == Some(0)
+            && self.order.loaded.manifest.authority.is_none()
+        {
+            errand.take_left(session);
+        }
+    }
+
+    /// What an ending mail means.
+    pub(super) fn ended_by(&mut self, mail: Mail) -> End {
+        match mail {
+            Mail::Stop => End::Stopped,
+            Mail::VmmEnded(status) => {
+                self.held.vmm_ended = Some(status);
+                End::Broken(self.explain(status))
+            }
+            Mail::Asked => End::Broken("asked for what is not legal now".into()),
+            Mail::Guest(Said::Exited(exit)) => End::ByItself(exit),
+            Mail::Guest(Said::Failed(failed)) => End::Broken(ending::of_guest(&failed)),
+            Mail::Guest(Said::Ended(why)) => self.better_reason(why),
+            Mail::Connected(_)
+            | Mail::Guest(Said::Hello(_) | Said::Ready(_) | Said::Synced | Said::Health(_)) => {
+                End::Broken("the guest spoke out of turn".into())
+            }
+        }
+    }
+
+    fn explain(&self, status: ExitStatus) -> String {
+        let oom = self.held.cgroup.as_ref().is_some_and(|cgroup| cgroup.out_of_memory());
+        ending::of_vmm(status, oom, self.order.loaded.manifest.memory_mib, &self.last_words())
+    }
+
+    /// A closed connection is often the first sign of a VMM's end, and the lesser one.
+    fn better_reason(&mut self, why: String) -> End {
+        let deadline = Instant::now() + Duration::from_millis(REASON_MS_MAX);
+        match self.mail(deadline) {
+            Some(Mail::VmmEnded(status)) => {
+                self.held.vmm_ended = Some(status);
+                let explained = self.explain(status);
+                if status.success() {
+                    End::Broken(format!("{why}; {explained}"))
+                } else {
+                    End::Broken(explained)
+                }
+            }
+            Some(Mail::Stop) => End::Stopped,
+            _ => End::Broken(why),
+        }
+    }
+
     /// Lets the guest halt by itself, if it still listens and nobody is in a hurry.
     pub(super) fn wind_down(&mut self, end: &End) {
         let grace_ms = match end {
@@ -83,7 +140,10 @@ impl Life<'_> {
     /// Gives everything back; says what could not be.
     pub(super) fn tear_down(&mut self) -> String {
         let mut problems = Vec::new();
-        self.agent.update(|facts| (facts.session, facts.cgroup) = (None, None));
+        self.agent.update(|facts| (facts.session, facts.cgroup, facts.desk) = (None, None, None));
+        if let Some(desk) = self.held.desk.take() {
+            desk.close();
+        }
         if let Some(Err(error)) = self.held.cgroup.as_ref().map(|cgroup| cgroup.kill()) {
             problems.push(format!("cgroup not killed: {error}"));
         }
@@ -172,7 +232,8 @@ impl Life<'_> {
             record(self.cage, Event::AgentRestarting { instance, reason, attempt });
         }
         let stays_wanted = again || due.is_some() || (self.cage.is_leaving() && !by_itself);
-        self.cage.ended(&instance, stays_wanted && !self.held.is_quarantined);
+        let is_errand = self.order.errand.is_some();
+        self.cage.ended(&instance, stays_wanted && !self.held.is_quarantined && !is_errand);
         due
     }
 

@@ -34,6 +34,7 @@ mod squashfs;
 mod tar;
 mod tree;
 mod upper;
+pub mod work;
 
 pub use error::{ImportError, StoreError};
 pub use holds::{Hold, Holds};

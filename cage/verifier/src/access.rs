@@ -3,7 +3,7 @@
 //! Must hold: what no rule names is refused, since every right is handled. EXECUTE stands on directories only when the
 //! manifest says `shell = true`. Source of the rights: Documentation/userspace-api/landlock.rst, ABI 6.
 
-use crate::plan::{HOME, Plan};
+use crate::plan::{HOME, Plan, TOOLS_HOME};
 
 pub const EXECUTE: u64 = 1 << 0;
 pub const WRITE_FILE: u64 = 1 << 1;
@@ -70,36 +70,51 @@ pub fn rights_for(rights: u64, is_directory: bool) -> u64 {
     if is_directory { rights } else { rights & ON_A_FILE }
 }
 
-/// The directories that the agent can write: granted ones, temporary ones, its home.
-pub fn writable(plan: &Plan) -> impl Iterator<Item = &str> {
-    plan.write.iter().map(String::as_str).chain(["/tmp", "/dev/shm", HOME])
-}
-
-/// All rules of a plan, except EXECUTE on single programs, which takes a look at the files.
+/// All rules of a plan, except EXECUTE on single programs, which takes a look at the files. With tools the agent's own processes reach
+/// none of what was granted.
 pub fn rules(plan: &Plan) -> Vec<Rule> {
     let execute = if plan.shell { EXECUTE } else { 0 };
-    let mut rules = Vec::new();
-    let mut add = |path: &str, rights, required| {
-        rules.push(Rule { path: path.to_owned(), rights, required });
-    };
-    for path in PROGRAM_DIRECTORIES {
-        add(path, READ | execute, false);
+    let mut rules = system(&DEVICES, execute);
+    for path in ["/tmp", "/dev/shm", HOME] {
+        rules.push(rule(path, WRITE | execute, true));
     }
-    add("/proc", READ, true);
-    add("/dev", READ_DIR, true);
-    for path in DEVICES {
-        add(path, USE_DEVICE | READ_DIR, true);
-    }
-    for path in &plan.read {
-        add(path, READ | execute, false);
-    }
-    for path in writable(plan) {
-        add(path, WRITE | execute, true);
-    }
-    for volume in &plan.volumes {
-        add(&volume.path, if volume.read_only { READ } else { WRITE } | execute, true);
+    if plan.tools.is_none() {
+        granted(plan, execute, &mut rules);
     }
     rules
+}
+
+/// The rules of the tools: what was granted, homes of their own, and whatever the host lets `run` execute. No terminals: one would be a way
+/// to the agent.
+pub fn tools_rules(plan: &Plan) -> Vec<Rule> {
+    let mut rules = system(DEVICES.get(..5).unwrap_or_default(), EXECUTE);
+    // Their /tmp and /dev/shm; a walk up from there ends at the mount.
+    for path in [TOOLS_HOME.to_owned(), format!("{TOOLS_HOME}/tmp")] {
+        rules.push(rule(&path, WRITE | EXECUTE, true));
+    }
+    granted(plan, EXECUTE, &mut rules);
+    rules
+}
+
+fn rule(path: &str, rights: u64, required: bool) -> Rule {
+    Rule { path: path.to_owned(), rights, required }
+}
+
+fn system(devices: &[&str], execute: u64) -> Vec<Rule> {
+    let mut rules: Vec<Rule> =
+        PROGRAM_DIRECTORIES.iter().map(|path| rule(path, READ | execute, false)).collect();
+    rules.extend([rule("/proc", READ, true), rule("/dev", READ_DIR, true)]);
+    rules.extend(devices.iter().map(|path| rule(path, USE_DEVICE | READ_DIR, true)));
+    rules
+}
+
+fn granted(plan: &Plan, execute: u64, rules: &mut Vec<Rule>) {
+    rules.extend(plan.read.iter().map(|path| rule(path, READ | execute, false)));
+    rules.extend(plan.written().map(|path| rule(path, WRITE | execute, true)));
+    for volume in &plan.volumes {
+        let rights = if volume.read_only { READ } else { WRITE };
+        rules.push(rule(&volume.path, rights | execute, true));
+    }
 }
 
 #[cfg(test)]
@@ -108,7 +123,11 @@ mod tests {
     use crate::plan::tests::start;
 
     fn rights_on(plan: &Plan, path: &str) -> u64 {
-        rules(plan)
+        rights_in(&rules(plan), path)
+    }
+
+    fn rights_in(rules: &[Rule], path: &str) -> u64 {
+        rules
             .iter()
             .filter(|rule| path == rule.path || path.starts_with(&format!("{}/", rule.path)))
             .fold(0, |rights, rule| rights | rule.rights)
@@ -167,6 +186,29 @@ mod tests {
         start.shell = true;
         let plan = Plan::new(start).unwrap();
         assert_eq!(rights_on(&plan, "/v/ro/x"), READ | EXECUTE);
+    }
+
+    #[test]
+    fn with_tools_the_agent_reaches_nothing_that_was_granted_and_the_tools_nothing_of_the_agents() {
+        let mut start = start();
+        start.shell = true;
+        start.has_tree = true;
+        start.volumes.push(abi::guest::Volume { path: "/v".into(), read_only: false });
+        let without = Plan::new(start.clone()).unwrap();
+        assert_eq!(rights_on(&without, "/work/x"), WRITE | EXECUTE);
+        start.tools = Some(abi::tools::Tools { programs: vec![] });
+        let plan = Plan::new(start).unwrap();
+        let tools = tools_rules(&plan);
+        for (path, rights) in [("/data/x", READ), ("/data/out/x", WRITE), ("/v/x", WRITE), ("/work/x", WRITE)]
+        {
+            assert_eq!(rights_on(&plan, path), 0, "{path}");
+            assert_eq!(rights_in(&tools, path), rights | EXECUTE, "{path}");
+        }
+        for path in ["/home/agent/x", "/tmp/x", "/dev/shm/x", "/dev/pts/0", "/dev/tty"] {
+            assert!(rights_on(&plan, path) & READ_FILE != 0, "{path}");
+            assert_eq!(rights_in(&tools, path) & READ_FILE, 0, "{path}");
+        }
+        assert!(rights_in(&tools, "/usr/x") & (WRITE & !READ) == 0 && rights_on(&plan, "/home/tools/x") == 0);
     }
 
     #[test]

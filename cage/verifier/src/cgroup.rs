@@ -1,4 +1,5 @@
-//! The agent's cgroups (cgroup-v2.rst): one tree with the bounds of all, one leaf for each channel.
+//! The agent's cgroups (cgroup-v2.rst): one tree with the bounds of all, one leaf for each channel, for the tools process
+//! and for each run of a tool.
 //!
 //! Must hold: the file system is mounted nowhere, so an agent cannot even name it. The verifier itself stays in the root group, outside
 //! every bound.
@@ -54,9 +55,8 @@ impl Tree {
         Tree { agent: Rc::new(agent) }
     }
 
-    /// A leaf for a channel.
-    pub fn group(&self, channel: u32) -> io::Result<Group> {
-        let name = format!("channel-{channel}");
+    /// A leaf.
+    pub fn group(&self, name: String) -> io::Result<Group> {
         Ok(Group { dir: make(&self.agent, &name)?, tree: Rc::clone(&self.agent), name })
     }
 

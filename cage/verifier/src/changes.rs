@@ -6,11 +6,12 @@
 use rustix::fs::{Dir, FileType, OFlags, Stat};
 use std::collections::BTreeSet;
 use std::ffi::CStr;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read as _, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use abi::files::{Content, Record, Writer, path_ok};
-use verifier::plan::{HOME, Plan};
+use abi::tools::WORK_PATH;
+use verifier::plan::{HOME, Plan, TOOLS_HOME};
 
 use crate::copy::{Complaints, CopyError, DEPTH_MAX, join, kind, link_target, open_beneath, record};
 use crate::disks::View;
@@ -49,8 +50,9 @@ impl Own {
         let mut files: BTreeSet<String> = SYSTEM.iter().skip(5).map(ToString::to_string).collect();
         files.extend(sealed.map(|path| below(&path.to_string_lossy())));
         let mut directories: BTreeSet<String> = SYSTEM.iter().take(5).map(ToString::to_string).collect();
-        let granted = plan.write.iter().chain(plan.volumes.iter().map(|volume| &volume.path));
-        for path in granted.map(String::as_str).chain([HOME]) {
+        let granted = plan.written().chain(plan.volumes.iter().map(|volume| volume.path.as_str()));
+        let homes = [HOME.to_owned(), format!("{TOOLS_HOME}/tmp")];
+        for path in granted.chain(homes.iter().map(String::as_str)) {
             let path = below(path);
             // Their parents were made with them.
             directories
@@ -76,9 +78,39 @@ pub fn send<W: Write, E: Write>(
     out: W,
     complaints: &mut Complaints<E>,
 ) -> Result<(), CopyError> {
-    let mut comparison = Comparison { own, out: Writer::new(out), complaints };
+    let mut comparison = Comparison { own, out: Writer::new(out), complaints, contents: false };
     let (upper, lower) = (view.upper.try_clone()?, view.lower.try_clone()?);
     comparison.directory(upper, Some(lower), "", false, 0)?;
+    Ok(comparison.out.out().flush()?)
+}
+
+/// Sends the differences of a task's tree to standard output, with contents; the answer is the exit code.
+pub fn claim(view: &View) -> i32 {
+    let mut complaints = Complaints::new(io::stderr().lock());
+    let out = BufWriter::with_capacity(BUFFER_BYTES, io::stdout().lock());
+    let ended = send_tree(view, out, &mut complaints);
+    complaints.finish(ended)
+}
+
+/// Sends what differs below [`WORK_PATH`], relative to it. Nothing may write there meanwhile.
+fn send_tree<W: Write, E: Write>(
+    view: &View,
+    out: W,
+    complaints: &mut Complaints<E>,
+) -> Result<(), CopyError> {
+    let own = Own { files: BTreeSet::new(), directories: BTreeSet::new() };
+    let mut comparison = Comparison { own: &own, out: Writer::new(out), complaints, contents: true };
+    let name = WORK_PATH.trim_start_matches('/');
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    match open_beneath(&view.upper, name, flags) {
+        Ok(upper) => {
+            let lower = open_beneath(&view.lower, name, flags)?;
+            comparison.directory(upper, Some(lower), "", false, 0)?;
+        }
+        // Nothing was ever changed there.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+    }
     Ok(comparison.out.out().flush()?)
 }
 
@@ -86,6 +118,8 @@ struct Comparison<'a, W, E: Write> {
     own: &'a Own,
     out: Writer<W>,
     complaints: &'a mut Complaints<E>,
+    /// Of files too, after their records.
+    contents: bool,
 }
 
 impl<W: Write, E: Write> Comparison<'_, W, E> {
@@ -156,12 +190,19 @@ impl<W: Write, E: Write> Comparison<'_, W, E> {
             if same || self.own.files.contains(path) {
                 return Ok(());
             }
+            if self.contents && is_special(&stat) && matches!(content, Content::File { .. }) {
+                return self.special(path, &stat, below.is_some());
+            }
+            if self.contents && matches!(content, Content::File { .. }) {
+                return self.file(upper, name, path, below.is_some());
+            }
             return self.tell(path, &stat, content, below.is_some());
         }
         let old = below.filter(|(old, _)| FileType::from_raw_mode(old.st_mode) == FileType::Directory);
         match &old {
             Some((old, _)) if old.st_mode == stat.st_mode => {}
             _ if self.own.directories.contains(path) => {}
+            old if self.contents && is_special(&stat) => self.special(path, &stat, old.is_some())?,
             old => self.tell(path, &stat, Content::Directory, old.is_some())?,
         }
         let alone = match is_opaque(upper, name) {
@@ -176,6 +217,31 @@ impl<W: Write, E: Write> Comparison<'_, W, E> {
         match open_beneath(upper, name, flags) {
             Ok(dir) => self.directory(dir, lower, path, alone, depth + 1),
             Err(error) => self.pass_over(path, error),
+        }
+    }
+
+    /// In a claim, what has more than permission bits: it is named, so that it is refused rather than taken for less than it is.
+    fn special(&mut self, path: &str, stat: &Stat, in_rootfs: bool) -> Result<(), CopyError> {
+        let kind = "set-id or sticky entry".to_owned();
+        self.tell(path, stat, Content::Other { kind }, in_rootfs)
+    }
+
+    /// A file with its bytes. It has as many as its own descriptor says.
+    fn file(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        path: &str,
+        in_rootfs: bool,
+    ) -> Result<(), CopyError> {
+        let file = open_beneath(dir, name, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
+        let stat = rustix::fs::fstat(&file).map_err(io::Error::from)?;
+        let bytes = u64::try_from(stat.st_size).unwrap_or(0);
+        self.tell(path, &stat, Content::File { bytes }, in_rootfs)?;
+        let mut rest = std::fs::File::from(file).take(bytes);
+        match io::copy(&mut rest, self.out.out())? {
+            sent if sent < bytes => Err(CopyError::Shrunk(path.to_owned())),
+            _ => Ok(()),
         }
     }
 
@@ -226,6 +292,11 @@ fn content(place: &OwnedFd, stat: &Stat) -> io::Result<Content> {
         FileType::Symlink => Content::Link { target: link_target(place)? },
         other => Content::Other { kind: kind(other).to_owned() },
     })
+}
+
+/// Whether its mode has set-id or sticky bits.
+fn is_special(stat: &Stat) -> bool {
+    stat.st_mode & 0o7000 != 0
 }
 
 /// Whether a copy in the upper directory is what the rootfs has. A program that the verifier took from its owner

@@ -81,6 +81,11 @@ impl Control {
         Frame::json(kind, channel, payload)?.write_to(&mut self.output)
     }
 
+    /// Queues a frame as it is.
+    pub fn pass(&mut self, frame: &Frame) -> Result<(), FrameError> {
+        frame.write_to(&mut self.output)
+    }
+
     /// Queues a data frame.
     pub fn send_data(&mut self, kind: Kind, channel: u32, payload: &[u8]) -> Result<(), FrameError> {
         Frame::data(kind, channel, payload).write_to(&mut self.output)

@@ -12,7 +12,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use abi::guest::{GUEST_UID, Volume};
+use abi::guest::Volume;
 
 use crate::beneath;
 use crate::mounts::{Step, StepError, detached};
@@ -174,8 +174,8 @@ pub struct Mounted {
 }
 
 /// Mounts the volumes, and grows those that may be written.
-pub fn volumes(places: &Places, volumes: &[Volume]) -> Result<Vec<Mounted>, StepError> {
-    let mounted = volumes_as_they_are(places, volumes)?;
+pub fn volumes(places: &Places, volumes: &[Volume], owner: u32) -> Result<Vec<Mounted>, StepError> {
+    let mounted = volumes_as_they_are(places, volumes, owner)?;
     for (index, volume) in mounted.iter().enumerate().filter(|(_, volume)| !volume.read_only) {
         grow(&volume.root, &volume_device(places, index))
             .step(format_args!("grow the volume of `{}` to its disk", volume.path))?;
@@ -183,12 +183,16 @@ pub fn volumes(places: &Places, volumes: &[Volume]) -> Result<Vec<Mounted>, Step
     Ok(mounted)
 }
 
-/// Mounts the volumes and gives the roots of those that may be written to the agent.
-pub fn volumes_as_they_are(places: &Places, volumes: &[Volume]) -> Result<Vec<Mounted>, StepError> {
+/// Mounts the volumes and gives the roots of those that may be written to their user.
+pub fn volumes_as_they_are(
+    places: &Places,
+    volumes: &[Volume],
+    owner: u32,
+) -> Result<Vec<Mounted>, StepError> {
     volumes
         .iter()
         .enumerate()
-        .map(|(index, volume)| volume_at(&volume_device(places, index), volume))
+        .map(|(index, volume)| volume_at(&volume_device(places, index), volume, owner))
         .collect()
 }
 
@@ -196,7 +200,7 @@ fn volume_device(places: &Places, index: usize) -> String {
     device(usize::from(places.layers) + 1 + index)
 }
 
-fn volume_at(device: &str, volume: &Volume) -> Result<Mounted, StepError> {
+fn volume_at(device: &str, volume: &Volume, owner: u32) -> Result<Mounted, StepError> {
     let path = &volume.path;
     let plain = MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOSUID
@@ -210,7 +214,7 @@ fn volume_at(device: &str, volume: &Volume) -> Result<Mounted, StepError> {
     let root = within(&mount).step(format_args!("the volume of `{path}`"))?;
     if !volume.read_only {
         drop_lost_and_found(&root);
-        beneath::chown(&root, GUEST_UID).step(format_args!("give the volume of `{path}` to the agent"))?;
+        beneath::chown(&root, owner).step(format_args!("give the volume of `{path}` to its user"))?;
     }
     Ok(Mounted { mount, root, path: path.clone(), read_only: volume.read_only })
 }

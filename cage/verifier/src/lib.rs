@@ -18,6 +18,7 @@
 
 pub mod access;
 pub mod arch;
+pub mod call;
 pub mod channel;
 pub mod elf;
 pub mod etc;
@@ -25,3 +26,4 @@ pub mod frames;
 pub mod health;
 pub mod plan;
 pub mod seccomp;
+pub mod values;

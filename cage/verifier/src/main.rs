@@ -21,6 +21,7 @@ mod console;
 mod control;
 mod copy;
 mod disks;
+mod few;
 mod mounts;
 mod network;
 mod probe;
@@ -31,6 +32,7 @@ mod serve;
 mod spawn;
 mod sys;
 mod terminal;
+mod tools;
 #[cfg(test)]
 mod world_tests;
 
@@ -116,7 +118,9 @@ fn live() -> Result<(), String> {
     let mounted = stages
         .done("rootfs", disks::rootfs(&places))
         .and_then(|()| stages.done("scratch", disks::scratch(&places)))
-        .and_then(|scratch| Ok((scratch, stages.done("volumes", disks::volumes(&places, &plan.volumes))?)));
+        .and_then(|scratch| {
+            Ok((scratch, stages.done("volumes", disks::volumes(&places, &plan.volumes, plan.files_uid()))?))
+        });
     let (scratch, volumes) = match mounted {
         Ok(mounted) => mounted,
         Err(failure) => return Err(report(&mut control, failure)),
@@ -198,14 +202,19 @@ fn make_world(
     stages.done("names", network::names(&root, plan))?;
     stages.done("network", network::interfaces(plan.network.as_ref()))?;
     stages.done("paths", grant_paths(&root, plan))?;
-    let relay = stages.done("memory", relay::Relay::bind())?;
+    let mut relay = stages.done("memory", relay::Relay::bind())?;
     stages.done("kernel", harden())?;
     let tree = stages.done("cgroup", cgroup::Tree::new(plan.pids_max, total_bytes()))?;
     let sandbox = stages.done("sandbox", sandbox::Sandbox::new(plan))?;
     sandbox::tell_missing(plan);
+    let tools = match &plan.tools {
+        Some(_) => Some(stages.done("tools", tools::start(&root, plan, &tree))?),
+        None => None,
+    };
+    relay.tools = tools.as_ref().map(|tools| tools.leader);
     let own = changes::Own::new(plan, sandbox.sealed());
     let disks = std::iter::once(scratch).chain(volumes).collect();
-    Ok(World { sandbox, tree, relay, disks, view, own })
+    Ok(World { sandbox, tree, relay, disks, view, own, tools })
 }
 
 /// The agent's root with its volumes, and the view for diffs, which can only be made before.
@@ -216,9 +225,8 @@ fn enter_root(places: &Places, volumes: Vec<Mounted>) -> Result<(OwnedFd, Vec<Ow
 }
 
 fn grant_paths(root: &OwnedFd, plan: &Plan) -> Result<(), StepError> {
-    for path in &plan.write {
-        beneath::granted(root, path, abi::guest::GUEST_UID)
-            .step(format_args!("filesystem.write `{path}`"))?;
+    for path in plan.written() {
+        beneath::granted(root, path, plan.files_uid()).step(format_args!("filesystem.write `{path}`"))?;
     }
     Ok(())
 }

@@ -12,6 +12,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use abi::guest::GUEST_UID;
+use abi::tools::TOOLS_UID;
+use verifier::plan::TOOLS_HOME;
 
 use crate::beneath;
 use crate::disks::{self, Mounted, Places};
@@ -71,6 +73,40 @@ fn system_directories(root: &OwnedFd) -> Result<(), StepError> {
     let run = beneath::directory(root, "run/nullbox").step("make /run/nullbox")?;
     drop(run);
     Ok(())
+}
+
+/// The home of the tools, and what becomes their /tmp and /dev/shm.
+pub fn tools_home(root: &OwnedFd) -> Result<(), StepError> {
+    for (path, mode) in [(TOOLS_HOME.to_owned(), 0o700), (format!("{TOOLS_HOME}/tmp"), 0o1777)] {
+        let place = beneath::granted(root, &path, TOOLS_UID).step(&path)?;
+        set_mode(&place, mode).step(&path)?;
+    }
+    Ok(())
+}
+
+/// In the tools process, in mounts of its own: nothing that both can write is seen by tools and agent.
+pub fn own_temporary() -> Result<(), StepError> {
+    let own = format!("{TOOLS_HOME}/tmp");
+    for place in ["/tmp", "/dev/shm"] {
+        rustix::mount::mount_bind(&own, place).step(format_args!("the tools' own {place}"))?;
+    }
+    Ok(())
+}
+
+/// Hides a directory of the tools from the agent, under an empty one: a socket that a tool made there would be a way to it. A file is
+/// left as it is; nobody but root can put something else in its place.
+pub fn cover(root: &OwnedFd, path: &str) -> Result<(), StepError> {
+    let place = beneath::granted_place(root, path).step(path)?;
+    let stat = rustix::fs::fstat(&place).step(path)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        return Ok(());
+    }
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC
+        | MountAttrFlags::MOUNT_ATTR_RDONLY;
+    attach(root, path, "tmpfs", &[("mode", "555"), ("size", "4k")], attributes)
+        .step(format_args!("cover {path}"))
 }
 
 /// Mounts a new file system on a directory that is reached without following links.

@@ -6,11 +6,14 @@
 use abi::guest::{Exec, FilesJob, GuestNetwork, HealthProbe, Start, TerminalSize, Volume};
 use abi::ids::Instance;
 use abi::limits;
+use abi::tools::{BUILT_IN, Tools, WORK_PATH};
 use std::ffi::CString;
 use std::net::Ipv4Addr;
 
 /// The agent's home, made for it; HOME of its environment.
 pub const HOME: &str = "/home/agent";
+/// The tools' home; their /tmp and /dev/shm are in it.
+pub const TOOLS_HOME: &str = "/home/tools";
 /// What belongs to the guest's system and is never granted for writing.
 const SYSTEM_TOPS: [&str; 4] = ["proc", "sys", "dev", "run"];
 /// Bytes of all arguments and variables together, well below what execve(2) takes.
@@ -29,7 +32,7 @@ pub enum PlanError {
     System { field: &'static str, path: String },
     #[error("volumes `{0}`: two volumes lie in one another")]
     Overlap(String),
-    #[error("rootfs_disks: must be 1 to {}", limits::ROOTFS_DISKS_MAX)]
+    #[error("rootfs_disks: must be 1 to {}", limits::GUEST_LAYERS_MAX)]
     Disks,
     #[error("terminal: rows and columns must be 1 to {}", limits::TERMINAL_SIZE_MAX)]
     Terminal,
@@ -45,6 +48,8 @@ pub enum PlanError {
     Pids,
     #[error("network: {0}")]
     Network(&'static str),
+    #[error("tools: `{0}` is not a name of a tool, is one of the verifier's, or comes twice")]
+    Tool(String),
 }
 
 /// A program ready for execve(2).
@@ -96,6 +101,9 @@ pub struct Plan {
     pub stdin: bool,
     pub terminal: Option<TerminalSize>,
     pub health: Option<HealthProbe>,
+    pub tools: Option<Tools>,
+    /// A task's tree stands at [`WORK_PATH`].
+    pub has_tree: bool,
 }
 
 impl Plan {
@@ -112,12 +120,13 @@ impl Plan {
         let read = paths("filesystem.read", start.read)?;
         let write = paths("filesystem.write", start.write)?;
         not_system("filesystem.write", &write)?;
-        if !(1..=limits::ROOTFS_DISKS_MAX).contains(&usize::from(start.rootfs_disks)) {
+        if !(1..=limits::GUEST_LAYERS_MAX).contains(&usize::from(start.rootfs_disks)) {
             return Err(PlanError::Disks);
         }
         check_volumes(&start.volumes)?;
         check_terminal(start.terminal)?;
         start.health.as_ref().map_or(Ok(()), check_health)?;
+        start.tools.as_ref().map_or(Ok(()), check_tools)?;
         let mut programs: Vec<String> = start.command.into_iter().take(1).collect();
         programs.extend(paths("exec", start.exec)?);
         Ok(Plan {
@@ -136,7 +145,33 @@ impl Plan {
             stdin: start.stdin,
             terminal: start.terminal,
             health: start.health,
+            tools: start.tools,
+            has_tree: start.has_tree,
         })
+    }
+
+    /// The paths that are written by whoever works on the files: the tools, where there are any, else the agent. Beside the volumes.
+    pub fn written(&self) -> impl Iterator<Item = &str> {
+        self.write.iter().map(String::as_str).chain(self.has_tree.then_some(WORK_PATH))
+    }
+
+    /// User and group of whoever works on the files.
+    pub fn files_uid(&self) -> u32 {
+        if self.tools.is_some() { abi::tools::TOOLS_UID } else { abi::guest::GUEST_UID }
+    }
+
+    /// The agent's PATH, if its environment has one.
+    pub fn path(&self) -> Option<&str> {
+        let variables = self.program.env.iter().filter_map(|variable| variable.to_str().ok());
+        variables.filter_map(|variable| variable.strip_prefix("PATH=")).next_back()
+    }
+
+    /// A run of a tool, in the environment of a verify command: what passes in a run is not to fail there for a variable. What the
+    /// agent's own holds is not for the programs of a tree.
+    pub fn run(&self, command: &[String], workdir: &str) -> Result<Program, PlanError> {
+        let mut env = vec![format!("HOME={TOOLS_HOME}"), "LANG=C.UTF-8".to_owned(), "TERM=dumb".to_owned()];
+        env.extend(self.path().map(|path| format!("PATH={path}")));
+        program(command, env, workdir)
     }
 
     /// An exec in this agent's sandbox: its variables replace the agent's of the same name.
@@ -230,7 +265,7 @@ fn check_path(field: &'static str, path: &str, root_too: bool) -> Result<(), Pla
 pub fn check_job(job: &FilesJob) -> Result<(), PlanError> {
     match job {
         FilesJob::Read { path } | FilesJob::Write { path } => check_path("path", path, true),
-        FilesJob::Changes => Ok(()),
+        FilesJob::Changes | FilesJob::Claim => Ok(()),
     }
 }
 
@@ -281,6 +316,23 @@ fn check_health(probe: &HealthProbe) -> Result<(), PlanError> {
     }
 }
 
+fn check_tools(tools: &Tools) -> Result<(), PlanError> {
+    let most = limits::TOOLS_PER_AGENT_MAX;
+    if tools.programs.len() > most {
+        return Err(PlanError::TooMany { field: "tools", most });
+    }
+    for (index, (name, command)) in tools.programs.iter().enumerate() {
+        let letters = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
+        let is_taken = BUILT_IN.iter().any(|(known, _)| known == name)
+            || tools.programs.iter().skip(index + 1).any(|(other, _)| other == name);
+        if name.is_empty() || name.len() > limits::AGENT_NAME_BYTES_MAX || !letters || is_taken {
+            return Err(PlanError::Tool(name.chars().take(64).flat_map(char::escape_default).collect()));
+        }
+        program(command, Vec::new(), "/")?;
+    }
+    Ok(())
+}
+
 fn not_system(field: &'static str, paths: &[String]) -> Result<(), PlanError> {
     let is_system = |path: &&String| {
         let top = path.split('/').nth(1).unwrap_or_default();
@@ -312,6 +364,8 @@ pub(crate) mod tests {
 
     pub(crate) fn start() -> Start {
         Start {
+            tools: None,
+            has_tree: false,
             instance: "researcher.3".into(),
             command: vec!["/usr/bin/python3".into(), "/app/main.py".into()],
             env: vec!["PATH=/usr/bin".into(), "HOME=/home/agent".into()],
@@ -351,10 +405,14 @@ pub(crate) mod tests {
         fn volume(s: &mut Start, path: &str) {
             s.volumes.push(Volume { path: path.into(), read_only: false });
         }
+        fn tool(s: &mut Start, name: &str, program: &str) {
+            let tools = s.tools.get_or_insert(Tools { programs: vec![] });
+            tools.programs.push((name.into(), vec![program.into()]));
+        }
         fn health(s: &mut Start, port: u16, path: &str, interval_secs: u32) {
             s.health = Some(HealthProbe { port, path: path.into(), interval_secs });
         }
-        let wrong: [(&str, Change); 27] = [
+        let wrong: [(&str, Change); 31] = [
             ("instance", |s| s.instance = "a".into()),
             ("command", |s| s.command.clear()),
             ("command", |s| s.command = vec!["python".into()]),
@@ -371,11 +429,15 @@ pub(crate) mod tests {
             ("network", |s| s.network.as_mut().unwrap().address = "::1".into()),
             ("network", |s| s.network.as_mut().unwrap().mtu = 1),
             ("rootfs_disks", |s| s.rootfs_disks = 0),
-            ("rootfs_disks", |s| s.rootfs_disks = limits::ROOTFS_DISKS_MAX as u8 + 1),
+            ("rootfs_disks", |s| s.rootfs_disks = limits::GUEST_LAYERS_MAX as u8 + 1),
             ("volumes", |s| volume(s, "/run/x")),
             ("volumes", |s| volume(s, "/a/../b")),
             ("volumes", |s| ["/v/a", "/v"].into_iter().for_each(|path| volume(s, path))),
             ("volumes", |s| (0..=limits::VOLUMES_PER_AGENT_MAX).for_each(|n| volume(s, &format!("/v{n}")))),
+            ("tools", |s| tool(s, "", "/x")),
+            ("tools", |s| tool(s, "read", "/x")),
+            ("tools", |s| ["x", "x"].into_iter().for_each(|name| tool(s, name, "/x"))),
+            ("command", |s| tool(s, "x", "x")),
             ("terminal", |s| s.terminal = Some(TerminalSize { rows: 0, columns: 80 })),
             ("terminal", |s| s.terminal = Some(TerminalSize { rows: 24, columns: 1001 })),
             ("health", |s| health(s, 0, "/", 1)),
@@ -407,6 +469,21 @@ pub(crate) mod tests {
         assert_eq!(program.workdir.to_str(), Ok("/"));
         assert!(plan.exec(exec(&[], "relative")).is_err());
         assert!(plan.exec(exec(&["NOVALUE"], "")).is_err());
+    }
+
+    #[test]
+    fn a_run_has_the_path_of_the_agents_environment_and_nothing_else_of_it() {
+        let mut start = start();
+        start.env.extend([
+            "GREETING=hello".into(),
+            "PATHS=/x".into(),
+            "LANG=de".into(),
+            "LD_PRELOAD=/x".into(),
+        ]);
+        let plan = Plan::new(start).unwrap();
+        let program = plan.run(&["/bin/true".into()], "/").unwrap();
+        let env: Vec<_> = program.env.iter().map(|v| v.to_str().unwrap()).collect();
+        assert_eq!(env, ["HOME=/home/tools", "LANG=C.UTF-8", "TERM=dumb", "PATH=/usr/bin"]);
     }
 
     #[test]

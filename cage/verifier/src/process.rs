@@ -61,11 +61,11 @@ pub enum Read {
 impl Process {
     /// A channel of what was just started.
     pub fn new(spawned: Spawned, group: Group, window: Window) -> Process {
-        let terminal = spawned.stderr.is_none();
+        let terminal = spawned.terminal;
         Process {
             group,
             leader: spawned.leader,
-            life: Life::new(!terminal),
+            life: Life::new(spawned.stderr.is_some()),
             stdout: Some(spawned.stdout),
             stderr: spawned.stderr,
             abandoned: None,

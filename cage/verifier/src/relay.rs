@@ -6,13 +6,14 @@
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::Shutdown;
+use rustix::process::Pid;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 
-use abi::guest::{GUEST_MEMORY_SOCKET, MEMORY_PORT};
+use abi::guest::{GUEST_MEMORY_SOCKET, GUEST_UID, MEMORY_PORT};
 use abi::limits;
 
 use crate::console;
@@ -25,6 +26,8 @@ const CHUNK_BYTES: usize = 16 * 1024;
 pub struct Relay {
     listener: UnixListener,
     links: Vec<Link>,
+    /// The tools process, which speaks for the agent; what it runs does not.
+    pub tools: Option<Pid>,
 }
 
 #[derive(Debug, Default)]
@@ -49,7 +52,7 @@ impl Relay {
         let listener = UnixListener::bind(GUEST_MEMORY_SOCKET)?;
         listener.set_nonblocking(true)?;
         fs::set_permissions(GUEST_MEMORY_SOCKET, fs::Permissions::from_mode(0o666))?;
-        Ok(Relay { listener, links: Vec::new() })
+        Ok(Relay { listener, links: Vec::new(), tools: None })
     }
 
     /// The listener, to poll while there is room for one more.
@@ -73,6 +76,10 @@ impl Relay {
     pub fn accept(&mut self) {
         let link = self.listener.accept().and_then(|(agent, _)| {
             agent.set_nonblocking(true)?;
+            let peer = rustix::net::sockopt::socket_peercred(&agent)?;
+            if peer.uid.as_raw() != GUEST_UID && Some(peer.pid) != self.tools {
+                return Err(io::Error::other("a run has no memory of its own: the agent uses tool.memory"));
+            }
             let host = sys::vsock(true)?;
             match sys::vsock_connect(host.as_fd(), MEMORY_PORT) {
                 Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
@@ -211,6 +218,7 @@ mod tests {
             listener: UnixListener::bind(std::env::temp_dir().join(format!("relay-{}", std::process::id())))
                 .unwrap(),
             links: vec![link],
+            tools: None,
         };
         assert_eq!(relay.interests().count(), 1, "the agent's end is gone, the host's may still speak");
         let _ = fs::remove_file(std::env::temp_dir().join(format!("relay-{}", std::process::id())));

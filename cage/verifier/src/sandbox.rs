@@ -5,7 +5,7 @@
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit};
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::thread::{CapabilitySet, CapabilitySets, ThreadNameSpaceType};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read as _};
@@ -14,10 +14,11 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use abi::guest::GUEST_UID;
+use abi::tools::TOOLS_UID;
 use verifier::access::{self, Rule};
 use verifier::elf::{self, Needs};
 use verifier::plan::Plan;
-use verifier::seccomp;
+use verifier::seccomp::{self, Filtered};
 
 use crate::console;
 use crate::mounts::{Step, StepError};
@@ -44,12 +45,16 @@ pub struct Sandbox {
     pinned: Vec<OwnedFd>,
     filter: Vec<libc::sock_filter>,
     sealed: BTreeSet<PathBuf>,
+    user: u32,
+    /// A process whose mounts and System V objects are those of everything in here (pidfd).
+    namespaces: Option<OwnedFd>,
 }
 
 impl Sandbox {
     /// Resolves the plan's paths in the current root, once.
     pub fn new(plan: &Plan) -> Result<Sandbox, StepError> {
-        let mut sandbox = Sandbox::with_rules(&access::rules(plan), plan.shell)?;
+        let filter = Filtered::Agent { shell: plan.shell };
+        let mut sandbox = Sandbox::with_rules(&access::rules(plan), filter, GUEST_UID)?;
         if !plan.shell {
             for program in &plan.programs {
                 sandbox.allow_program(program).step("command and exec")?;
@@ -58,7 +63,22 @@ impl Sandbox {
         Ok(sandbox)
     }
 
-    fn with_rules(rules: &[Rule], shell: bool) -> Result<Sandbox, StepError> {
+    /// The tools' own: they may execute whatever the host lets them.
+    pub fn of_tools(plan: &Plan) -> Result<Sandbox, StepError> {
+        Sandbox::with_rules(&access::tools_rules(plan), Filtered::Tools, TOOLS_UID)
+    }
+
+    /// From here on its children enter the namespaces of this process.
+    pub fn within(&mut self, process: OwnedFd) {
+        self.namespaces = Some(process);
+    }
+
+    /// Whose it is.
+    pub fn user(&self) -> u32 {
+        self.user
+    }
+
+    fn with_rules(rules: &[Rule], filtered: Filtered, user: u32) -> Result<Sandbox, StepError> {
         let abi = sys::landlock_abi().step("landlock")?;
         if abi < access::ABI_MIN {
             return Err(io::Error::other(format!(
@@ -68,8 +88,14 @@ impl Sandbox {
             .step("landlock");
         }
         let ruleset = sys::landlock_ruleset(access::HANDLED, access::SCOPED).step("landlock ruleset")?;
-        let mut sandbox =
-            Sandbox { ruleset, pinned: Vec::new(), filter: seccomp::filter(shell), sealed: BTreeSet::new() };
+        let mut sandbox = Sandbox {
+            ruleset,
+            pinned: Vec::new(),
+            filter: seccomp::filter(filtered),
+            sealed: BTreeSet::new(),
+            user,
+            namespaces: None,
+        };
         for rule in rules {
             match sandbox.allow(Path::new(&rule.path), rule.rights) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !rule.required => {}
@@ -147,7 +173,12 @@ impl Sandbox {
 
     /// In a child: gives up everything, in the one order that works.
     pub fn enter(&self, workdir: &std::ffi::CStr) -> Result<(), StepError> {
-        give_up_root().step("give up root")?;
+        if let Some(process) = &self.namespaces {
+            let own = ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION;
+            rustix::thread::move_into_thread_name_spaces(process.as_fd(), own)
+                .step("enter the tools' mounts")?;
+        }
+        give_up_root(self.user).step("give up root")?;
         rustix::process::chdir(workdir)
             .step(format_args!("working directory `{}`", workdir.to_string_lossy()))?;
         rustix::thread::set_no_new_privs(true).step("no_new_privs")?;
@@ -156,7 +187,7 @@ impl Sandbox {
     }
 }
 
-fn give_up_root() -> io::Result<()> {
+fn give_up_root(user: u32) -> io::Result<()> {
     for bit in 0..CAPABILITY_BITS {
         match rustix::thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)) {
             Ok(()) => {}
@@ -164,7 +195,7 @@ fn give_up_root() -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    let (uid, gid) = (rustix::process::Uid::from_raw(GUEST_UID), rustix::process::Gid::from_raw(GUEST_UID));
+    let (uid, gid) = (rustix::process::Uid::from_raw(user), rustix::process::Gid::from_raw(user));
     rustix::thread::set_thread_groups(&[])?;
     rustix::thread::set_thread_res_gid(gid, gid, gid)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid)?;
@@ -285,7 +316,7 @@ mod tests {
         if !kernel_is_new_enough() {
             return;
         }
-        let sandbox = Sandbox::with_rules(&rules, shell).unwrap();
+        let sandbox = Sandbox::with_rules(&rules, Filtered::Agent { shell }, GUEST_UID).unwrap();
         let thread = std::thread::spawn(move || {
             sandbox.enter(ROOT).unwrap();
             probe();
@@ -385,13 +416,13 @@ mod tests {
         }
         let mut missing = rule("/nonexistent", access::READ);
         assert!(
-            Sandbox::with_rules(std::slice::from_ref(&missing), true)
+            Sandbox::with_rules(std::slice::from_ref(&missing), Filtered::Tools, GUEST_UID)
                 .unwrap_err()
                 .to_string()
                 .contains("/nonexistent")
         );
         missing.required = false;
-        Sandbox::with_rules(&[missing], true).unwrap();
+        Sandbox::with_rules(&[missing], Filtered::Tools, GUEST_UID).unwrap();
     }
 
     #[test]

@@ -102,8 +102,42 @@ fn answer_if(program: &mut Vec<sock_filter>, test: u32, k: u32, value: u32) {
     program.extend([op(test, k, 0, 1), op(RETURN, value, 0, 0)]);
 }
 
-/// The filter. `shell` says whether files without a path may become programs (memfd_create with MFD_EXEC).
-pub fn filter(shell: bool) -> Vec<sock_filter> {
+/// Who the filter is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filtered {
+    /// `shell` says whether files without a path may become programs (memfd_create with MFD_EXEC).
+    Agent { shell: bool },
+    /// Tools have no sockets but Unix ones, and may execute what they like.
+    Tools,
+}
+
+/// For socket(2): Unix ones; with a network IPv4 and IPv6 too, and the netlink family that lists addresses. vsock above all stays the verifier's.
+fn sockets(network: bool) -> Vec<sock_filter> {
+    let refused = errno(libc::EPERM);
+    match network {
+        true => vec![
+            op(LOAD, arg(0), 0, 0),
+            op(IF_EQUAL, libc::AF_UNIX as u32, 6, 0),
+            op(IF_EQUAL, libc::AF_INET as u32, 5, 0),
+            op(IF_EQUAL, libc::AF_INET6 as u32, 4, 0),
+            op(IF_EQUAL, libc::AF_NETLINK as u32, 0, 2),
+            op(LOAD, arg(2), 0, 0),
+            op(IF_EQUAL, libc::NETLINK_ROUTE as u32, 1, 0),
+            op(RETURN, refused, 0, 0),
+            op(RETURN, ALLOW, 0, 0),
+        ],
+        false => vec![
+            op(LOAD, arg(0), 0, 0),
+            op(IF_EQUAL, libc::AF_UNIX as u32, 1, 0),
+            op(RETURN, refused, 0, 0),
+            op(RETURN, ALLOW, 0, 0),
+        ],
+    }
+}
+
+/// The filter.
+pub fn filter(who: Filtered) -> Vec<sock_filter> {
+    let shell = who != Filtered::Agent { shell: false };
     let refused = errno(libc::EPERM);
     let mut program = vec![
         op(LOAD, ARCH, 0, 0),
@@ -132,21 +166,7 @@ pub fn filter(shell: bool) -> Vec<sock_filter> {
             op(RETURN, ALLOW, 0, 0),
         ],
     );
-    // Unix, IPv4 and IPv6 sockets, and the netlink family that lists addresses; vsock above all stays the verifier's.
-    only_for(
-        libc::SYS_socket,
-        vec![
-            op(LOAD, arg(0), 0, 0),
-            op(IF_EQUAL, libc::AF_UNIX as u32, 6, 0),
-            op(IF_EQUAL, libc::AF_INET as u32, 5, 0),
-            op(IF_EQUAL, libc::AF_INET6 as u32, 4, 0),
-            op(IF_EQUAL, libc::AF_NETLINK as u32, 0, 2),
-            op(LOAD, arg(2), 0, 0),
-            op(IF_EQUAL, libc::NETLINK_ROUTE as u32, 1, 0),
-            op(RETURN, refused, 0, 0),
-            op(RETURN, ALLOW, 0, 0),
-        ],
-    );
+    only_for(libc::SYS_socket, sockets(matches!(who, Filtered::Agent { .. })));
     // A terminal's input comes from the host; a process that could push into it would type for whoever reads next.
     only_for(
         libc::SYS_ioctl,
@@ -201,7 +221,7 @@ mod tests {
     }
 
     fn here(nr: i64, args: [u64; 6]) -> u32 {
-        run(&filter(false), arch::AUDIT_ARCH, nr, args)
+        run(&filter(Filtered::Agent { shell: false }), arch::AUDIT_ARCH, nr, args)
     }
 
     #[test]
@@ -216,7 +236,7 @@ mod tests {
 
     #[test]
     fn another_architecture_kills_and_another_abi_is_refused() {
-        assert_eq!(run(&filter(true), 0x4000_0003, libc::SYS_read, [0; 6]), KILL);
+        assert_eq!(run(&filter(Filtered::Tools), 0x4000_0003, libc::SYS_read, [0; 6]), KILL);
         if arch::FOREIGN_CALLS_FROM > 0 {
             assert_eq!(here(i64::from(arch::FOREIGN_CALLS_FROM), [0; 6]), errno(libc::EPERM));
         }
@@ -233,6 +253,19 @@ mod tests {
         assert_eq!(socket(libc::AF_NETLINK, libc::NETLINK_AUDIT), errno(libc::EPERM));
         for domain in [libc::AF_VSOCK, libc::AF_PACKET, libc::AF_ALG, libc::AF_BLUETOOTH, 0, 99] {
             assert_eq!(socket(domain, 0), errno(libc::EPERM), "{domain}");
+        }
+    }
+
+    #[test]
+    fn tools_have_no_sockets_but_unix_ones() {
+        let socket = |domain: i32| {
+            run(&filter(Filtered::Tools), arch::AUDIT_ARCH, libc::SYS_socket, [domain as u64, 1, 0, 0, 0, 0])
+        };
+        assert_eq!(socket(libc::AF_UNIX), ALLOW);
+        for domain in
+            [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_VSOCK, libc::AF_PACKET, 0, 99]
+        {
+            assert_eq!(socket(domain), errno(libc::EPERM), "{domain}");
         }
     }
 
@@ -262,6 +295,8 @@ mod tests {
         let args = [0, u64::from(MFD_EXEC) | 1, 0, 0, 0, 0];
         assert_eq!(here(libc::SYS_memfd_create, args), errno(libc::EPERM));
         assert_eq!(here(libc::SYS_memfd_create, [0, 1, 0, 0, 0, 0]), ALLOW);
-        assert_eq!(run(&filter(true), arch::AUDIT_ARCH, libc::SYS_memfd_create, args), ALLOW);
+        for who in [Filtered::Agent { shell: true }, Filtered::Tools] {
+            assert_eq!(run(&filter(who), arch::AUDIT_ARCH, libc::SYS_memfd_create, args), ALLOW);
+        }
     }
 }

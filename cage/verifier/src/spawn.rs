@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use abi::guest::{FilesJob, GUEST_UID, TerminalSize};
+use abi::guest::{FilesJob, TerminalSize};
 use verifier::plan::Program;
 
 use crate::cgroup::Group;
@@ -27,8 +27,9 @@ pub struct Spawned {
     pub leader: Pid,
     pub stdin: Option<OwnedFd>,
     pub stdout: OwnedFd,
-    /// None: a terminal, whose output is all standard output.
+    /// None: all output is standard output.
     pub stderr: Option<OwnedFd>,
+    pub terminal: bool,
 }
 
 /// What a child does.
@@ -40,6 +41,8 @@ pub enum Work<'a> {
     Files(&'a FilesJob),
     /// Sends what differs from the rootfs: as root, since a workspace is compared as it is, and able to do no more than read.
     Changes(&'a View, &'a Own),
+    /// The same of a task's tree, with contents.
+    Claim(&'a View),
 }
 
 /// What a process reads from and writes to.
@@ -48,6 +51,8 @@ pub enum Stdio {
     /// Two pipes; the input is at its end at once.
     Outputs,
     Pipes,
+    /// An input, and one pipe for both outputs.
+    Merged,
     Terminal(TerminalSize),
 }
 
@@ -70,14 +75,21 @@ const LAST_WORDS_BYTES_MAX: u64 = 1024;
 
 /// Starts a child. Returns when it is behind its walls, a program when its exec has happened; or when that failed.
 pub fn spawn(work: Work<'_>, sandbox: &Sandbox, group: &Group, stdio: Stdio) -> Result<Spawned, SpawnError> {
-    let (ours, childs) = ends(stdio)?;
+    let (Ends { stdin, stdout, stderr }, childs) = ends(stdio, sandbox.user())?;
+    let terminal = matches!(stdio, Stdio::Terminal(_));
+    let leader = fork_child(|words| run_child(work, sandbox, group, childs, terminal, words))?;
+    Ok(Spawned { leader, stdin, stdout, stderr, terminal })
+}
+
+/// Forks a child that says why it did not come up, or closes its end of a pipe when it did.
+pub fn fork_child(child: impl FnOnce(OwnedFd)) -> Result<Pid, SpawnError> {
     let (last_words, child_words) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).step("status pipe")?;
     let Some(pid) = sys::fork().step("fork")? else {
-        drop((last_words, ours));
-        let terminal = matches!(stdio, Stdio::Terminal(_));
-        run_child(work, sandbox, group, childs, terminal, child_words);
+        drop(last_words);
+        child(child_words);
+        sys::exit_now(127)
     };
-    drop((child_words, childs));
+    drop((child_words, child));
     let mut words = Vec::new();
     // Ends when the child is ready or dies; what stands between takes no input and waits for nobody.
     File::from(last_words).take(LAST_WORDS_BYTES_MAX).read_to_end(&mut words).step("status pipe")?;
@@ -86,9 +98,7 @@ pub fn spawn(work: Work<'_>, sandbox: &Sandbox, group: &Group, stdio: Stdio) -> 
         Some((_, words)) => return Err(SpawnError::Child(String::from_utf8_lossy(words).into_owned())),
         None => {}
     }
-    let leader = Pid::from_raw(pid).ok_or_else(|| io::Error::other("no pid")).step("fork")?;
-    let Ends { stdin, stdout, stderr } = ours;
-    Ok(Spawned { leader, stdin, stdout, stderr })
+    Ok(Pid::from_raw(pid).ok_or_else(|| io::Error::other("no pid")).step("fork")?)
 }
 
 struct Ends {
@@ -98,36 +108,39 @@ struct Ends {
 }
 
 /// Our ends and the child's three.
-fn ends(stdio: Stdio) -> Result<(Ends, [OwnedFd; 3]), StepError> {
+fn ends(stdio: Stdio, owner: u32) -> Result<(Ends, [OwnedFd; 3]), StepError> {
     if let Stdio::Terminal(size) = stdio {
         let (master, agent) = terminal::open(size).step("terminal")?;
         let copy = |fd: &OwnedFd| fd.try_clone().step("terminal");
         let childs = [copy(&agent)?, copy(&agent)?, agent];
         return Ok((Ends { stdin: Some(copy(&master)?), stdout: master, stderr: None }, childs));
     }
-    let (stdout, child_stdout) = output_pipe().step("output pipe")?;
-    let (stderr, child_stderr) = output_pipe().step("output pipe")?;
+    let (stdout, child_stdout) = output_pipe(owner).step("output pipe")?;
+    let (stderr, child_stderr) = match stdio {
+        Stdio::Merged => (None, child_stdout.try_clone().step("output pipe")?),
+        _ => output_pipe(owner).map(|(ours, childs)| (Some(ours), childs)).step("output pipe")?,
+    };
     let (child_stdin, stdin) = match stdio {
-        Stdio::Pipes => {
+        Stdio::Pipes | Stdio::Merged => {
             let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).step("input pipe")?;
-            (owned_by_agent(read, &write).step("input pipe")?, Some(write))
+            (owned_by(owner, read, &write).step("input pipe")?, Some(write))
         }
         _ => (OwnedFd::from(File::open("/dev/null").step("/dev/null")?), None),
     };
-    Ok((Ends { stdin, stdout, stderr: Some(stderr) }, [child_stdin, child_stdout, child_stderr]))
+    Ok((Ends { stdin, stdout, stderr }, [child_stdin, child_stdout, child_stderr]))
 }
 
-/// Both ends of a pipe belong to the agent, so that it may open /dev/stdout again; ours does not block.
-fn owned_by_agent(child: OwnedFd, ours: &OwnedFd) -> io::Result<OwnedFd> {
-    let (uid, gid) = (rustix::fs::Uid::from_raw(GUEST_UID), rustix::fs::Gid::from_raw(GUEST_UID));
+/// Both ends of a pipe belong to the child's user, so that it may open /dev/stdout again; ours does not block.
+fn owned_by(owner: u32, child: OwnedFd, ours: &OwnedFd) -> io::Result<OwnedFd> {
+    let (uid, gid) = (rustix::fs::Uid::from_raw(owner), rustix::fs::Gid::from_raw(owner));
     rustix::fs::fchown(&child, Some(uid), Some(gid))?;
     rustix::fs::fcntl_setfl(ours, OFlags::NONBLOCK)?;
     Ok(child)
 }
 
-fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+fn output_pipe(owner: u32) -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-    let write = owned_by_agent(write, &read)?;
+    let write = owned_by(owner, write, &read)?;
     Ok((read, write))
 }
 
@@ -156,6 +169,7 @@ fn run_child(
         Work::Changes(view, own) => {
             go_on(&[view.lower.as_fd(), view.upper.as_fd()], words, || changes::run(view, own))
         }
+        Work::Claim(view) => go_on(&[view.lower.as_fd(), view.upper.as_fd()], words, || changes::claim(view)),
     }
 }
 
@@ -192,8 +206,13 @@ fn wall_in(work: Work<'_>, sandbox: &Sandbox) -> Result<(), StepError> {
     match work {
         Work::Program(program) => sandbox.enter(&program.workdir),
         Work::Files(_) => sandbox.enter(c"/"),
-        Work::Changes(..) => sandbox.enter_as_reader(),
+        Work::Changes(..) | Work::Claim(_) => sandbox.enter_as_reader(),
     }
+}
+
+/// A child's last words: what kept it from coming up.
+pub fn say_failed(words: OwnedFd, text: &str) {
+    say(words, FAILED, text);
 }
 
 fn say(words: OwnedFd, kind: u8, text: &str) {

@@ -113,6 +113,12 @@ pub fn signal_group(leader: i32, signal: i32) -> io::Result<()> {
     check(unsafe { libc::kill(-leader, signal) }.into()).map(drop)
 }
 
+/// unshare(2): mounts and System V objects of this process are its own from here on. Legal with one thread.
+pub fn unshare_mounts_and_ipc() -> io::Result<()> {
+    // SAFETY: the call takes no pointers, and changes no descriptor table.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWIPC) }.into()).map(drop)
+}
+
 /// Marks every descriptor from `first` on close-on-exec (close_range(2)).
 pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     // SAFETY: close_range(2) takes no pointers; close-on-exec does not change who owns a descriptor now.

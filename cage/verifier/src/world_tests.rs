@@ -3,6 +3,8 @@
 //!
 //! Left out is what would change the machine: the clock, the kernel's settings, and the bounds of the cgroup.
 
+mod tools_tests;
+
 use super::*;
 use abi::files::{Content, Reader, Record, Writer};
 use abi::guest::{
@@ -43,18 +45,21 @@ fn live_in(base: &str) -> Result<(), String> {
     mount("tmpfs", base, "tmpfs", MountFlags::empty(), None).unwrap();
     places.make().unwrap();
     mount_bind("/", places.layer(0)).unwrap();
-    upper_layer(Path::new(&places.layer(1)));
+    upper_layer(Path::new(&places.layer(1)), plan.has_tree.then(|| plan.files_uid()));
     let (scratch, volumes) = mounted(&places, &plan);
     let tree = cgroup::Tree::of(cgroup_of(base));
     let (root, volumes, view) = enter_root(&places, volumes).map_err(|error| error.to_string())?;
     network::names(&root, &plan).unwrap();
     network::interfaces(None).unwrap();
     grant_paths(&root, &plan).unwrap();
-    let relay = relay::Relay::bind().unwrap();
+    let mut relay = relay::Relay::bind().unwrap();
     let sandbox = sandbox::Sandbox::new(&plan).map_err(|error| error.to_string())?;
     let own = changes::Own::new(&plan, sandbox.sealed());
     let disks = std::iter::once(scratch).chain(volumes).collect();
-    let world = World { sandbox, tree, relay, disks, view, own };
+    let tools = plan.tools.as_ref().map(|_| crate::tools::start(&root, &plan, &tree));
+    let tools = tools.transpose().map_err(|error| error.to_string())?;
+    relay.tools = tools.as_ref().map(|tools| tools.leader);
+    let world = World { sandbox, tree, relay, disks, view, own, tools };
     let mut server = Server::new(control, signals, plan, world);
     run(&mut server, Stages::default())?;
     if std::env::var_os(DISKS).is_some() {
@@ -73,11 +78,25 @@ fn mounted(places: &Places, plan: &Plan) -> (OwnedFd, Vec<Mounted>) {
         rustix::fs::mknodat(rustix::fs::CWD, format!("/dev/{name}"), kind, mode, device).unwrap();
     }
     let scratch = disks::workspace(places).unwrap();
-    (scratch, disks::volumes_as_they_are(places, &plan.volumes).unwrap())
+    (scratch, disks::volumes_as_they_are(places, &plan.volumes, plan.files_uid()).unwrap())
 }
 
 /// A layer that takes something of the one below away: a file by a whiteout, a directory's content by being opaque.
-fn upper_layer(layer: &Path) {
+/// And a task's tree, where somebody is to have one.
+fn upper_layer(layer: &Path, tree_of: Option<u32>) {
+    if let Some(uid) = tree_of {
+        std::fs::create_dir_all(layer.join("work/gone")).unwrap();
+        let files = [("work/keep.txt", "kept\n"), ("work/edit.txt", "old\n"), ("work/gone/file", "x")];
+        for (path, text) in files {
+            std::fs::write(layer.join(path), text).unwrap();
+        }
+        // This machine may have a /work of its own.
+        let opaque = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(layer.join("work"), "trusted.overlay.opaque", b"y", opaque).unwrap();
+        for path in ["work", "work/gone", "work/keep.txt", "work/edit.txt", "work/gone/file"] {
+            std::os::unix::fs::chown(layer.join(path), Some(uid), Some(uid)).unwrap();
+        }
+    }
     std::fs::create_dir_all(layer.join("opt/layered")).unwrap();
     std::fs::write(layer.join("opt/layered/file"), "from the layer").unwrap();
     std::fs::write(layer.join("opt/layered/other"), "from the layer").unwrap();
@@ -132,6 +151,8 @@ impl Ended {
 
 fn start(command: &[&str]) -> Start {
     Start {
+        tools: None,
+        has_tree: false,
         instance: "tested.1".into(),
         command: command.iter().map(ToString::to_string).collect(),
         env: vec!["PATH=/usr/bin:/bin".into(), "HOME=/home/agent".into()],
@@ -361,8 +382,10 @@ impl Drop for Host {
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
         let own = rustix::fs::openat(&root, name, flags, rustix::fs::Mode::empty()).unwrap();
         for _ in 0..500 {
-            for channel in 0..=self.last {
-                let _ = remove(&own, Path::new(&format!("channel-{channel}")));
+            let listed = rustix::fs::Dir::read_from(&own).unwrap();
+            for entry in listed.flatten() {
+                let name = PathBuf::from(entry.file_name().to_string_lossy().into_owned());
+                let _ = remove(&own, &name); // a file, a dot, or still being left
             }
             if remove(&root, Path::new(name)).is_ok() {
                 return;

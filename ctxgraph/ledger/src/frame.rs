@@ -71,65 +71,30 @@ impl Source {
     }
 
     /// No wildcard: whoever adds an event says here whose it is.
+    #[rustfmt::skip]
     fn of_root(event: &Event) -> Source {
         match event {
-            Event::NodeBooted { .. }
-            | Event::NodeStopping { .. }
-            | Event::NulldCrashed { .. }
-            | Event::ClockChanged { .. }
-            | Event::ServiceStarted { .. }
-            | Event::ServiceExited { .. }
-            | Event::CallRefused { .. }
-            | Event::CallMade { .. } => Source::Service(Service::Nulld),
-            Event::RootfsImported { .. }
-            | Event::ImageRemoved { .. }
-            | Event::AgentStarting { .. }
-            | Event::AgentReady { .. }
-            | Event::AgentStopping { .. }
-            | Event::AgentExited { .. }
-            | Event::AgentCreated { .. }
-            | Event::AgentPaused { .. }
-            | Event::AgentResumed { .. }
-            | Event::AgentQuarantined { .. }
-            | Event::AgentKilled { .. }
-            | Event::AgentRestarting { .. }
-            | Event::AgentUnhealthy { .. }
-            | Event::AgentRemoved { .. }
-            | Event::AgentAttached { .. }
-            | Event::EvidenceRead { .. }
-            | Event::EvidenceRemoved { .. }
-            | Event::ExecStarted { .. }
-            | Event::FilesRead { .. }
-            | Event::FilesWritten { .. }
-            | Event::SnapshotTaken { .. }
-            | Event::SnapshotRemoved { .. }
-            | Event::VolumeCreated { .. }
-            | Event::VolumeRemoved { .. }
-            | Event::PortConnected { .. } => Source::Service(Service::Cage),
+            Event::NodeBooted { .. } | Event::NodeStopping { .. } | Event::NulldCrashed { .. } | Event::ClockChanged { .. }
+            | Event::ServiceStarted { .. } | Event::ServiceExited { .. } | Event::CallRefused { .. } | Event::CallMade { .. } => Source::Service(Service::Nulld),
+            Event::RootfsImported { .. } | Event::ImageRemoved { .. } | Event::AgentStarting { .. } | Event::AgentReady { .. }
+            | Event::AgentStopping { .. } | Event::AgentExited { .. } | Event::AgentCreated { .. } | Event::AgentPaused { .. }
+            | Event::AgentResumed { .. } | Event::AgentQuarantined { .. } | Event::AgentKilled { .. }
+            | Event::AgentRestarting { .. } | Event::AgentUnhealthy { .. } | Event::AgentRemoved { .. }
+            | Event::AgentAttached { .. } | Event::EvidenceRead { .. } | Event::EvidenceRemoved { .. } | Event::ExecStarted { .. }
+            | Event::FilesRead { .. } | Event::FilesWritten { .. } | Event::SnapshotTaken { .. } | Event::SnapshotRemoved { .. }
+            | Event::VolumeCreated { .. } | Event::VolumeRemoved { .. } | Event::PortConnected { .. } | Event::ToolCalled { .. }
+            | Event::ApprovalAsked { .. } | Event::ApprovalDecided { .. } | Event::ToolExposed { .. } | Event::Declassified { .. }
+            | Event::AuthorityTightened { .. } | Event::BudgetExhausted { .. }
+            | Event::TaskAccepted { .. } | Event::TaskClaimed { .. } | Event::ClaimRefused { .. } | Event::VerifyFailed { .. }
+            | Event::TaskPaused { .. } | Event::TaskResumed { .. } | Event::TaskEnded { .. } | Event::TaskIntegrated { .. } => Source::Service(Service::Cage),
             // Services with a uid of their own write these; root that does is nobody we know.
-            Event::NetAttached { .. }
-            | Event::NetDetached { .. }
-            | Event::NetConnected { .. }
-            | Event::NetEnded { .. }
-            | Event::NetDenied { .. }
-            | Event::NetPolicyChanged { .. }
-            | Event::NetPolicyForgotten { .. }
-            | Event::FirewallRestored { .. }
-            | Event::SecretSet { .. }
-            | Event::SecretRemoved { .. }
-            | Event::BrokerCalled { .. }
-            | Event::BrokerSettled { .. }
-            | Event::BudgetReset { .. }
-            | Event::MemoryAttached { .. }
-            | Event::MemoryWritten { .. }
-            | Event::MemoryForgotten { .. }
-            | Event::MemoryExported { .. }
-            | Event::MemoryImported { .. }
-            | Event::MemoryDamaged { .. }
-            | Event::MemoryDenied { .. }
-            | Event::ExposureRaised { .. }
-            | Event::LedgerCut { .. }
-            | Event::LedgerKeyMade { .. } => Source::Root,
+            Event::NetAttached { .. } | Event::NetDetached { .. } | Event::NetConnected { .. } | Event::NetEnded { .. }
+            | Event::NetDenied { .. } | Event::NetPolicyChanged { .. } | Event::NetPolicyForgotten { .. }
+            | Event::FirewallRestored { .. } | Event::SecretSet { .. } | Event::SecretRemoved { .. } | Event::BrokerCalled { .. }
+            | Event::BrokerSettled { .. } | Event::BudgetReset { .. } | Event::MemoryAttached { .. } | Event::MemoryWritten { .. }
+            | Event::MemoryForgotten { .. } | Event::MemoryExported { .. } | Event::MemoryImported { .. }
+            | Event::MemoryDamaged { .. } | Event::MemoryDenied { .. } | Event::ExposureRaised { .. } | Event::LedgerCut { .. }
+            | Event::LedgerKeyMade { .. } | Event::PatchVerified { .. } => Source::Root,
         }
     }
 

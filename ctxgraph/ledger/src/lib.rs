@@ -15,6 +15,7 @@
     )
 )]
 
+pub mod attestation;
 pub mod chain;
 pub mod checkpoint;
 pub mod export;

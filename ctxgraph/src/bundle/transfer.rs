@@ -20,11 +20,13 @@ use sha2::{Digest as _, Sha256};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::{BundleError, Content, Held, Item, Reader, Writer};
+use crate::calls::result;
+use crate::counted::Counted;
 use crate::draft::Author;
 use crate::ledger::Ledger;
 use crate::memory::{self, Memory, MemoryError};
@@ -119,7 +121,7 @@ impl Transfers {
             return Err(RpcError::new(Code::LIMIT, format!("{} hashes", params.hashes.len()))
                 .explained(rule, "ask for them in parts"));
         }
-        let _place = Place::take(&self.exports)?;
+        let _place = export_place(&self.exports)?;
         let notary = self.notary.as_ref().map_err(|why| {
             RpcError::new(Code::FAILED, format!("there is no key to sign a bundle: {why}"))
                 .explained("a bundle is signed with the ledger's key", "see the log of ctxgraph")
@@ -402,32 +404,11 @@ enum ExportError {
     Store(#[from] StoreError),
 }
 
-/// An export's place.
-struct Place<'a>(&'a AtomicUsize);
-
-impl<'a> Place<'a> {
-    fn take(count: &'a AtomicUsize) -> Result<Place<'a>, RpcError> {
-        let place = Place(count);
-        if count.fetch_add(1, Ordering::Relaxed) >= limits::MEMORY_EXPORTS_MAX {
-            let rule = format!("{} at a time", limits::MEMORY_EXPORTS_MAX);
-            return Err(
-                RpcError::new(Code::UNAVAILABLE, "other exports are under way").explained(rule, "try again")
-            );
-        }
-        Ok(place)
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-fn result(value: impl serde::Serialize) -> Result<Outcome, RpcError> {
-    let value =
-        serde_json::to_value(value).map_err(|error| RpcError::new(Code::INTERNAL, error.to_string()))?;
-    Ok(Outcome::Result(value))
+fn export_place(count: &AtomicUsize) -> Result<Counted<'_>, RpcError> {
+    Counted::take(count, limits::MEMORY_EXPORTS_MAX, || {
+        let rule = format!("{} at a time", limits::MEMORY_EXPORTS_MAX);
+        RpcError::new(Code::UNAVAILABLE, "other exports are under way").explained(rule, "try again")
+    })
 }
 
 fn refused(error: &BundleError) -> RpcError {

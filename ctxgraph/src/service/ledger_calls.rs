@@ -10,11 +10,12 @@ use abi::{limits, log};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use super::proof_calls::Reader;
+use super::proof_calls::reader;
 use super::{Ctxgraph, result};
+use crate::counted::Counted;
 use crate::ledger::scan::Point;
 use crate::ledger::{AppendError, ReadError};
 use ::ledger::frame::Source;
@@ -30,6 +31,7 @@ pub(super) fn answer(service: &Ctxgraph, call: Call<'_>) -> Result<Outcome, RpcE
         "ledger.prove" => service.prove(&call),
         "ledger.consistency" => service.consistency(&call),
         "ledger.export" => service.export(call),
+        "ledger.attest" => service.attest(&call),
         method => Err(RpcError::new(Code::UNKNOWN_METHOD, format!("there is no method `{method}`"))),
     }
 }
@@ -44,7 +46,7 @@ impl Ctxgraph {
 
     fn verify(&self, call: &Call<'_>) -> Result<Outcome, RpcError> {
         let Nothing {} = call.request.params()?;
-        let _place = Reader::take(&self.readers)?;
+        let _place = reader(&self.readers)?;
         result(self.ledger.verify().map_err(unreadable)?)
     }
 
@@ -57,7 +59,7 @@ impl Ctxgraph {
         if !params.follow {
             return Ok(Outcome::Result(page));
         }
-        let _place = Place::take(&self.followers)?;
+        let _place = follower(&self.followers)?;
         let gone = |error: &dyn std::fmt::Display| log::info("follower_ended", &[("why", error)]);
         match call.answer(page, &[]) {
             Ok(()) => gone(&self.follow(&mut call, end)),
@@ -143,26 +145,13 @@ fn hung_up(stream: &UnixStream) -> bool {
     seen.intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
 }
 
-/// A follower's place.
-struct Place<'a>(&'a AtomicUsize);
-
-impl<'a> Place<'a> {
-    fn take(count: &'a AtomicUsize) -> Result<Place<'a>, RpcError> {
-        let place = Place(count);
-        if count.fetch_add(1, Ordering::Relaxed) >= limits::LEDGER_FOLLOWERS_MAX {
-            return Err(RpcError::new(Code::LIMIT, "the ledger has enough followers").explained(
-                format!("{} at a time", limits::LEDGER_FOLLOWERS_MAX),
-                "close one, or ask without follow",
-            ));
-        }
-        Ok(place)
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+fn follower(count: &AtomicUsize) -> Result<Counted<'_>, RpcError> {
+    Counted::take(count, limits::LEDGER_FOLLOWERS_MAX, || {
+        RpcError::new(Code::LIMIT, "the ledger has enough followers").explained(
+            format!("{} at a time", limits::LEDGER_FOLLOWERS_MAX),
+            "close one, or ask without follow",
+        )
+    })
 }
 
 pub(super) fn unreadable(error: ReadError) -> RpcError {

@@ -3,9 +3,13 @@
 //! Must hold: what is signed was read back from the disk and has the root that was chained.
 //! Must never: let a reader slow a writer: everything is read from the files, as far as one snapshot.
 
-use abi::control::{Exported, LedgerConsistency, LedgerExport, LedgerProve, MemoryChunk, Nothing, Progress};
+use abi::control::{
+    Attest, Attested, Exported, LedgerConsistency, LedgerExport, LedgerProve, MemoryChunk, Nothing, Progress,
+};
 use abi::door::{Call, Outcome};
+use abi::identity::{Caller, Service};
 use abi::ids::Digest;
+use abi::ledger::Event;
 use abi::limits;
 use abi::rpc::{Code, RpcError};
 use base64::Engine;
@@ -13,13 +17,16 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use super::ledger_calls::{no_receipt, unreadable};
 use super::{Ctxgraph, result};
+use crate::counted::Counted;
 use crate::notary::Notary;
+use ::ledger::attestation::{self, Predicate};
 use ::ledger::checkpoint::Checkpoint;
+use ::ledger::frame::Source;
 use ::ledger::merkle::Frontier;
 use ::ledger::proof::Pass;
 use ::ledger::{export, receipt, statement};
@@ -42,7 +49,7 @@ impl Ctxgraph {
 
     pub(super) fn prove(&self, call: &Call<'_>) -> Result<Outcome, RpcError> {
         let LedgerProve { seq } = call.request.params()?;
-        let _place = Reader::take(&self.readers)?;
+        let _place = reader(&self.readers)?;
         let Signed { notary, checkpoint, note } = self.signed()?;
         let pass = Pass::inclusion(seq, checkpoint.size).ok_or_else(|| {
             RpcError::new(
@@ -60,7 +67,7 @@ impl Ctxgraph {
 
     pub(super) fn consistency(&self, call: &Call<'_>) -> Result<Outcome, RpcError> {
         let LedgerConsistency { size } = call.request.params()?;
-        let _place = Reader::take(&self.readers)?;
+        let _place = reader(&self.readers)?;
         let Signed { checkpoint, note, .. } = self.signed()?;
         let pass = Pass::consistency(size, checkpoint.size).ok_or_else(|| {
             let message =
@@ -73,9 +80,32 @@ impl Ctxgraph {
         result(statement::consistency(&note, size, &self.path(pass, &checkpoint)?))
     }
 
+    /// What cage verified: in the ledger, durable, before it is signed.
+    pub(super) fn attest(&self, call: &Call<'_>) -> Result<Outcome, RpcError> {
+        if *call.caller != (Caller::Local { uid: 0 }) {
+            return Err(RpcError::new(Code::DENIED, format!("{} verifies no patches", call.caller))
+                .explained("only cage has patches attested", "there is no grant for it"));
+        }
+        let Attest { facts } = call.request.params()?;
+        // Nothing is recorded that could not be signed.
+        self.notary()?;
+        let event = Event::PatchVerified { facts: Box::new(facts.clone()) };
+        let receipts = self.ledger.append(Source::Service(Service::Ctxgraph), &[event], true);
+        let receipt = receipts.map_err(|error| no_receipt(&error))?.into_iter().next().ok_or_else(changed)?;
+        let Signed { notary, checkpoint, note } = self.signed()?;
+        if checkpoint.size <= receipt.seq {
+            return Err(changed());
+        }
+        let predicate = Predicate { facts, receipt, checkpoint: note };
+        let envelope = attestation::sign(notary.signer(), predicate);
+        let envelope =
+            envelope.filter(|text| text.len() <= limits::ATTESTATION_BYTES_MAX).ok_or_else(changed)?;
+        result(Attested { receipt, envelope })
+    }
+
     pub(super) fn export(&self, mut call: Call<'_>) -> Result<Outcome, RpcError> {
         let LedgerExport {} = call.request.params()?;
-        let _place = Reader::take(&self.readers)?;
+        let _place = reader(&self.readers)?;
         let Signed { notary, checkpoint, .. } = self.signed()?;
         let segments = self.ledger.segments(checkpoint.size).map_err(unreadable)?;
         // A reader that takes nothing for so long has its connection closed.
@@ -114,14 +144,18 @@ impl Ctxgraph {
         Ok(())
     }
 
-    /// The ledger of now.
-    fn signed(&self) -> Result<Signed<'_>, RpcError> {
-        let notary = self.notary.as_deref().map_err(|why| {
+    fn notary(&self) -> Result<&Notary, RpcError> {
+        self.notary.as_deref().map_err(|why| {
             RpcError::new(Code::FAILED, format!("the ledger has no key to sign with: {why}")).explained(
                 "checkpoints and proofs are signed with ledger.key, which is made at the first start and never replaced",
                 "bring the file back; the ledger itself goes on",
             )
-        })?;
+        })
+    }
+
+    /// The ledger of now.
+    fn signed(&self) -> Result<Signed<'_>, RpcError> {
+        let notary = self.notary()?;
         let snapshot = self.ledger.snapshot().map_err(|error| no_receipt(&error))?;
         let (checkpoint, note) = notary.sign(&snapshot).map_err(|error| {
             RpcError::new(Code::FAILED, format!("ledger.checkpoint cannot be written: {error}")).explained(
@@ -195,26 +229,13 @@ fn is_too_slow(bytes: u64, taken: Duration) -> bool {
 }
 
 /// A place among those that read the ledger as a whole.
-pub(super) struct Reader<'a>(&'a AtomicUsize);
-
-impl<'a> Reader<'a> {
-    pub(super) fn take(count: &'a AtomicUsize) -> Result<Reader<'a>, RpcError> {
-        let reader = Reader(count);
-        if count.fetch_add(1, Ordering::Relaxed) >= limits::LEDGER_READERS_MAX {
-            return Err(RpcError::new(Code::LIMIT, "enough proofs, exports and checks are under way")
-                .explained(
-                    format!("each reads the whole ledger: {} at a time", limits::LEDGER_READERS_MAX),
-                    "try again when one is done",
-                ));
-        }
-        Ok(reader)
-    }
-}
-
-impl Drop for Reader<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+pub(super) fn reader(count: &AtomicUsize) -> Result<Counted<'_>, RpcError> {
+    Counted::take(count, limits::LEDGER_READERS_MAX, || {
+        RpcError::new(Code::LIMIT, "enough proofs, exports and checks are under way").explained(
+            format!("each reads the whole ledger: {} at a time", limits::LEDGER_READERS_MAX),
+            "try again when one is done",
+        )
+    })
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ impl Node {
     }
 
     /// A memory port for an agent that shares nothing: the lease, and the socket's path.
-    pub fn attach(&self, instance: &str, directory: &Path) -> (Connection, PathBuf) {
+    pub fn attach(&self, instance: &str, directory: &Path) -> (Lease, PathBuf) {
         self.attach_as(
             MemoryAttach {
                 instance: instance.parse().unwrap(),
@@ -102,8 +102,14 @@ impl Node {
         )
     }
 
-    /// A memory port as cage asks for it.
-    pub fn attach_as(&self, want: MemoryAttach, directory: &Path) -> (Connection, PathBuf) {
+    /// A memory port as cage asks for it, with a cage that notes each rise.
+    pub fn attach_as(&self, want: MemoryAttach, directory: &Path) -> (Lease, PathBuf) {
+        let (lease, path) = self.attach_with(want, directory);
+        (Lease::noting(lease), path)
+    }
+
+    /// The same with a cage that says nothing by itself.
+    pub fn attach_with(&self, want: MemoryAttach, directory: &Path) -> (Connection, PathBuf) {
         let path = directory.join(format!("{}.sock", want.instance));
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).unwrap();
@@ -124,6 +130,31 @@ impl Node {
     pub fn stop(mut self) {
         drop(self.door);
         assert!(self.child.wait().unwrap().success());
+    }
+}
+
+/// A lease whose rises are noted; dropped, it ends.
+pub struct Lease(UnixStream);
+
+impl Lease {
+    fn noting(mut lease: Connection) -> Lease {
+        let held = lease.stream().try_clone().unwrap();
+        lease.set_timeout(None).unwrap();
+        std::thread::spawn(move || {
+            while let Ok(Some(line)) = lease.read_line() {
+                let note = Request::parse(&line).unwrap();
+                assert_eq!(note.method, "exposure");
+                let noted = json!({ "number": note.params["number"] });
+                let _ = lease.write_line(&Request::notification("noted", noted)); // the lease may be over
+            }
+        });
+        Lease(held)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(std::net::Shutdown::Both); // it may be over
     }
 }
 

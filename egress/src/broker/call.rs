@@ -68,6 +68,7 @@ pub async fn answer(session: Arc<Session>, request: Request<Incoming>) -> Result
         Fault::Ends(end) => return Err(end),
         Fault::Refused { status, what, rule, remedy } => {
             agent.deny(&what, rule, &remedy);
+            session.tell(Ok(Refused { rule, because: what.clone(), remedy: remedy.clone() }));
             (status, rule, what, remedy)
         }
         Fault::Failed(why) => {
@@ -75,6 +76,7 @@ pub async fn answer(session: Arc<Session>, request: Request<Incoming>) -> Result
                 "call_failed",
                 &[("agent", &agent.instance), ("to", &session.admission.name), ("why", &why)],
             );
+            session.tell(Err(why.clone()));
             (StatusCode::BAD_GATEWAY, "unreachable", why, "try again, or ask the operator".into())
         }
     };
@@ -191,9 +193,9 @@ fn head(session: &Session, parts: &Parts, credential: Option<&Credential>) -> Re
     let unsendable =
         |error: &dyn std::error::Error| Fault::Failed(format!("the request cannot be sent: {error}"));
     let admission = &session.admission;
-    let host = match admission.port {
-        443 => admission.name.to_string(),
-        port => format!("{}:{port}", admission.name),
+    let host = match (admission.port, session.is_tls) {
+        (443, true) | (80, false) => admission.name.to_string(),
+        (port, _) => format!("{}:{port}", admission.name),
     };
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     let mut head = Request::builder().method(&parts.method).uri(target);

@@ -85,7 +85,7 @@ mod tests {
             intercept: *intercept,
             ..text.parse().unwrap()
         };
-        env(&Policy { manifest: grants.iter().map(grant).collect(), secrets, live: Vec::new() })
+        env(&Policy { manifest: grants.iter().map(grant).collect(), secrets, ..Policy::default() })
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod authority;
 mod body;
 mod call;
 mod env;
+mod fetch;
 pub mod fields;
 mod record;
 pub mod reflect;
@@ -18,6 +19,7 @@ mod upstream;
 
 pub use authority::{Authority, AuthorityError};
 pub use env::env;
+pub use fetch::{Bounds, FetchError, fetch};
 pub use upstream::Trust;
 
 use abi::limits;
@@ -37,10 +39,11 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use crate::agent::{Agent, Entry};
+use crate::agent::Agent;
 use crate::buffers::Buffers;
 use crate::http;
-use crate::policy::{Admission, BROKER_PORT, Way, broker_name};
+use crate::open::Entry;
+use crate::policy::{Admission, BROKER_PORT, Refused, Way, broker_name};
 use crate::proxy;
 use crate::sniff::{Guard, Refusal, Speaks, wrong_request};
 use crate::splice::End;
@@ -104,10 +107,17 @@ struct Session {
     /// An answer's head went to the guest, and no request came since.
     answering: AtomicBool,
     end: Mutex<(Option<End>, &'static str)>,
+    /// Requests leave over TLS; else as they are, which is only so for a page of an `http://` address.
+    is_tls: bool,
+    /// Why the last request has no answer of the host.
+    told: Mutex<Option<Told>>,
 }
 
+/// A request was refused, or why there is no answer.
+type Told = Result<Refused, String>;
+
 impl Session {
-    fn new(agent: &Arc<Agent>, admission: &Admission, buffers: Buffers) -> Arc<Session> {
+    fn new(agent: &Arc<Agent>, admission: &Admission, buffers: Buffers, is_tls: bool) -> Arc<Session> {
         Arc::new(Session {
             agent: agent.clone(),
             admission: admission.clone(),
@@ -117,6 +127,8 @@ impl Session {
             upstream: tokio::sync::Mutex::default(),
             answering: AtomicBool::new(false),
             end: Mutex::new((None, "detached")),
+            is_tls,
+            told: Mutex::default(),
         })
     }
 
@@ -126,6 +138,15 @@ impl Session {
 
     fn begins_call(&self) {
         self.answering.store(false, Ordering::Relaxed);
+    }
+
+    /// Remembers why there is no answer.
+    fn tell(&self, told: Told) {
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
+    }
+
+    fn told(&self) -> Option<Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn begins_answer(&self) {
@@ -159,7 +180,7 @@ pub async fn serve(
     mut entry: Entry,
     buffers: Buffers,
 ) -> Result<(), End> {
-    let session = Session::new(agent, admission, buffers);
+    let session = Session::new(agent, admission, buffers, true);
     let served = async {
         match admission.way {
             Way::Intercepted => behind_tls(&session, client).await,

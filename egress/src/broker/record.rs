@@ -16,7 +16,8 @@ use tokio::time::Instant;
 use super::Session;
 use super::call::Fault;
 use super::spending::Spending;
-use crate::agent::{Cut, unix_ms_now};
+use crate::agent::unix_ms_now;
+use crate::open::Cut;
 use crate::splice::End;
 
 /// Characters of a path in a receipt.

@@ -113,7 +113,11 @@ async fn dial(
     };
     let record = attempts.win(found.address, found.receipt, spending);
     let tcp = Counted::new(found.server, agent.clone(), tally.clone(), pulse.clone());
-    match upstream::open(tcp, found.address, &admission.name, config).await {
+    let opened = match session.is_tls {
+        true => upstream::open(tcp, found.address, &admission.name, config).await,
+        false => upstream::open_plain(tcp, found.address).await,
+    };
+    match opened {
         Ok(upstream) => Ok((upstream, record)),
         Err(why) => {
             record.unsent()?;

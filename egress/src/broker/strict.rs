@@ -12,9 +12,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use crate::agent::Cut;
 use crate::http::{Requests, Wrong};
 use crate::moved::Moved;
+use crate::open::Cut;
 
 /// Bytes of one read.
 const CHUNK: usize = 8 * 1024;

@@ -88,10 +88,22 @@ pub async fn open(
         Ok(Err(error)) => return Err(format!("TLS with {name} at {address} failed: {error}")),
         Err(_) => return Err(format!("{address}: no TLS within {} ms", limits::DIAL_MS_MAX)),
     };
+    speak(tls, address).await
+}
+
+/// The same without TLS, for what has no credential.
+pub async fn open_plain(tcp: Counted, address: IpAddr) -> Result<Upstream, String> {
+    speak(tcp, address).await
+}
+
+async fn speak<S>(stream: S, address: IpAddr) -> Result<Upstream, String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(limits::BROKER_HEAD_BYTES_MAX)
         .max_header_size(limits::BROKER_HEAD_BYTES_MAX)
-        .handshake(TokioIo::new(tls))
+        .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| format!("{address}: {error}"))?;
     let mut driver = JoinSet::new();

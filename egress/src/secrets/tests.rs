@@ -218,7 +218,7 @@ impl Simulated {
             .spawn()
             .expect("swtpm (package swtpm)");
         let simulated = Simulated { child, socket };
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + Duration::from_secs(60);
         while UnixStream::connect(&simulated.socket).is_err() {
             assert!(Instant::now() < until, "swtpm does not listen");
             std::thread::sleep(Duration::from_millis(10));

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Egress, to_value};
-use crate::agent::{Agent, Cut};
+use crate::agent::Agent;
+use crate::open::Cut;
 use crate::page;
 
 impl Egress {

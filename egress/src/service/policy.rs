@@ -157,14 +157,13 @@ impl Egress {
 
     /// Puts what is kept into force for an agent's lives; returns how many connections were cut.
     fn renew(&self, agent: &AgentName) -> usize {
-        let lives: Vec<_> =
-            self.agents().values().filter(|one| one.instance.agent == *agent).cloned().collect();
+        let lives: Vec<_> = self.agents().values().filter(|one| one.is_of(agent)).cloned().collect();
         lives.iter().map(|one| self.renew_one(one)).sum()
     }
 
     /// The same for one life.
     pub(super) fn renew_one(&self, agent: &Agent) -> usize {
-        agent.renew(|policy| match self.node.live.of(&agent.instance) {
+        agent.renew(|policy| match self.node.live.of(&agent.instance, policy.works_for.as_ref()) {
             Ok(live) => policy.live = live,
             Err(error) => log::error("live_policy_unknown", &[("agent", &agent.instance), ("error", &error)]),
         })
@@ -183,8 +182,12 @@ impl Egress {
     }
 
     /// Changes that hold for a life, at its beginning.
-    pub(super) fn live_of(&self, instance: &Instance) -> Result<Vec<LiveChange>, RpcError> {
-        self.node.live.of(instance).map_err(in_rpc)
+    pub(super) fn live_of(
+        &self,
+        instance: &Instance,
+        works_for: Option<&AgentName>,
+    ) -> Result<Vec<LiveChange>, RpcError> {
+        self.node.live.of(instance, works_for).map_err(in_rpc)
     }
 
     /// Forgets what was for the lives before this one. Not when a network ends: until another life begins, cage may attach the same

@@ -50,7 +50,10 @@ class Http(socketserver.BaseRequestHandler):
     def handle(self):
         local = self.request.getsockname()[0]
         seen(f"connect {local}:{self.request.getsockname()[1]}")
-        answer_http(self.request, "http", local)
+        try:
+            answer_http(self.request, "http", local)
+        except ConnectionError:  # the node cut it
+            pass
 
 
 class Tls(socketserver.BaseRequestHandler):

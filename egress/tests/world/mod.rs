@@ -286,7 +286,7 @@ impl World {
 
     /// Waits for a denial by this rule that mentions `what`.
     pub fn denied(&self, rule: &str, what: &str) -> Denial {
-        let until = Instant::now() + Duration::from_secs(5);
+        let until = Instant::now() + Duration::from_secs(60);
         loop {
             let denials = self.denials();
             let found = denials.iter().find(|denial| denial.rule == rule && denial.what.contains(what));
@@ -309,7 +309,7 @@ impl World {
 
     /// Waits until something is so.
     pub fn eventually(&self, is_so: impl Fn() -> bool) {
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + Duration::from_secs(60);
         while !is_so() {
             assert!(Instant::now() < until, "it did not come: {}\n{}", self.log(), self.seen());
             std::thread::sleep(Duration::from_millis(20));
@@ -411,12 +411,16 @@ impl Drop for World {
             eprintln!("--- egress\n{}--- internet\n{}", self.log(), self.seen());
         }
         self.egress = None;
-        let name = &self.name;
-        let _ = Command::new("bash")
-            .args(["-c", &format!("ip netns del {name}n; ip netns del {name}i")])
-            .status();
+        end_namespace(&self.node());
+        end_namespace(&self.internet());
         let _ = fs::remove_dir_all(&self.dir); // left over only if something still writes there
     }
+}
+
+/// Takes a namespace away, with whatever still runs in it: it would outlive the test and hold what the tests print to.
+fn end_namespace(name: &str) {
+    let script = format!("ip netns pids {name} | xargs --no-run-if-empty kill -KILL; ip netns del {name}");
+    let _ = Command::new("bash").args(["-c", &script]).status(); // a process may end by itself
 }
 
 fn collect(from: ChildStderr, log: &Arc<Mutex<String>>) {
@@ -496,6 +500,9 @@ pub fn wanted(instance: &str) -> NetAttach {
         publish: Vec::new(),
         credentials: Vec::new(),
         budget: Budget::default(),
+        works_for: None,
+        trusted: Vec::new(),
+        seen: Default::default(),
     }
 }
 
@@ -590,7 +597,7 @@ impl Guest {
             file.display()
         );
         Command::new("timeout")
-            .args(["20", "ip", "netns", "exec", &self.name, "unshare", "-m", "bash", "-euc", &script])
+            .args(["60", "ip", "netns", "exec", &self.name, "unshare", "-m", "bash", "-euc", &script])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap()
@@ -600,6 +607,6 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         self.vm = None;
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+        end_namespace(&self.name);
     }
 }

@@ -1,4 +1,4 @@
-//! `make run`: boots the product's image in QEMU and lets two real agents work on it, driven from outside with nullctl. What is
+//! `make run`: boots the product's image in QEMU and lets three real agents work on it, driven from outside with nullctl. What is
 //! shown is what the programs printed; each step is held to what it has to show.
 //!
 //! ```text
@@ -11,7 +11,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,8 @@ use system_tests::web::Web;
 const PAGE: &str = "Welcome to api.exa.test, served by the machine that runs this demo.\n";
 /// Until an agent's report is complete, under emulation.
 const REPORT_TIME_MAX: Duration = Duration::from_secs(240);
+/// Until a task is over: three microVMs, one after the other.
+const TASK_TIME_MAX: Duration = Duration::from_secs(280);
 const NULLD_TOML: &str = "[node]\nname = \"demo\"\n\n[network.hosts]\n\"api.exa.test\" = [\"10.0.2.100\"]\n";
 
 /// What was asked for.
@@ -65,7 +67,7 @@ fn main() -> ExitCode {
 /// The whole story. False: something was not as it has to be.
 fn play(options: &Options) -> Result<bool> {
     let web = Web::start(PAGE)?;
-    title("A configuration volume: one operator key, a Python rootfs from Debian packages, two manifests");
+    title("A configuration volume: one operator key, a Python rootfs from Debian packages, three manifests");
     let config = configuration()?;
     let machine = Machine {
         config: Some(config.volume()?),
@@ -82,7 +84,7 @@ fn play(options: &Options) -> Result<bool> {
     title("Booting the image (UEFI)");
     let node = boot(machine)?;
     let mut story = Story { node, missing: Vec::new() };
-    let told = tell(&mut story, &web);
+    let told = tell(&mut story, &web, &config);
     if let Err(error) = &told {
         println!("\ndemo: {error:#}\n\nThe console ended with:\n{}", last_lines(&story.node.console(), 30));
     }
@@ -102,7 +104,7 @@ fn configuration() -> Result<Config> {
     let layer = config.dir().join("layer");
     fs::create_dir_all(layer.join("app"))?;
     fs::copy(demo.join("agents/checks.py"), layer.join("app/checks.py"))?;
-    for agent in ["researcher", "neighbour"] {
+    for agent in ["researcher", "neighbour", "fixer"] {
         let from = demo.join("agents").join(agent);
         fs::copy(from.join("main.py"), layer.join(format!("app/{agent}.py")))?;
         config.file(&format!("agents/{agent}/AGENT.toml"), &fs::read_to_string(from.join("AGENT.toml"))?)?;
@@ -141,7 +143,7 @@ fn boot(machine: Machine) -> Result<Node> {
 }
 
 /// The steps, in order.
-fn tell(story: &mut Story, web: &Web) -> Result<()> {
+fn tell(story: &mut Story, web: &Web, config: &Config) -> Result<()> {
     title("The node, from outside: TLS 1.3, keys pinned on both sides");
     story.show(&["system", "status"], &["phase", "nullgate"])?;
 
@@ -154,9 +156,9 @@ fn tell(story: &mut Story, web: &Web) -> Result<()> {
         only_its_own,
         &format!("the server on this machine saw only the granted request, not {seen:?}"),
     );
-    story.show(&["agent", "status", "researcher"], &["running", "api.exa.test:80"])?;
+    story.show(&["agent", "status", "researcher"], &["running", "api.exa.test"])?;
     story.show(&["image", "list"], &["python", "sha256:"])?;
-    story.show(&["net", "grants"], &["api.exa.test:80", "198.1"])?;
+    story.show(&["net", "grants"], &["api.exa.test", "198.1"])?;
     story
         .show(&["net", "denials"], &["evil.example", "name-not-granted", "169.254.169.254", "raw-address"])?;
     story
@@ -175,8 +177,11 @@ fn tell(story: &mut Story, web: &Web) -> Result<()> {
     )?;
     story.show(&["agent", "list"], &["researcher", "neighbour", "running"])?;
 
+    verified_task(story, config)?;
+
     title("What happened, on the record");
-    story.show(&["ledger", "tail", "--limit", "12"], &["ctxgraph", "memory_denied"])?;
+    story.show(&["ledger", "query", "--event", "memory_denied"], &["memory_denied", "agent=neighbour"])?;
+    story.show(&["ledger", "tail", "--limit", "12"], &["call_made"])?;
     story.show(&["ledger", "verify"], &["the chain holds"])?;
     let status = story.node.json(&["system", "status"])?;
     story.expect(
@@ -184,6 +189,32 @@ fn tell(story: &mut Story, web: &Web) -> Result<()> {
         &format!("every service is ready and none was restarted: {}", status["services"]),
     );
     Ok(())
+}
+
+/// An agent that says "done" twice; once it is so.
+fn verified_task(story: &mut Story, config: &Config) -> Result<()> {
+    title("Agent fixer says that it is done: a fresh microVM, which never ran it, decides");
+    let repo = config.dir().join("tally");
+    fixture::copy_tree(&system_tests::tree().join("tests/data/tally"), &repo)?;
+    let status = Command::new("git").args(["init", "--quiet"]).arg(&repo).status()?;
+    ensure!(status.success(), "git init: {status}");
+    let repo = repo.display().to_string();
+    let goal = ["--goal", "make the tests pass", "--verify", "python3 -m unittest", "--protect", "tests/**"];
+    let run = [&["task", "run", "--agent", "fixer", "--repo", &repo][..], &goal, &["--follow"]].concat();
+    story.follow(&run, TASK_TIME_MAX, |_| false)?;
+    story.show(&["agent", "logs", "t1-c1"], &["all the same: not verified: "])?;
+    story.show(
+        &["task", "export", "t1", "--diff"],
+        &["-            numbers.extend(range(int(first), int(last)))"],
+    )?;
+    story.show(&["task", "apply", "t1", "--into", &repo], &["sha256:"])?;
+    let attestation = config.dir().join("t1.attestation").display().to_string();
+    story.show(&["task", "attest", "t1", "--out", &attestation], &[])?;
+    let key = story.node.json(&["ledger", "key"])?["key"].as_str().context("no key")?.to_owned();
+    story.show(
+        &["task", "verify-attestation", &attestation, "--key", &key, "--repo", &repo],
+        &["the attestation holds", "is the tree that was verified"],
+    )
 }
 
 fn all_ready(status: &Value) -> bool {
@@ -223,43 +254,60 @@ impl Story {
 
     /// Shows an agent's output as it comes, until its report is complete, and holds it to what it says of itself.
     fn follow_report(&mut self, agent: &str) -> Result<()> {
-        println!("\n$ nullctl agent logs {agent} -f");
         let state = self.node.json(&["agent", "status", agent])?["summary"].clone();
         ensure!(state["state"] == "running", "{agent} does not run: {state}");
-        let pin = self.node.fingerprint()?;
-        let key = self.node.machine.key.clone();
-        let mut command = self.node.command(&key, &pin, &["agent", "logs", agent, "-f"])?;
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
-        let (send, lines) = channel();
-        let output = BufReader::new(child.stdout.take().context("no output")?);
-        std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
-        let (deadline, end) = (Instant::now() + REPORT_TIME_MAX, format!("{agent}: "));
-        let verdict = loop {
-            match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) => {
-                    println!("  {line}");
-                    if line.starts_with(&end) && line.ends_with("as they should be") {
-                        break Ok(line);
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    break Err(format!("no report within {} s", REPORT_TIME_MAX.as_secs()));
-                }
-                Err(RecvTimeoutError::Disconnected) => {
-                    break Err("the log ended before the report did".to_owned());
-                }
-            }
-        };
-        let _ = child.kill(); // it may have ended
-        child.wait()?;
-        let verdict = verdict.map_err(|why| anyhow::anyhow!("{agent}: {why}"))?;
+        let start = format!("{agent}: ");
+        let is_end = |line: &str| line.starts_with(&start) && line.ends_with("as they should be");
+        let verdict = self.follow(&["agent", "logs", agent, "-f"], REPORT_TIME_MAX, is_end)?;
         let numbers: Vec<u32> = verdict.split(' ').filter_map(|word| word.parse().ok()).collect();
         self.expect(
             matches!(numbers.as_slice(), [held, all] if held == all && *all > 0),
             &format!("everything {agent} tried went as its manifest says: {verdict}"),
         );
         Ok(())
+    }
+
+    /// Shows what nullctl prints as it comes, to the line that ends it, or to its own end, which then is success. The last line.
+    fn follow(
+        &mut self,
+        arguments: &[&str],
+        patience: Duration,
+        is_end: impl Fn(&str) -> bool,
+    ) -> Result<String> {
+        let words = arguments.join(" ");
+        println!("\n$ nullctl {words}");
+        let pin = self.node.fingerprint()?;
+        let mut command = self.node.command(&self.node.machine.key, &pin, arguments)?;
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
+        let (send, lines) = channel();
+        let output = BufReader::new(child.stdout.take().context("no output")?);
+        std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
+        let (deadline, mut last) = (Instant::now() + patience, String::new());
+        let ended = loop {
+            match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    println!("  {line}");
+                    last = line;
+                    if is_end(&last) {
+                        break Ok(false);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    break Err(format!("no end within {} s", patience.as_secs()));
+                }
+                Err(RecvTimeoutError::Disconnected) => break Ok(true),
+            }
+        };
+        if ended != Ok(true) {
+            let _ = child.kill(); // it may have ended
+        }
+        let status = child.wait()?;
+        let by_itself = ended.map_err(|why| anyhow::anyhow!("nullctl {words}: {why}"))?;
+        if by_itself {
+            self.expect(status.success(), &format!("nullctl {words} ends with 0, not {status}"));
+        }
+        Ok(last)
     }
 
     fn close(&self, told: bool) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
-use crate::shared::{eventually, lab, refused};
+use crate::shared::{eventually, lab};
 use crate::trial;
 
 pub fn trials() -> Vec<Trial> {
@@ -77,22 +77,22 @@ fn files_are_what_the_manifest_grants() -> Result<()> {
     let lab = lab()?;
     let written = lab.probe("tester", &["write", "/data/out/report"])?;
     ensure!(written["written"] == "/data/out/report", "{written}");
-    for path in ["/data/secret", "/etc/passwd", "/usr/bin/python3", "/app/main.py", "/root/x", "/x"] {
-        refused(&lab.probe("tester", &["write", path])?).with_context(|| path.to_owned())?;
-    }
-    for path in
-        ["/var/lib/dpkg/status", "/root/.bashrc", "/proc/1/environ", "/proc/1/mem", "/dev/vda", "/proc/kcore"]
-    {
-        refused(&lab.probe("tester", &["read", path])?).with_context(|| path.to_owned())?;
-    }
-    Ok(())
+    let written = ["/data/secret", "/etc/passwd", "/usr/bin/python3", "/app/main.py", "/root/x", "/x"];
+    lab.refused_each("tester", &written.map(|path| ["write", path]))?;
+    let read = [
+        "/var/lib/dpkg/status",
+        "/root/.bashrc",
+        "/proc/1/environ",
+        "/proc/1/mem",
+        "/dev/vda",
+        "/proc/kcore",
+    ];
+    lab.refused_each("tester", &read.map(|path| ["read", path]))
 }
 
 fn nothing_but_the_granted_programs_is_executed() -> Result<()> {
     let lab = lab()?;
-    for program in ["/bin/sh", "/usr/bin/env", "/usr/bin/id"] {
-        refused(&lab.probe("tester", &["run", program])?).with_context(|| program.to_owned())?;
-    }
+    lab.refused_each("tester", &["/bin/sh", "/usr/bin/env", "/usr/bin/id"].map(|program| ["run", program]))?;
     let answer = lab.node.ctl(&["agent", "exec", "tester", "--", "/bin/sh", "-c", "true"])?;
     ensure!(answer.status == 125 && answer.stderr.contains("exec"), "{answer:?}");
     Ok(())
@@ -109,10 +109,8 @@ fn exec_streams_and_passes_the_exit_code() -> Result<()> {
 
 fn vsock_is_closed_to_the_agent() -> Result<()> {
     let lab = lab()?;
-    for (cid, port) in [("2", "1024"), ("2", "1025"), ("1", "1024"), ("2", "22"), ("3", "1024")] {
-        refused(&lab.probe("tester", &["vsock", cid, port])?).with_context(|| format!("{cid}:{port}"))?;
-    }
-    Ok(())
+    let places = [("2", "1024"), ("2", "1025"), ("1", "1024"), ("2", "22"), ("3", "1024")];
+    lab.refused_each("tester", &places.map(|(cid, port)| ["vsock", cid, port]))
 }
 
 fn fork_bomb_and_hunger_stay_in_their_guest() -> Result<()> {

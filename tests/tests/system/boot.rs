@@ -145,7 +145,7 @@ fn bare(name: &str, firmware: Firmware) -> Result<(Machine, Config)> {
 fn bios_boot_without_volumes_is_ephemeral_and_says_so() -> Result<()> {
     let (machine, _config) = bare("bios", Firmware::Bios)?;
     let node = Node::boot(machine)?;
-    node.wait_for("everything is lost at power-off", Duration::from_secs(5))?;
+    node.wait_for("everything is lost at power-off", Duration::from_secs(30))?;
     node.fingerprint()?;
     // No operators.toml: the door is there and lets nobody in.
     let answer = node.ctl(&["system", "status"])?;

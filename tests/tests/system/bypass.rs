@@ -258,8 +258,9 @@ fn slow_head() -> Result<()> {
 
 fn flood_of_connections() -> Result<()> {
     let bench = BENCH.hold()?;
-    let found = bench.attempt("prey", &["flood", "web.test", "80", "300"])?;
+    let found = bench.attempt("prey", &["flood", "web.test", "80", "300", "256"])?;
     ensure!(found["kept"].as_u64().is_some_and(|kept| (1..=256).contains(&kept)), "{found}");
+    ensure!(found["reset"].as_u64() > Some(0), "{found}");
     bench.denied("prey", "connections", "limit")?;
     // The neighbour is served all the same.
     let get = "GET / HTTP/1.1\\r\\nHost: other.test\\r\\nConnection: close\\r\\n\\r\\n";

@@ -169,7 +169,7 @@ fn press(node: &Node) -> Result<()> {
 fn ctrl_alt_del_restarts_in_order() -> Result<()> {
     with(Lack::Disks, |patient| {
         press(&patient.node)?;
-        patient.node.wait_for("reboot ordered by ctrl-alt-del", Duration::from_secs(20))?;
+        patient.node.wait_for("reboot ordered by ctrl-alt-del", Duration::from_secs(60))?;
         patient.node.wait_for("services stopped in", Duration::from_secs(60))?;
         patient.node.wait_off(Duration::from_secs(60))
     })?;

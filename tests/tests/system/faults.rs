@@ -410,7 +410,7 @@ fn power_button_ends_a_stuck_node() -> Result<()> {
     stall_victim(&node)?;
     node.fault("fill /state/full")?;
     node.qmp("system_powerdown", json!({}))?;
-    node.wait_for("ordered by power button", Duration::from_secs(20))?;
+    node.wait_for("ordered by power button", Duration::from_secs(60))?;
     let Own { node: mut machine, config } = node.take();
     drop(node);
     machine.wait_off(STUCK_SHUTDOWN_MAX)?;

@@ -15,27 +15,27 @@ use crate::slot::{Own, Slot};
 use crate::sound::before;
 use crate::trial;
 
-/// Each attack and how long it may go on, in seconds: then the VMM is killed, which is an end like any other.
+/// Each attack and how long it may go on, in seconds, five times as long in `make soak`: then the VMM is killed, which is an end like any other.
 const ATTACKS: &[(&str, u64)] = &[
     ("registers", 20),
     ("states", 20),
     ("rings", 20),
-    ("descriptors", 20),
-    ("loops", 20),
-    ("resets", 20),
+    ("descriptors", 8),
+    ("loops", 8),
+    ("resets", 8),
     ("notify-storm", 20),
     ("block-requests", 20),
     ("block-beyond-the-end", 20),
-    ("block-floods", 20),
-    ("vsock-ports", 45),
+    ("block-floods", 8),
+    ("vsock-ports", 30),
     ("vsock-tsi", 20),
     ("vsock-packets", 20),
     ("vsock-half-open", 20),
     ("vsock-credit", 20),
     ("net-frames", 20),
     ("balloon", 20),
-    ("entropy", 20),
-    ("serial-flood", 20),
+    ("entropy", 8),
+    ("serial-flood", 8),
     ("ports", 30),
     ("model-specific-registers", 20),
     ("interrupt-controllers", 20),
@@ -44,20 +44,26 @@ const ATTACKS: &[(&str, u64)] = &[
     ("spin", 3),
     ("triple-fault", 10),
     ("reset", 10),
-    ("everything", 30),
+    ("everything", 15),
 ];
-/// Attacks that the seed lets begin at one device or another, and how many seeds in a row are tried.
+/// Attacks that the seed lets begin at one device or another, and how many seeds in a row are tried, five times as many in `make soak`.
 const AT_EVERY_DEVICE: [&str; 6] = ["registers", "states", "rings", "descriptors", "loops", "resets"];
-const DEVICE_RUNS: u64 = 4;
+const DEVICE_RUNS: u64 = 2;
 /// The scratch disk that the saboteur gives a hostile guest.
 const SCRATCH_BYTES: u64 = 8 << 20;
+
+/// How much more is done in `make soak`.
+fn times() -> u64 {
+    if system_tests::is_soak() { 5 } else { 1 }
+}
 
 pub fn trials() -> Vec<Trial> {
     let mut all = vec![trial("hostile::every_attack_is_tried", every_attack_is_tried)];
     for (name, seconds) in ATTACKS {
-        all.push(trial(&format!("hostile::kernel_{}_stays_in_its_jail", name.replace('-', "_")), || {
-            kernel(name, *seconds)
-        }));
+        all.push(trial(
+            &format!("hostile::kernel_{}_stays_in_its_jail", name.replace('-', "_")),
+            move || kernel(name, times() * seconds),
+        ));
     }
     all.extend([
         trial("hostile::console_flood_is_bounded", console_flood_is_bounded),
@@ -160,7 +166,7 @@ fn kernel(attack: &str, seconds: u64) -> Result<()> {
     let node = NODE.hold()?;
     let seed = seed()?;
     let (sound, census) = (before(&node)?, Census::of(&node)?);
-    let runs = if AT_EVERY_DEVICE.contains(&attack) { DEVICE_RUNS } else { 1 };
+    let runs = if AT_EVERY_DEVICE.contains(&attack) { times() * DEVICE_RUNS } else { 1 };
     for seed in seed..seed + runs {
         let outcome = node.fault(&format!("guest {attack} {seed} {seconds}"));
         let outcome: Value = serde_json::from_str(&outcome.with_context(|| format!("seed {seed}"))?)?;

@@ -6,10 +6,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use cage::jail::calls::{ROLES, Role, rows};
 use libtest_mimic::Trial;
+use system_tests::node::Node;
 use system_tests::rules::{Made, judge};
 
 use crate::hostile;
-use crate::shared::{Guard, eventually, lab};
+use crate::shared::eventually;
 use crate::trial;
 
 /// How long a life may take whose every system call is watched.
@@ -23,20 +24,20 @@ pub fn trials() -> Vec<Trial> {
 }
 
 /// The pids of processes of one name.
-fn processes(lab: &Guard, name: &str) -> Result<Vec<String>> {
-    let all = lab.node.fault("ps")?;
+fn processes(node: &Node, name: &str) -> Result<Vec<String>> {
+    let all = node.fault("ps")?;
     let named = all.lines().filter(|line| line.ends_with(&format!(" {name}")));
     Ok(named.filter_map(|line| line.split(' ').next()).map(str::to_owned).collect())
 }
 
 fn every_thread_has_its_own_filter() -> Result<()> {
-    let lab = lab()?;
-    lab.running("hermit")?;
-    let vmms = processes(&lab, "libkrun")?;
+    let node = hostile::NODE.hold()?;
+    hostile::running(&node, "bystander")?;
+    let vmms = processes(&node, "libkrun")?;
     let vmm = vmms.first().context("no VMM among the processes")?;
-    let status = |task: &str| lab.node.fault(&format!("read /proc/{vmm}/task/{task}/status"));
+    let status = |task: &str| node.fault(&format!("read /proc/{vmm}/task/{task}/status"));
     let mut names = BTreeSet::new();
-    for task in lab.node.fault(&format!("list /proc/{vmm}/task"))?.lines() {
+    for task in node.fault(&format!("list /proc/{vmm}/task"))?.lines() {
         let status = status(task)?;
         let field = |name: &str| {
             status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()

@@ -42,19 +42,16 @@ fn granted_name_is_reached() -> Result<()> {
 
 fn name_without_a_grant_does_not_resolve() -> Result<()> {
     let lab = lab()?;
-    for name in
-        ["evil.example", "other.test", "sub.web.test", "web.test.evil.example", "c2VjcmV0.evil.example"]
-    {
-        refused(&lab.probe("tester", &["resolve", name])?).with_context(|| name.to_owned())?;
-        lab.denied("tester", name, "name-not-granted")?;
-    }
-    Ok(())
+    let names =
+        ["evil.example", "other.test", "sub.web.test", "web.test.evil.example", "c2VjcmV0.evil.example"];
+    lab.refused_each("tester", &names.map(|name| ["resolve", name]))?;
+    names.iter().try_for_each(|name| lab.denied("tester", name, "name-not-granted"))
 }
 
 fn port_without_a_grant_is_refused() -> Result<()> {
     let lab = lab()?;
-    for port in ["443", "22", "8080"] {
-        let found = lab.probe("tester", &["http", "web.test", port, "web.test"])?;
+    let ports = ["443", "22", "8080"];
+    for found in lab.probe_each("tester", &ports.map(|port| ["http", "web.test", port, "web.test"]))? {
         ensure!(found["error"].is_string() || found["response"] == "", "{found}");
     }
     lab.denied("tester", "web.test:443", "port-not-granted")
@@ -63,9 +60,9 @@ fn port_without_a_grant_is_refused() -> Result<()> {
 fn host_header_of_another_name_is_refused() -> Result<()> {
     let lab = lab()?;
     let before = lab.web.seen().len();
-    for host in ["other.test", "10.0.2.100", "web.test.evil.example"] {
-        let found = lab.probe("tester", &["http", "web.test", "80", host])?;
-        ensure!(!found["response"].as_str().is_some_and(|r| r.contains(PAGE)), "{host}: {found}");
+    let hosts = ["other.test", "10.0.2.100", "web.test.evil.example"];
+    for found in lab.probe_each("tester", &hosts.map(|host| ["http", "web.test", "80", host]))? {
+        ensure!(!found["response"].as_str().is_some_and(|r| r.contains(PAGE)), "{found}");
     }
     ensure!(lab.web.seen().len() == before, "the server saw {:?}", &lab.web.seen()[before..]);
     lab.denied("tester", "other.test", "host-mismatch")
@@ -74,7 +71,7 @@ fn host_header_of_another_name_is_refused() -> Result<()> {
 fn raw_addresses_are_refused_at_once() -> Result<()> {
     let lab = lab()?;
     let before = lab.web.seen().len();
-    for (address, port) in [
+    let places = [
         ("8.8.8.8", "443"),
         ("10.0.2.100", "80"), // the very server, by its address
         ("10.0.2.2", "80"),
@@ -85,10 +82,8 @@ fn raw_addresses_are_refused_at_once() -> Result<()> {
         ("0x08.0x08.8.8", "80"), // and in hex
         ("255.255.255.255", "80"),
         ("224.0.0.1", "80"),
-    ] {
-        refused(&lab.probe("tester", &["tcp", address, port])?)
-            .with_context(|| format!("{address}:{port}"))?;
-    }
+    ];
+    lab.refused_each("tester", &places.map(|(address, port)| ["tcp", address, port]))?;
     ensure!(lab.web.seen().len() == before, "the server was reached by its address");
     lab.denied("tester", "8.8.8.8:443", "raw-address")?;
     lab.denied("tester", "169.254.169.254:80", "raw-address")
@@ -96,36 +91,27 @@ fn raw_addresses_are_refused_at_once() -> Result<()> {
 
 fn ports_of_the_node_are_unreachable() -> Result<()> {
     let lab = lab()?;
-    for address in ["100.64.0.1", "10.0.2.15", "127.0.0.1"] {
-        for port in ["4466", "22", "80", "111"] {
-            refused(&lab.probe("tester", &["tcp", address, port])?)
-                .with_context(|| format!("{address}:{port}"))?;
-        }
-    }
-    Ok(())
+    let addresses = ["100.64.0.1", "10.0.2.15", "127.0.0.1"];
+    let at = |port| addresses.map(|address| ["tcp", address, port]);
+    lab.refused_each("tester", &["4466", "22", "80", "111"].map(at).concat())
 }
 
 fn udp_goes_nowhere() -> Result<()> {
     let lab = lab()?;
-    for (address, port) in [
+    let places = [
         ("8.8.8.8", "53"),
         ("10.0.2.3", "53"),
         ("web.test", "443"),
         ("100.64.0.1", "123"),
         ("224.0.0.251", "5353"),
-    ] {
-        refused(&lab.probe("tester", &["udp", address, port])?)
-            .with_context(|| format!("{address}:{port}"))?;
-    }
-    Ok(())
+    ];
+    lab.refused_each("tester", &places.map(|(address, port)| ["udp", address, port]))
 }
 
 fn there_is_no_ipv6() -> Result<()> {
     let lab = lab()?;
-    for address in ["::1", "2001:4860:4860::8888", "fe80::1", "::ffff:8.8.8.8"] {
-        refused(&lab.probe("tester", &["tcp6", address, "80"])?).with_context(|| address.to_owned())?;
-    }
-    Ok(())
+    let addresses = ["::1", "2001:4860:4860::8888", "fe80::1", "::ffff:8.8.8.8"];
+    lab.refused_each("tester", &addresses.map(|address| ["tcp6", address, "80"]))
 }
 
 fn another_agents_addresses_lead_nowhere() -> Result<()> {

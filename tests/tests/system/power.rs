@@ -80,7 +80,7 @@ fn poweroff_is_orderly_and_bounded() -> Result<()> {
     let pin = guard.node.fingerprint()?;
     guard.node.ctl_as(&guard.config.keys.admin, &pin, &["system", "poweroff"])?.ok()?;
     let mut lab = guard.take();
-    lab.node.wait_off(Duration::from_secs(60))?;
+    lab.node.wait_off(Duration::from_secs(180))?;
     let console = lab.node.console();
     ensure!(!console.contains("Kernel panic"), "it panicked on the way down");
     Ok(())

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use system_tests::fixture::{self, Config};
+use system_tests::losses::StandsStill;
 use system_tests::node::{Machine, Node};
 use system_tests::web::Web;
 
@@ -90,6 +91,23 @@ impl Lab {
         serde_json::from_str(line).with_context(|| format!("probe: {line}"))
     }
 
+    /// The same for several attempts, in one process: in an emulated guest, Python takes seconds to start.
+    pub fn probe_each<const N: usize>(&self, agent: &str, attempts: &[[&str; N]]) -> Result<Vec<Value>> {
+        let all: Vec<&[&str]> = attempts.iter().map(<[&str; N]>::as_slice).collect();
+        let found = self.probe(agent, &["each", &serde_json::to_string(&all)?])?;
+        let each = found["each"].as_array().with_context(|| format!("no answers: {found}"))?;
+        ensure!(each.len() == all.len(), "{found}");
+        Ok(each.clone())
+    }
+
+    /// Each of several attempts is refused.
+    pub fn refused_each<const N: usize>(&self, agent: &str, attempts: &[[&str; N]]) -> Result<()> {
+        for (attempt, found) in attempts.iter().zip(self.probe_each(agent, attempts)?) {
+            refused(&found).with_context(|| attempt.join(" "))?;
+        }
+        Ok(())
+    }
+
     /// Whether a denial of an agent holds both texts, by now or soon.
     pub fn denied(&self, agent: &str, what: &str, rule: &str) -> Result<()> {
         let mut last = Value::Null;
@@ -111,13 +129,18 @@ impl Lab {
     }
 }
 
-/// Asks again, five times a second, until the answer is yes. The first error that persists to the end is told.
+/// How much longer than on an idle machine something may take: others run beside, and each of a guest's steps is emulated twice.
+const SLOW_MACHINE: u32 = 3;
+
+/// Asks again, five times a second, until the answer is yes; `limit` is an idle machine's. The first error that persists to the end
+/// is told, and at once if it is a node that stands still.
 pub fn eventually(limit: Duration, what: &str, mut ask: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + limit;
+    let deadline = Instant::now() + limit * SLOW_MACHINE;
     loop {
         let answer = ask();
         match answer {
             Ok(true) => return Ok(()),
+            Err(error) if error.is::<StandsStill>() => return Err(error),
             Err(error) if Instant::now() >= deadline => {
                 return Err(error.context(format!("not in time: {what}")));
             }

@@ -1,4 +1,5 @@
-//! A place for the node that the tests of a group share: booted when first asked for, held by one test at a time.
+//! A place for the node that the tests of a group share: booted when first asked for, held by one test at a time, ended when another
+//! group's is booted (a node that does nothing still takes part of a processor under emulation).
 
 use std::ops::Deref;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -56,6 +57,7 @@ impl<T: Bench> Slot<T> {
     pub fn hold(&'static self) -> Result<Guard<T>> {
         let mut bench = self.lock();
         if bench.is_none() {
+            crate::SLOTS.iter().for_each(|slot| slot.make_room());
             *bench = Some((self.start)()?);
         }
         Ok(Guard(bench))
@@ -90,6 +92,8 @@ impl<T> Guard<T> {
 pub trait Shared: Sync {
     /// Keeps what its node told, if there is one.
     fn keep_logs(&self);
+    /// Ends its node, if there is one that no test holds.
+    fn make_room(&self);
     /// Ends its node, if there is one.
     fn switch_off(&self);
 }
@@ -98,6 +102,12 @@ impl<T: Bench> Shared for Slot<T> {
     fn keep_logs(&self) {
         if let Some(bench) = self.lock().as_ref() {
             bench.node().keep_logs();
+        }
+    }
+
+    fn make_room(&self) {
+        if let Ok(mut bench) = self.bench.try_lock() {
+            bench.take();
         }
     }
 

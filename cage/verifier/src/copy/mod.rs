@@ -52,7 +52,7 @@ pub fn run(job: &FilesJob) -> i32 {
         FilesJob::Write { path } => {
             make(&root, path, BufReader::with_capacity(BUFFER_BYTES, io::stdin().lock()), &mut complaints)
         }
-        FilesJob::Changes => Err(CopyError::Place("a diff is not made here".into())),
+        FilesJob::Changes | FilesJob::Claim => Err(CopyError::Place("a diff is not made here".into())),
     });
     complaints.finish(ended)
 }

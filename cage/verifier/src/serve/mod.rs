@@ -3,7 +3,10 @@
 //! Must hold: no channel waits for another; every wait has an end; each child is reaped here and nowhere else; a host that breaks the protocol, or is gone,
 //! ends the guest. Must never: believe that an agent's process is what its pid once was (leaders are known until reaped).
 
+mod calls;
 mod orders;
+
+pub use calls::Tools;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, WaitOptions, WaitStatus};
@@ -12,7 +15,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use abi::guest::{FrameError, Kind, Window as Widened};
+use abi::guest::{Frame, FrameError, Kind, Window as Widened};
 use verifier::channel::{self, Act, Ended, Output, Window};
 use verifier::plan::Plan;
 
@@ -40,6 +43,8 @@ pub enum ServeError {
     Control(#[from] FrameError),
     #[error("the host closed the control connection")]
     Closed,
+    #[error("the tools process {0}")]
+    Tools(String),
     #[error("poll: {0}")]
     Poll(io::Error),
 }
@@ -60,12 +65,41 @@ enum Stop {
     Killed(Instant),
 }
 
+/// Whose process it is, with the number of its channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Channel {
+    /// The command (0), an exec or a job on files.
+    Host(u32),
+    /// A run of a tool; the channel is its call's.
+    Run(u32),
+}
+
+impl Channel {
+    /// The agent's command.
+    pub const COMMAND: Channel = Channel::Host(0);
+
+    fn number(self) -> u32 {
+        match self {
+            Channel::Host(number) | Channel::Run(number) => number,
+        }
+    }
+
+    /// Of its cgroup.
+    fn name(self) -> String {
+        match self {
+            Channel::Host(number) => format!("channel-{number}"),
+            Channel::Run(number) => format!("run-{number}"),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Token {
     Signals,
     Control,
-    Output(u32, Output),
-    Input(u32),
+    Tools,
+    Output(Channel, Output),
+    Input(Channel),
     Listener,
     Link(usize),
     Health,
@@ -81,6 +115,7 @@ pub struct World {
     pub disks: Vec<OwnedFd>,
     pub view: View,
     pub own: Own,
+    pub tools: Option<Tools>,
 }
 
 /// Everything that lives while the agent does.
@@ -90,7 +125,11 @@ pub struct Server {
     pub signals: OwnedFd,
     pub plan: Plan,
     pub world: World,
-    processes: BTreeMap<u32, Process>,
+    processes: BTreeMap<Channel, Process>,
+    /// The channel on which a task's tree is read, or will be.
+    claim: Option<(u32, Window)>,
+    /// The host went on before it was.
+    abandoned_claim: bool,
     leaving: Vec<Group>,
     probe: Option<Probe>,
     sync: Sync,
@@ -115,6 +154,8 @@ impl Server {
             plan,
             world,
             processes: BTreeMap::new(),
+            claim: None,
+            abandoned_claim: false,
             leaving: Vec::new(),
             probe: None,
             sync: Sync::default(),
@@ -131,7 +172,7 @@ impl Server {
             (None, true) => Stdio::Pipes,
             (None, false) => Stdio::Outputs,
         };
-        spawn_on(self, 0, Work::Program(&program), stdio, Window::OPEN)?;
+        spawn_on(self, Channel::COMMAND, Work::Program(&program), stdio, Window::OPEN)?;
         self.probe = self.plan.health.clone().map(Probe::new);
         Ok(())
     }
@@ -140,6 +181,7 @@ impl Server {
     pub fn run(&mut self) -> Result<(), ServeError> {
         loop {
             self.control.flush()?;
+            self.flush_tools();
             if self.advance_stop() {
                 return Ok(());
             }
@@ -148,6 +190,7 @@ impl Server {
                 match token {
                     Token::Signals => self.reap()?,
                     Token::Control => self.hear()?,
+                    Token::Tools => self.hear_tools()?,
                     Token::Output(channel, output) => self.pass_output(channel, output)?,
                     Token::Input(channel) => self.pass_input(channel)?,
                     Token::Listener => self.world.relay.accept(),
@@ -158,6 +201,7 @@ impl Server {
             self.check_health()?;
             self.world.relay.sweep();
             self.leaving.retain(|group| group.remove().is_err());
+            self.look_after_claim()?;
         }
     }
 
@@ -168,8 +212,15 @@ impl Server {
             PollFd::new(&self.signals, PollFlags::IN),
             PollFd::from_borrowed_fd(self.control.fd(), self.control.interest()),
         ];
+        if let Some(tools) = self.world.tools.as_ref().filter(|tools| !tools.gone) {
+            let mut flags = tools.control.interest();
+            // What it says goes to the host: it waits for room there.
+            flags.set(PollFlags::IN, self.control.has_room());
+            tokens.push(Token::Tools);
+            fds.push(PollFd::from_borrowed_fd(tools.control.fd(), flags));
+        }
         for (channel, process) in &self.processes {
-            if self.control.has_room() && process.has_window() {
+            if self.has_room(*channel) && process.has_window() {
                 for output in [Output::Stdout, Output::Stderr] {
                     if let Some(fd) = process.output(output) {
                         tokens.push(Token::Output(*channel, output));
@@ -220,9 +271,11 @@ impl Server {
 
     /// Deadlines of channels that passed.
     fn expire(&mut self) -> Result<(), ServeError> {
-        let (now, room) = (Instant::now(), self.control.has_room());
+        let now = Instant::now();
+        let (host, tools) = (self.has_room(Channel::COMMAND), self.has_room(Channel::Run(0)));
         let mut finished = Vec::new();
         for (channel, process) in &mut self.processes {
+            let room = if matches!(channel, Channel::Host(_)) { host } else { tools };
             process.hold_up(!room || !process.has_window());
             if process.drain_until().is_some_and(|until| until <= now) {
                 finished.push((*channel, process.drain_expired()));
@@ -255,6 +308,9 @@ impl Server {
         if self.sync.child == Some(pid) {
             return self.synced(ended);
         }
+        if self.world.tools.as_ref().is_some_and(|tools| tools.leader == pid) {
+            return self.tools_ended(ended);
+        }
         let led = self.processes.iter_mut().find(|(_, process)| process.is_led_by(pid));
         let Some((channel, act)) = led.map(|(channel, process)| (*channel, process.leader_ended(ended)))
         else {
@@ -263,7 +319,7 @@ impl Server {
         self.act(channel, act)
     }
 
-    fn act(&mut self, channel: u32, act: Act) -> Result<(), ServeError> {
+    fn act(&mut self, channel: Channel, act: Act) -> Result<(), ServeError> {
         let Some(process) = self.processes.get(&channel) else { return Ok(()) };
         match act {
             Act::Nothing => Ok(()),
@@ -277,41 +333,88 @@ impl Server {
                 if let Some(process) = self.processes.remove(&channel) {
                     self.leaving.push(process.group);
                 }
-                Ok(self.control.send(Kind::Exit, channel, &exit)?)
+                if self.claim.is_some_and(|(claim, _)| Channel::Host(claim) == channel) {
+                    self.claim = None;
+                }
+                self.send(channel, |channel| Frame::json(Kind::Exit, channel, &exit))
             }
         }
     }
 
-    fn pass_output(&mut self, channel: u32, output: Output) -> Result<(), ServeError> {
-        if !self.control.has_room() {
+    fn pass_output(&mut self, channel: Channel, output: Output) -> Result<(), ServeError> {
+        if !self.has_room(channel) {
             return Ok(());
         }
         let Some(process) = self.processes.get_mut(&channel) else { return Ok(()) };
         match process.read(output) {
             Read::Later => Ok(()),
-            Read::Bytes(bytes) => Ok(self.control.send_data(Process::kind(output), channel, &bytes)?),
+            Read::Bytes(payload) => {
+                let kind = Process::kind(output);
+                self.send(channel, |channel| Ok(Frame { kind, channel, payload }))
+            }
             Read::Closed(act) => self.act(channel, act),
         }
     }
 
-    fn pass_input(&mut self, channel: u32) -> Result<(), ServeError> {
+    fn pass_input(&mut self, channel: Channel) -> Result<(), ServeError> {
         let Some(process) = self.processes.get_mut(&channel) else { return Ok(()) };
         process.input.write();
         self.give_back(channel)
     }
 
-    /// Tells the host how much more input of a channel it may send.
-    fn give_back(&mut self, channel: u32) -> Result<(), ServeError> {
+    /// Tells who feeds a channel how much more input it may send.
+    fn give_back(&mut self, channel: Channel) -> Result<(), ServeError> {
         let taken = self.processes.get_mut(&channel).and_then(|process| process.input.give_back());
         match taken {
-            Some(bytes) => Ok(self.control.send(Kind::Window, channel, &Widened { bytes })?),
+            Some(bytes) => {
+                self.send(channel, |channel| Frame::json(Kind::Window, channel, &Widened { bytes }))
+            }
             None => Ok(()),
         }
     }
 
+    /// Whether output of a channel may be read: there is room where it goes.
+    fn has_room(&self, channel: Channel) -> bool {
+        match channel {
+            Channel::Host(_) => self.control.has_room(),
+            Channel::Run(_) => self.world.tools.as_ref().is_none_or(Tools::has_room),
+        }
+    }
+
+    /// Says something about a channel to whom it belongs.
+    fn send(
+        &mut self,
+        channel: Channel,
+        frame: impl FnOnce(u32) -> Result<Frame, FrameError>,
+    ) -> Result<(), ServeError> {
+        let frame = frame(channel.number())?;
+        match (channel, &mut self.world.tools) {
+            (Channel::Host(_), _) => Ok(self.control.pass(&frame)?),
+            (Channel::Run(_), Some(tools)) => Ok(tools.send(&frame)?),
+            (Channel::Run(_), None) => Ok(()),
+        }
+    }
+
+    fn flush_tools(&mut self) {
+        if let Some(tools) = self.world.tools.as_mut().filter(|tools| !tools.gone) {
+            // Its end is told by its exit, which says why.
+            tools.gone = tools.control.flush().is_err();
+        }
+    }
+
+    fn look_after_claim(&mut self) -> Result<(), ServeError> {
+        if std::mem::take(&mut self.abandoned_claim)
+            && let Some((channel, _)) = self.claim.take()
+        {
+            let error = "the tree was not read: the submit was answered before".to_owned();
+            return Ok(self.control.send_failed(channel, "files", error)?);
+        }
+        self.begin_claim()
+    }
+
     /// Takes the health check a step further, while the agent's command runs and the host listens.
     fn check_health(&mut self) -> Result<(), ServeError> {
-        if self.stop != Stop::No || !self.processes.get(&0).is_some_and(Process::is_running) {
+        if self.stop != Stop::No || !self.processes.get(&Channel::COMMAND).is_some_and(Process::is_running) {
             self.probe = None;
         }
         if !self.control.has_room() {
@@ -358,7 +461,7 @@ impl Server {
 /// Starts a child on a new channel.
 fn spawn_on(
     server: &mut Server,
-    channel: u32,
+    channel: Channel,
     work: Work<'_>,
     stdio: Stdio,
     window: Window,
@@ -366,9 +469,15 @@ fn spawn_on(
     let group = server
         .world
         .tree
-        .group(channel)
-        .map_err(|error| SpawnError::Child(format!("cgroup of channel {channel}: {error}")))?;
-    match spawn::spawn(work, &server.world.sandbox, &group, stdio) {
+        .group(channel.name())
+        .map_err(|error| SpawnError::Child(format!("cgroup {}: {error}", channel.name())))?;
+    let tools = server.world.tools.as_ref().map(|tools| &tools.sandbox);
+    let sandbox = match (channel, work, tools) {
+        // The files are the tools': whoever copies them does it as their user.
+        (Channel::Run(_), _, Some(tools)) | (_, Work::Files(_), Some(tools)) => tools,
+        _ => &server.world.sandbox,
+    };
+    match spawn::spawn(work, sandbox, &group, stdio) {
         Ok(spawned) => {
             server.childless = false;
             server.processes.insert(channel, Process::new(spawned, group, window));

@@ -12,10 +12,11 @@ use abi::guest::{
     Window as Widened,
 };
 use abi::limits;
+use verifier::call;
 use verifier::channel::{Ended, Window};
 use verifier::plan::{check_job, check_terminal};
 
-use super::{ServeError, Server, Stop, spawn_on};
+use super::{Channel, ServeError, Server, Stop, spawn_on};
 use crate::spawn::{SpawnError, Stdio, Work};
 use crate::{clock, console, disks, sys};
 
@@ -26,15 +27,18 @@ impl Server {
     /// Does what one frame says.
     pub(super) fn obey(&mut self, frame: Frame) -> Result<(), ServeError> {
         let unexpected = Err(FrameError::Unexpected { got: frame.kind }.into());
-        let known = self.processes.get_mut(&frame.channel);
+        let place = Channel::Host(frame.channel);
+        let in_use = self.processes.contains_key(&place)
+            || self.claim.is_some_and(|(claim, _)| claim == frame.channel);
+        let known = self.processes.get_mut(&place);
         match frame.kind {
             // A channel in use, or the agent's own: the host has lost count, and nothing it says can be trusted to fit.
-            Kind::Exec | Kind::Files if known.is_some() || frame.channel == 0 => unexpected,
-            Kind::Exec => self.exec(frame.channel, frame.parse()?),
+            Kind::Exec | Kind::Files if in_use || frame.channel == 0 => unexpected,
+            Kind::Exec => self.exec(frame.channel, call::exec(&frame)?),
             Kind::Files => self.files(frame.channel, frame.parse()?),
             Kind::Stdin => match known.map(|process| process.input.push(&frame.payload)) {
                 Some(false) => unexpected,
-                _ => self.give_back(frame.channel),
+                _ => self.give_back(place),
             },
             Kind::Window if frame.channel == 0 => unexpected,
             Kind::Window => {
@@ -64,6 +68,9 @@ impl Server {
                 }
                 Ok(())
             }
+            // What crosses the end of the agent on its way is no error.
+            Kind::Answer | Kind::Value | Kind::Still if self.stop != Stop::No => Ok(()),
+            Kind::Answer | Kind::Value | Kind::Still => self.relay_down(&frame),
             Kind::Sync => {
                 self.write_out();
                 Ok(())
@@ -97,7 +104,7 @@ impl Server {
             Ok(program) => program,
             Err(error) => return Ok(self.control.send_failed(channel, "exec", error.to_string())?),
         };
-        match spawn_on(self, channel, Work::Program(&program), stdio, window) {
+        match spawn_on(self, Channel::Host(channel), Work::Program(&program), stdio, window) {
             Ok(()) => Ok(()),
             Err(SpawnError::Refused) => {
                 let what = program.path().to_string_lossy().into_owned();
@@ -115,16 +122,18 @@ impl Server {
             return Ok(self.control.send_failed(channel, "files", error)?);
         }
         let window = Window::of(files.window_bytes);
+        let place = Channel::Host(channel);
         let started = match &files.job {
             FilesJob::Changes => {
                 let view = self.world.view.try_clone();
                 view.map_err(SpawnError::from).and_then(|view| {
                     let own = self.world.own.clone();
-                    spawn_on(self, channel, Work::Changes(&view, &own), Stdio::Outputs, window)
+                    spawn_on(self, place, Work::Changes(&view, &own), Stdio::Outputs, window)
                 })
             }
-            FilesJob::Read { .. } => spawn_on(self, channel, Work::Files(&files.job), Stdio::Outputs, window),
-            FilesJob::Write { .. } => spawn_on(self, channel, Work::Files(&files.job), Stdio::Pipes, window),
+            FilesJob::Claim => self.claim(channel, window).map_err(SpawnError::Child),
+            FilesJob::Read { .. } => spawn_on(self, place, Work::Files(&files.job), Stdio::Outputs, window),
+            FilesJob::Write { .. } => spawn_on(self, place, Work::Files(&files.job), Stdio::Pipes, window),
         };
         match started {
             Ok(()) => Ok(()),
@@ -137,8 +146,12 @@ impl Server {
         if self.stop != Stop::No {
             return Some(String::from("the agent is being stopped"));
         }
+        if self.claim.is_some() && self.world.tools.is_none() {
+            return Some(String::from("the task's tree is being read"));
+        }
         let most = limits::EXECS_PER_AGENT_MAX;
-        let full = self.processes.range(1..).count() >= most;
+        let hosts = Channel::Host(1)..=Channel::Host(u32::MAX);
+        let full = self.processes.range(hosts).count() >= most;
         full.then(|| format!("{most} execs and copies are running: at most that many are allowed"))
     }
 

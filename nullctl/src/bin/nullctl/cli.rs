@@ -355,7 +355,8 @@ mod tests {
             assert!(!command.examples.is_empty(), "{}", command.path);
             for (line, _) in command.examples {
                 let words = line.strip_prefix("nullctl ").unwrap().split(['|', '>', '<']).next().unwrap();
-                match parse_line(words) {
+                let words = crate::words::split(words).unwrap();
+                match parse(COMMANDS, words.into_iter().map(OsString::from)) {
                     Ok(Wanted::Run(found, _)) => assert_eq!(found.path, command.path, "{line}"),
                     other => panic!("{line}: {other:?}"),
                 }
@@ -372,6 +373,11 @@ mod tests {
                 "agent.evidence" => "agent evidence list".to_owned(),
                 "agent.read_evidence" => "agent evidence get".to_owned(),
                 "agent.remove_evidence" => "agent evidence remove".to_owned(),
+                "approval.list" => "approvals".to_owned(),
+                "approval.decide" => "approve".to_owned(),
+                "exposure.status" => "agent exposure".to_owned(),
+                "exposure.declassify" => "agent declassify".to_owned(),
+                "task.status" => "task show".to_owned(),
                 "net.reset_budget" => "net budget".to_owned(),
                 "secret.remove" => "secret rm".to_owned(),
                 "memory.hashes" => "memory sync".to_owned(),

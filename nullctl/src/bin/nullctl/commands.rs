@@ -3,6 +3,7 @@
 use crate::cli::{Command, Opt, switch, valued};
 
 mod agent;
+mod approvals;
 mod bundle;
 mod disks;
 mod evidence;
@@ -12,9 +13,12 @@ mod image;
 mod local;
 mod memory;
 mod net;
+#[cfg(feature = "policy")]
+mod policy;
 mod services;
 mod spend;
 mod system;
+mod task;
 mod watch;
 
 const FOLLOW: Opt = switch("follow", Some('f'), "go on as more comes");
@@ -34,6 +38,8 @@ const GROUPS: &[&[Command]] = &[
     evidence::COMMANDS,
     exec::COMMANDS,
     files::COMMANDS,
+    approvals::COMMANDS,
+    task::COMMANDS,
     watch::COMMANDS,
     disks::COMMANDS,
     image::COMMANDS,
@@ -44,6 +50,8 @@ const GROUPS: &[&[Command]] = &[
     bundle::COMMANDS,
     #[cfg(feature = "sync")]
     bundle::SYNC,
+    #[cfg(feature = "policy")]
+    policy::COMMANDS,
     local::COMMANDS,
 ];
 

@@ -6,13 +6,16 @@ mod cli;
 mod commands;
 mod context;
 mod failure;
+mod git;
 mod help;
 mod link;
 mod nodes;
+mod pack;
 mod print;
 mod run;
 mod screen;
 mod tree;
+mod words;
 
 use std::process::ExitCode;
 

@@ -6,10 +6,12 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Whether a character may stand on a terminal: no control character, nothing that turns the writing direction.
+/// Whether a character may stand on a terminal: no control character, nothing that turns the writing direction, nothing that a
+/// person cannot see (soft hyphen, zero width, line and paragraph separators, joiners, tags).
 fn harmless(c: char) -> bool {
-    !c.is_control()
-        && !matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
+    let is_unseen = matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}');
+    !c.is_control() && !is_unseen
 }
 
 /// One line of text from elsewhere, with everything that is not plain written as an escape.
@@ -22,6 +24,12 @@ pub fn visible(text: &str) -> String {
         }
         out
     })
+}
+
+/// Several lines of text from elsewhere, each behind `margin`, so that none can pass for one of nullctl's own.
+pub fn quoted(text: &str, margin: &str) -> String {
+    let shown = |line: &str| line.split('\t').map(visible).collect::<Vec<_>>().join("\t");
+    text.lines().map(|line| format!("{margin}{}\n", shown(line))).collect()
 }
 
 /// A stream of bytes from an agent on its way to standard output or error.
@@ -274,6 +282,18 @@ mod tests {
         let mut passage = Passage::new(true, false);
         let shown = passage.take(b"a\x1b]0;title\x07b\xc2\x9bc\r\nd\xff\n");
         assert_eq!(String::from_utf8(shown).unwrap(), "a\\u{1b}]0;title\\u{7}b\\u{9b}c\nd\\xff\n");
+    }
+
+    #[test]
+    fn what_nobody_sees_is_shown() {
+        for c in
+            ['\u{200b}', '\u{2060}', '\u{feff}', '\u{e0041}', '\u{202e}', '\u{ad}', '\u{2028}', '\u{61c}']
+        {
+            let shown = visible(&format!("a{c}b"));
+            assert!(shown.is_ascii() && shown.contains("\\u{"), "{shown}");
+        }
+        assert_eq!(quoted("a\tb\nnullctl approve\x1b[2J\r\n", "| "), "| a\tb\n| nullctl approve\\u{1b}[2J\n");
+        assert_eq!(quoted("a\rb", "| "), "| a\\rb\n", "a carriage return overwrites nothing");
     }
 
     #[test]

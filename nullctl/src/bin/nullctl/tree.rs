@@ -51,7 +51,8 @@ impl Tally {
 const BENEATH: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
-fn open_beneath(root: &OwnedFd, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+/// Opens what is beneath `root`, through no symbolic link.
+pub fn open_beneath(root: &OwnedFd, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let path = if path.is_empty() { "." } else { path };
     loop {
         match openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), BENEATH) {
@@ -68,7 +69,7 @@ pub fn open_root(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Directory and name of a relative path; none of the root itself.
-fn split(path: &str) -> Option<(&str, &str)> {
+pub fn split(path: &str) -> Option<(&str, &str)> {
     match path.rsplit_once('/') {
         Some(parts) => Some(parts),
         None if path.is_empty() => None,

@@ -204,7 +204,7 @@ fn bare(frame: &Frame) -> String {
     format!("{:>6} {} {:<8} {}\n", frame.seq, moment(frame.unix_ms), frame.source.name(), visible(&body))
 }
 
-fn key(given: &Arguments) -> Result<PublicKey, Failure> {
+pub(super) fn key(given: &Arguments) -> Result<PublicKey, Failure> {
     let text = given.value("key").ok_or_else(|| {
         Failure::usage(
             "the ledger's public key is needed",

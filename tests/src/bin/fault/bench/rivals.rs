@@ -176,6 +176,8 @@ fn by_protocol(disks: &[String]) -> Result<Value> {
 fn start(rootfs_disks: u8) -> Result<Start> {
     let clock = SystemTime::now().duration_since(UNIX_EPOCH)?;
     Ok(Start {
+        tools: None,
+        has_tree: false,
         instance: "plain.1".into(),
         command: vec!["/usr/bin/python3".into(), "/app/idle.py".into()],
         env: Vec::new(),

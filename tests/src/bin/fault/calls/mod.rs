@@ -228,6 +228,8 @@ fn unix_ns() -> Result<u64> {
 
 fn start(rootfs_disks: u8) -> Result<Start> {
     Ok(Start {
+        tools: None,
+        has_tree: false,
         instance: "calls.1".into(),
         command: vec!["/usr/bin/python3".into(), "/app/idle.py".into()],
         env: Vec::new(),

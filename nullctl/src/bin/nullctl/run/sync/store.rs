@@ -13,6 +13,7 @@ use url::Url;
 use super::index::Index;
 use crate::failure::{Failure, status};
 use crate::print::visible;
+use crate::run::is_loopback;
 
 /// An object is held in memory whole; a node's own bundles of a sync stay below it.
 const OBJECT_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -181,15 +182,12 @@ fn allow_http(endpoint: &str, said_so: bool) -> Result<bool, Failure> {
     let wrong =
         |why: &str| Failure::usage(format!("--endpoint {endpoint}: {why}"), "write https://HOST[:PORT]");
     let url = Url::parse(endpoint).map_err(|error| wrong(&error.to_string()))?;
-    let loopback = match url.host() {
-        Some(url::Host::Ipv4(address)) => address.is_loopback(),
-        Some(url::Host::Ipv6(address)) => address.is_loopback(),
-        Some(url::Host::Domain(name)) => name == "localhost",
-        None => return Err(wrong("it has no host")),
-    };
+    if url.host().is_none() {
+        return Err(wrong("it has no host"));
+    }
     match url.scheme() {
         "https" => Ok(false),
-        "http" if loopback || said_so => Ok(true),
+        "http" if is_loopback(&url) || said_so => Ok(true),
         "http" => Err(wrong("http would show the memory to the network (AWS_ALLOW_HTTP=true allows it)")),
         _ => Err(wrong("neither https nor http")),
     }

@@ -1,0 +1,143 @@
+//! What an emulated machine loses by a fault of its emulator (docs/decisions/0007): a guest, or the whole node. It is noted when it is
+//! seen, so that a test that failed beside such a loss can be run once more, which the run says.
+//!
+//! Must hold: a test that fails without a loss fails at once; one that fails twice fails; where there is KVM nothing is excused.
+
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::accel;
+
+/// What a node's console says of a kernel that was lost: of its own, or, in cage's words, of a guest's. Only what a CPU that computes wrong
+/// does: a panic because PID 1 ended or a disk is not there is ours.
+const SIGNS: [&str; 3] = [
+    "Kernel panic - not syncing: Fatal exception",
+    "Kernel panic - not syncing: corrupted stack end",
+    "the guest halted without a word",
+];
+/// Tests of one run that may be run once more. What is lost more often is no accident.
+const EXCUSES_MAX: u32 = 2;
+
+/// What was lost since the last test began, and the tests that were excused in this run.
+static SEEN: Mutex<Seen> = Mutex::new(Seen { loss: None, excused: 0 });
+
+#[derive(Debug)]
+struct Seen {
+    loss: Option<String>,
+    excused: u32,
+}
+
+/// A node that does not answer at all, in the time that its slowest answer takes. Waiting for it goes no further.
+#[derive(Debug)]
+pub struct StandsStill {
+    pub order: String,
+}
+
+impl std::error::Error for StandsStill {}
+
+impl fmt::Display for StandsStill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the node stands still: no answer to `{}`", self.order)
+    }
+}
+
+impl Seen {
+    fn look(&mut self, line: &str) {
+        if SIGNS.iter().any(|sign| line.contains(sign)) {
+            self.note(line);
+        }
+    }
+
+    fn note(&mut self, loss: &str) {
+        self.loss.get_or_insert_with(|| loss.trim().to_owned());
+    }
+
+    fn excuse(&mut self, is_emulated: bool) -> Option<String> {
+        if !is_emulated || self.excused >= EXCUSES_MAX {
+            return None;
+        }
+        let loss = self.loss.take()?;
+        self.excused += 1;
+        Some(loss)
+    }
+}
+
+fn seen() -> MutexGuard<'static, Seen> {
+    SEEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A test begins: what was lost before is not its own.
+pub fn forget() {
+    seen().loss = None;
+}
+
+/// Notes that a node stands still.
+pub fn stands_still(order: &str) -> StandsStill {
+    let silence = StandsStill { order: order.into() };
+    seen().note(&silence.to_string());
+    silence
+}
+
+/// Notes what a line of a node's console says of a loss. The first of a test counts.
+pub fn look(line: &str) {
+    seen().look(line);
+}
+
+/// Whether one was noted since the last test began.
+pub fn is_noted() -> bool {
+    seen().loss.is_some()
+}
+
+/// The loss that excuses the test that just failed, if there is one, the machines are emulated and not too many were excused.
+pub fn excuse() -> Option<String> {
+    seen().excuse(accel::is_emulated())
+}
+
+/// Tests of this run that were run once more.
+pub fn excused() -> u32 {
+    seen().excused
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PANIC: &str = r#"[163.957] cage: warning console instance=a.7 line="[    1.222781] Kernel panic - not syncing: Fatal exception""#;
+
+    fn after(lines: &[&str]) -> Seen {
+        let mut seen = Seen { loss: None, excused: 0 };
+        lines.iter().for_each(|line| seen.look(line));
+        seen
+    }
+
+    #[test]
+    fn test_without_a_loss_is_not_excused() {
+        assert_eq!(
+            after(&["[164.022] nullgate: info connected", "[165.0] cage: error agent_ended"]).excuse(true),
+            None
+        );
+    }
+
+    #[test]
+    fn first_loss_is_told_and_excuses_once() {
+        let mut seen = after(&["[1.0] cage: info", PANIC, "the guest halted without a word"]);
+        assert_eq!(seen.excuse(true).as_deref(), Some(PANIC));
+        assert_eq!(seen.excuse(true), None);
+    }
+
+    #[test]
+    fn nothing_is_excused_where_nothing_is_emulated() {
+        assert_eq!(after(&[PANIC]).excuse(false), None);
+    }
+
+    #[test]
+    fn losses_beyond_the_bound_are_faults() {
+        let mut seen = after(&[]);
+        for _ in 0..EXCUSES_MAX {
+            seen.look(PANIC);
+            assert!(seen.excuse(true).is_some());
+        }
+        seen.look(PANIC);
+        assert_eq!(seen.excuse(true), None);
+    }
+}
