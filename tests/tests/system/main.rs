@@ -61,21 +61,25 @@ fn lane() -> anyhow::Result<Option<bool>> {
     }
 }
 
-/// A test, named `group::outcome`. When it fails what the shared nodes told is kept; when the emulator lost a machine meanwhile it is run
-/// once more, on new ones.
+/// A test, named `group::outcome`. When it fails what the shared nodes told is kept and the next one finds new nodes, not what this one
+/// left; when the emulator lost a machine meanwhile it is run once more.
 fn trial(name: &str, test: impl Fn() -> anyhow::Result<()> + Send + 'static) -> Trial {
     Trial::test(name, move || {
         losses::forget();
         let Err(error) = attempt(&test) else { return Ok(()) };
         let Some(loss) = losses::excuse() else { return Err(failed(&error)) };
         eprintln!("{error:#}\nonce more, since the emulator lost a machine (docs/decisions/0007): {loss}");
-        SLOTS.iter().for_each(|slot| slot.make_room());
         attempt(&test).map_err(|error| failed(&error))
     })
 }
 
 fn attempt(test: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<()> {
-    test().inspect_err(|_| SLOTS.iter().for_each(|slot| slot.keep_logs()))
+    test().inspect_err(|_| {
+        for slot in SLOTS {
+            slot.keep_logs();
+            slot.make_room();
+        }
+    })
 }
 
 fn failed(error: &anyhow::Error) -> Failed {
