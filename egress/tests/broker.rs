@@ -648,7 +648,7 @@ fn an_agents_calls_wait_for_each_other_above_their_bound() {
     let (world, _lease, guest) = brokered();
     let many = guest.spawn_python(
         "import http.client, threading\ndef one(done):\n\
-         \x20 c = http.client.HTTPConnection('api.test.broker.internal', timeout=18)\n\
+         \x20 c = http.client.HTTPConnection('api.test.broker.internal', timeout=60)\n\
          \x20 c.request('GET', '/events'); done.append(c.getresponse().read().count(b'event'))\n\
          done = []\nall = [threading.Thread(target=one, args=(done,)) for _ in range(40)]\n\
          for t in all: t.start()\nfor t in all: t.join()\nprint(done.count(3))",

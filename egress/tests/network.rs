@@ -371,7 +371,7 @@ fn the_end_of_the_lease_cuts_open_connections_and_stops_everything() {
     let begun = Instant::now();
     drop(connection);
     assert!(lines.next().unwrap().starts_with("cut"));
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     child.wait().unwrap();
     let until = Instant::now() + Duration::from_secs(60);
     while !world.events.lock().unwrap().iter().any(|event| matches!(event, Event::NetDetached { .. })) {

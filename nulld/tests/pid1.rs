@@ -261,10 +261,10 @@ fn idle_and_slow_callers_hold_nobody_up() {
     );
     // The half line ends after its time.
     let mut half = half;
-    half.set_timeout(Some(Duration::from_millis(limits::FIRST_LINE_MS_MAX + 5_000))).unwrap();
+    half.set_timeout(Some(Duration::from_millis(limits::FIRST_LINE_MS_MAX + 15_000))).unwrap();
     let begin = Instant::now();
     assert!(!matches!(half.read_line(), Ok(Some(_))));
-    assert!(begin.elapsed() < Duration::from_millis(limits::FIRST_LINE_MS_MAX + 3_000));
+    assert!(begin.elapsed() < Duration::from_millis(limits::FIRST_LINE_MS_MAX + 10_000));
 }
 
 #[test]

@@ -25,7 +25,7 @@ fn press(node: &Node, times: usize) {
         let sent = std::process::Command::new("/bin/kill").args(["-INT", &node.pid.to_string()]).status();
         assert!(sent.unwrap().success());
         // Two signals of one kind that wait together are one signal.
-        std::thread::sleep(Duration::from_millis(60));
+        std::thread::sleep(Duration::from_millis(150));
     }
 }
 

@@ -52,7 +52,7 @@ def read_answer(packet):
 
 def dns(name, kind="1", server=RESOLVER, port="53"):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.settimeout(5)
+        s.settimeout(TIMEOUT if server == RESOLVER else 5)
         s.connect((server, int(port)))
         s.send(question(name, int(kind)))
         return read_answer(s.recv(4096))
@@ -76,22 +76,24 @@ def tunnel(suffix, names):
     return {"there": there, "refused": refused}
 
 
-def receive(s, most=1 << 20):
+def receive(s, most=1 << 20, then=None):
+    """What comes until the end, or until nothing comes for `then` seconds after the first of it."""
     data = b""
     try:
         while len(data) < most and (chunk := s.recv(65536)):
             data += chunk
+            s.settimeout(then or s.gettimeout())
     except (ConnectionResetError, socket.timeout, ssl.SSLError) as e:
         return data.decode(errors="replace") + f" <{type(e).__name__}>"
     return data.decode(errors="replace")
 
 
 def raw(host, port, text, wait="5"):
-    """Sends bytes (escapes as in Python) and returns what comes until the end, or for a while."""
+    """Sends bytes (escapes as in Python) and returns what comes until the end, or for a while; the first may take its time."""
     with socket.create_connection((host, int(port)), timeout=TIMEOUT) as s:
-        s.settimeout(float(wait))
+        s.settimeout(12)
         s.sendall(text.encode().decode("unicode_escape").encode("latin-1"))
-        return {"response": receive(s)}
+        return {"response": receive(s, then=float(wait))}
 
 
 def tls(host, port, sni, header=None, path="/", alpn=""):
@@ -187,7 +189,7 @@ def flood(host, port, count, most):
         s.connect_ex((address, int(port)))
         polled.register(s, select.POLLIN)
     over = {"ended": 0, "reset": 0}
-    until = time.monotonic() + TIMEOUT
+    until = time.monotonic() + 3 * TIMEOUT
     while sum(over.values()) < len(begun) - int(most) and time.monotonic() < until:
         for fd, found in polled.poll(1000):
             over["reset" if found & (select.POLLERR | select.POLLHUP) else "ended"] += 1

