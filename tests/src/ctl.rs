@@ -46,6 +46,7 @@ impl Node {
 
     /// nullctl with another key or pin.
     pub fn ctl_as(&self, key: &Path, pin: &str, arguments: &[&str]) -> Result<Answer> {
+        self.is_asked(&arguments.join(" "))?;
         let limit = Duration::from_secs(240);
         run(self.command(key, pin, arguments)?, limit)
             .with_context(|| format!("nullctl {}", arguments.join(" ")))

@@ -15,6 +15,9 @@ const SIGNS: [&str; 3] = [
     "Kernel panic - not syncing: corrupted stack end",
     "the guest halted without a word",
 ];
+/// What QEMU's log of resets says when a machine's CPU finds no way to tell of a fault, and the machine goes off by it (`-d cpu_reset`,
+/// target/i386/tcg of QEMU). Of the machine itself: a guest in it that does the same ends by an exit of its VM.
+const TRIPLE_FAULT: &str = "Triple fault";
 /// Tests of one run that may be run once more. What is lost more often is no accident.
 const EXCUSES_MAX: u32 = 2;
 
@@ -27,17 +30,23 @@ struct Seen {
     excused: u32,
 }
 
-/// A node that does not answer at all, in the time that its slowest answer takes. Waiting for it goes no further.
+/// A node that answers nothing any more. Waiting for it goes no further.
 #[derive(Debug)]
-pub struct StandsStill {
-    pub order: String,
+pub enum Gone {
+    /// No answer to this in the time that its slowest answer takes.
+    StandsStill(String),
+    /// Its machine is off, so it is not asked this.
+    Off(String),
 }
 
-impl std::error::Error for StandsStill {}
+impl std::error::Error for Gone {}
 
-impl fmt::Display for StandsStill {
+impl fmt::Display for Gone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the node stands still: no answer to `{}`", self.order)
+        match self {
+            Gone::StandsStill(order) => write!(f, "the node stands still: no answer to `{order}`"),
+            Gone::Off(order) => write!(f, "the machine is off: `{order}` is not asked"),
+        }
     }
 }
 
@@ -45,6 +54,12 @@ impl Seen {
     fn look(&mut self, line: &str) {
         if SIGNS.iter().any(|sign| line.contains(sign)) {
             self.note(line);
+        }
+    }
+
+    fn look_at_resets(&mut self, log: &str) {
+        if log.lines().any(|line| line == TRIPLE_FAULT) {
+            self.note("the machine went off by a triple fault");
         }
     }
 
@@ -72,15 +87,20 @@ pub fn forget() {
 }
 
 /// Notes that a node stands still.
-pub fn stands_still(order: &str) -> StandsStill {
-    let silence = StandsStill { order: order.into() };
-    seen().note(&silence.to_string());
-    silence
+pub fn stands_still(order: &str) -> Gone {
+    let gone = Gone::StandsStill(order.into());
+    seen().note(&gone.to_string());
+    gone
 }
 
 /// Notes what a line of a node's console says of a loss. The first of a test counts.
 pub fn look(line: &str) {
     seen().look(line);
+}
+
+/// Notes what QEMU's log of resets says of a machine that is off.
+pub fn look_at_resets(log: &str) {
+    seen().look_at_resets(log);
 }
 
 /// Whether one was noted since the last test began.
@@ -122,6 +142,16 @@ mod tests {
         let mut seen = after(&["[1.0] cage: info", PANIC, "the guest halted without a word"]);
         assert_eq!(seen.excuse(true).as_deref(), Some(PANIC));
         assert_eq!(seen.excuse(true), None);
+    }
+
+    #[test]
+    fn a_machine_that_a_triple_fault_ended_is_lost_and_one_that_was_reset_is_not() {
+        let state = "CPU Reset (CPU 0)\nEAX=00000000 EBX=00000000\n";
+        let mut seen = after(&[]);
+        seen.look_at_resets(state);
+        assert_eq!(seen.excuse(true), None);
+        seen.look_at_resets(&format!("{state}Triple fault\n{state}"));
+        assert_eq!(seen.excuse(true).as_deref(), Some("the machine went off by a triple fault"));
     }
 
     #[test]

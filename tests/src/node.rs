@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use crate::accel;
 use crate::losses;
@@ -23,6 +24,11 @@ pub const READY: &str = "nullbox: ready";
 const READY_END: &str = "ms after kernel start";
 /// QEMU's control socket in the node's folder.
 const QMP: &str = "qmp.sock";
+/// QEMU's log of resets, where it emulates the CPU.
+const RESETS: &str = "resets.log";
+
+/// How long after QEMU's end all that it wrote may take to be read.
+const GOES_OFF_MAX: Duration = Duration::from_secs(10);
 
 /// How the machine finds the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,6 +158,9 @@ impl Node {
             odd.cpu_without.iter().for_each(|feature| cpu.push_str(&format!(",-{feature}")));
         }
         command.args(accel);
+        if accel::is_emulated() {
+            command.args(["-d", "cpu_reset", "-D"]).arg(dir.join(RESETS));
+        }
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", dir.join(QMP).display()));
         command.arg("-m").arg(machine.memory_mib.to_string());
         command.args(["-chardev", "stdio,id=console", "-serial", "chardev:console"]);
@@ -191,7 +200,7 @@ impl Node {
             .context("cannot start qemu-system-x86_64: run `make deps`")?;
         let console = Arc::new(Console::default());
         let output = qemu.stdout.take().context("no console")?;
-        record(output, console.clone(), dir.join("console.log"))?;
+        record(output, console.clone(), &dir)?;
         Ok(Node { machine, dir, port, qemu, console, fault: None, keep: AtomicBool::new(false) })
     }
 
@@ -285,8 +294,9 @@ impl Node {
         Ok(after.split_whitespace().next().unwrap_or_default().to_owned())
     }
 
-    /// Gives the saboteur an order (test images only; src/bin/fault.rs lists them). Errors: what the saboteur says; [`losses::StandsStill`].
+    /// Gives the saboteur an order (test images only; src/bin/fault.rs lists them). Errors: what the saboteur says; [`losses::Gone`].
     pub fn fault(&self, order: &str) -> Result<String> {
+        self.is_asked(order)?;
         let fault = self.fault.as_ref().context("no line to the saboteur")?;
         let mut line = lock(fault);
         line.get_ref().set_read_timeout(Some(Duration::from_secs(240)))?;
@@ -304,16 +314,32 @@ impl Node {
         }
     }
 
+    /// A machine that is off answers nothing. Errors: [`losses::Gone`].
+    pub(crate) fn is_asked(&self, order: &str) -> Result<()> {
+        if lock(&self.console.text).ended { Err(losses::Gone::Off(order.into()).into()) } else { Ok(()) }
+    }
+
+    /// How QEMU ended, if it has; a signal as its negative number. It is still to be waited for.
+    fn exit(&self) -> Option<i32> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = waitid(WaitId::Pid(Pid::from_child(&self.qemu)), options).ok()??;
+        status.exit_status().or(status.terminating_signal().map(|signal| -signal))
+    }
+
     /// Keeps the node's folder, with its console log, when the node is dropped: something failed on it. Tells its last words, and
     /// what its processors do if it is on, so that one that stands still is told from one that is slow.
     pub fn keep_logs(&self) {
         self.keep.store(true, Ordering::Relaxed);
+        let exit = self.exit();
         let (last_words, is_off) = {
-            let console = lock(&self.console.text);
+            // What is said of how it went off is read with the console's end.
+            let ends = |text: &mut ConsoleText| exit.is_some() && !text.ended;
+            let console = self.console.grew.wait_timeout_while(lock(&self.console.text), GOES_OFF_MAX, ends);
+            let console = console.unwrap_or_else(PoisonError::into_inner).0;
             (tail(&console.text, 40), console.ended)
         };
         let state = match is_off {
-            true => "it is off".to_owned(),
+            true => format!("it is off, QEMU's exit status {exit:?}"),
             false => crate::qmp::processors(&self.dir.join(QMP)).unwrap_or_else(|error| format!("{error:#}")),
         };
         if !is_off && self.fault.is_some() && !losses::is_noted() {
@@ -393,13 +419,17 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-fn record(mut output: impl Read + Send + 'static, console: Arc<Console>, path: PathBuf) -> Result<()> {
+fn record(mut output: impl Read + Send + 'static, console: Arc<Console>, dir: &Path) -> Result<()> {
+    let (path, resets) = (dir.join("console.log"), dir.join(RESETS));
     let mut file = File::create(&path).with_context(|| path.display().to_string())?;
     std::thread::spawn(move || {
         let mut chunk = [0u8; 4096];
         let mut looked = 0;
         loop {
             let count = output.read(&mut chunk).unwrap_or(0);
+            if count == 0 {
+                losses::look_at_resets(&fs::read_to_string(&resets).unwrap_or_default()); // there is none with KVM
+            }
             let mut text = lock(&console.text);
             if count == 0 {
                 text.ended = true;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use system_tests::fixture::{self, Config};
-use system_tests::losses::StandsStill;
+use system_tests::losses::Gone;
 use system_tests::node::{Machine, Node};
 use system_tests::web::Web;
 
@@ -133,14 +133,14 @@ impl Lab {
 const SLOW_MACHINE: u32 = 3;
 
 /// Asks again, five times a second, until the answer is yes; `limit` is an idle machine's. The first error that persists to the end
-/// is told, and at once if it is a node that stands still.
+/// is told, and at once if it is a node that answers nothing any more.
 pub fn eventually(limit: Duration, what: &str, mut ask: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + limit * SLOW_MACHINE;
     loop {
         let answer = ask();
         match answer {
             Ok(true) => return Ok(()),
-            Err(error) if error.is::<StandsStill>() => return Err(error),
+            Err(error) if error.is::<Gone>() => return Err(error),
             Err(error) if Instant::now() >= deadline => {
                 return Err(error.context(format!("not in time: {what}")));
             }
