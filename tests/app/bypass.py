@@ -1,5 +1,6 @@
 """Tries one way around the network's rules from inside a guest and prints what came of it, as one JSON object."""
 
+import contextlib
 import json
 import os
 import select
@@ -179,21 +180,29 @@ def multicast(group, port):
 
 
 def flood(host, port, count, most):
-    """Connections begun side by side, and how many stand when those above `most` are over. One after the other they would not be
-    many at a time on a slow machine: the node ends each that says nothing for 10 s."""
+    """Connections begun side by side, each with a request that is not answered, and how many stand when those above `most` are over.
+    A silent one would not count for long: the node ends it after 10 s, and its kernel forgets one that found the listener's queue
+    full, of which the guest never hears unless it sends something."""
     address = socket.gethostbyname(host)
+    request = f"GET /slow HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
     begun = [socket.socket() for _ in range(int(count))]
+    by_descriptor = {s.fileno(): s for s in begun}
     polled = select.poll()
     for s in begun:
         s.setblocking(False)
         s.connect_ex((address, int(port)))
-        polled.register(s, select.POLLIN)
+        polled.register(s, select.POLLOUT)
     over = {"ended": 0, "reset": 0}
-    until = time.monotonic() + 3 * TIMEOUT
+    until = time.monotonic() + 9 * TIMEOUT
     while sum(over.values()) < len(begun) - int(most) and time.monotonic() < until:
         for fd, found in polled.poll(1000):
-            over["reset" if found & (select.POLLERR | select.POLLHUP) else "ended"] += 1
-            polled.unregister(fd)
+            if found == select.POLLOUT:
+                with contextlib.suppress(OSError):  # reset by now: the next look tells
+                    by_descriptor[fd].send(request)
+                polled.modify(fd, select.POLLIN)
+            else:
+                over["reset" if found & (select.POLLERR | select.POLLHUP) else "ended"] += 1
+                polled.unregister(fd)
     return {"kept": len(begun) - sum(over.values()), **over}
 
 
