@@ -13,6 +13,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdout};
 use std::time::{Duration, Instant};
 use world::{World, wanted};
 
@@ -24,6 +25,13 @@ fn asked(instance: &str, allow: &[&str], trusted: &[&str]) -> NetAttach {
         trusted: trusted.iter().map(|text| text.parse().unwrap()).collect(),
         ..wanted(instance)
     }
+}
+
+/// The next line of a helper; empty at its end.
+fn line_of(out: &mut BufReader<ChildStdout>) -> String {
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    line
 }
 
 fn expose(world: &World, instance: &str, seen: &[&str]) -> Result<NetExposed, RpcError> {
@@ -40,7 +48,7 @@ fn explain(world: &World, name: &str) -> Explanation {
 fn fetch(world: &World, instance: &str, url: &str, bytes_max: u64) -> Result<(Vec<u8>, Fetched), RpcError> {
     let params = json!({ "instance": instance, "url": url, "bytes_max": bytes_max, "wall_ms_max": 10_000 });
     let mut connection = Connection::connect(world.dir.join("run/egress.sock")).unwrap();
-    connection.set_timeout(Some(Duration::from_secs(20))).unwrap();
+    connection.set_timeout(Some(Duration::from_secs(60))).unwrap();
     connection.write_line(&Request::call(1, "net.fetch", params)).unwrap();
     let mut body = Vec::new();
     loop {
@@ -74,10 +82,10 @@ fn private_data_cuts_strangers_and_leaves_trusted_names() {
     // Two connections are open when the private file is read; the trusted one goes on.
     let talk = |name: &str| {
         guest.spawn_python(&format!(
-            "s = socket.create_connection(('{name}', 80), 10); s.settimeout(10)\n\
+            "s = socket.create_connection(('{name}', 80), 60)\n\
              req = b'GET / HTTP/1.1\\r\\nHost: {name}\\r\\n\\r\\n'\n\
              s.sendall(req); s.recv(4096); print('open', flush=True)\n\
-             time.sleep(2)\n\
+             while not os.path.exists(os.environ['GO']): time.sleep(0.02)\n\
              try:\n  s.sendall(req); print('got', len(s.recv(4096)), flush=True)\n\
              except OSError as e: print('cut', flush=True)"
         ))
@@ -85,17 +93,15 @@ fn private_data_cuts_strangers_and_leaves_trusted_names() {
     let mut talking = ["web.test", "other.test"].map(|name| {
         let mut child = talk(name);
         let mut out = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        out.read_line(&mut line).unwrap();
-        assert_eq!(line, "open\n", "{name}");
+        assert_eq!(line_of(&mut out), "open\n", "{name}");
         (child, out)
     });
     let before = world.seen().matches("GET /").count();
     let told = expose(&world, "a.1", &["private_data"]).unwrap();
     assert_eq!((told.cut, told.seen.to_string()), (1, "private_data untrusted_content".into()));
-    let last = |(child, out): &mut (std::process::Child, BufReader<std::process::ChildStdout>)| {
-        let mut line = String::new();
-        out.read_line(&mut line).unwrap();
+    fs::write(world.dir.join("go"), "").unwrap();
+    let last = |(child, out): &mut (Child, BufReader<ChildStdout>)| {
+        let line = line_of(out);
         child.wait().unwrap();
         line
     };
@@ -159,31 +165,30 @@ fn a_published_port_serves_nobody_once_private_data_was_seen() {
     let guest = world.guest(&lease);
     let mut server = guest.spawn_python(
         "s = socket.create_server(('0.0.0.0', 8080)); print('up', flush=True)\n\
-         while True:\n  c, _ = s.accept()\n  try:\n    while d := c.recv(100): c.sendall(d)\n  except OSError: pass",
+         while True:\n  c, _ = s.accept()\n  try:\n    with c:\n      while d := c.recv(100): c.sendall(d)\n  except OSError: pass",
     );
-    let mut line = String::new();
-    BufReader::new(server.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "up\n");
-    let visit = "import socket,sys,time; s=socket.create_connection(('192.0.2.2',30080),5); s.settimeout(5); s.sendall(b'x'); \
-                 print(s.recv(9), flush=True); time.sleep(4); s.sendall(b'y'); print(s.recv(9) or 'end', flush=True)";
-    let visit = || {
-        let command = format!("ip netns exec {} timeout 20 python3 -c \"{visit}\"", world.internet());
-        std::process::Command::new("bash").args(["-c", &command]).output().unwrap()
-    };
-    let said = String::from_utf8_lossy(&visit().stdout).into_owned();
-    assert_eq!(said, "b'x'\nb'y'\n");
-    let told = std::thread::scope(|scope| {
-        let visiting = scope.spawn(visit);
-        world.eventually(|| world.grants().agents[0].published_connections == 1);
-        std::thread::sleep(Duration::from_millis(300));
-        let told = expose(&world, "a.1", &["private_data"]).unwrap();
-        let said = String::from_utf8_lossy(&visiting.join().unwrap().stdout).into_owned();
-        assert!(!said.contains("b'y'"), "{said}");
-        told
-    });
+    assert_eq!(line_of(&mut BufReader::new(server.stdout.take().unwrap())), "up\n");
+    // Says x, and y once there is a file `go`; prints what comes back.
+    let visit = "import os, socket, time\ntry:\n  s = socket.create_connection((\"192.0.2.2\", 30080), 30); s.sendall(b\"x\")\n  \
+                 print(s.recv(9), flush=True)\n  while not os.path.exists(os.environ[\"GO\"]): time.sleep(0.02)\n  \
+                 s.sendall(b\"y\"); print(s.recv(9) or \"end\", flush=True)\nexcept OSError: print(\"end\")";
+    let visit = || world.spawn_saying(&world.internet(), &format!("exec python3 -c '{visit}'"));
+    let go = world.dir.join("go");
+    let (_visitor, mut out) = visit();
+    assert_eq!(line_of(&mut out), "b'x'\n");
+    fs::write(&go, "").unwrap();
+    assert_eq!(line_of(&mut out), "b'y'\n");
+    world.eventually(|| world.grants().agents[0].published_connections == 0);
+    fs::remove_file(&go).unwrap();
+    let (_visitor, mut out) = visit();
+    assert_eq!(line_of(&mut out), "b'x'\n");
+    let told = expose(&world, "a.1", &["private_data"]).unwrap();
+    fs::write(&go, "").unwrap();
+    assert_eq!(line_of(&mut out), "end\n");
     assert_eq!((told.cut, told.seen.to_string()), (1, "private_data untrusted_content".into()));
-    let said = String::from_utf8_lossy(&visit().stdout).into_owned();
-    assert!(!said.contains("b'x'"), "{said}");
+    let (_visitor, mut out) = visit();
+    let said = line_of(&mut out);
+    assert_ne!(said, "b'x'\n");
     world.denied("exposure", "to port 30080");
     drop(guest); // and what runs in it
     server.wait().unwrap();
@@ -352,7 +357,7 @@ while True:
     let ended_by = |how: &mut dyn FnMut()| {
         let socket = world.dir.join("run/egress.sock");
         let mut connection = Connection::connect(socket).unwrap();
-        connection.set_timeout(Some(Duration::from_secs(20))).unwrap();
+        connection.set_timeout(Some(Duration::from_secs(60))).unwrap();
         connection.write_line(&Request::call(1, "net.fetch", params(60_000))).unwrap();
         let first = connection.read_line().unwrap().unwrap();
         assert!(first.contains("output"), "{first}");

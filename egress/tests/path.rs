@@ -286,7 +286,7 @@ fn a_reader_that_does_not_read_stops_the_sender_and_holds_a_bounded_part_of_egre
          print('full', flush=True)\n\
          time.sleep(1); wrong = 0\n\
          for s, sent, _ in held:\n\
-         \x20 s.setblocking(True); s.settimeout(15); s.shutdown(1)\n\
+         \x20 s.setblocking(True); s.settimeout(60); s.shutdown(1)\n\
          for s, sent, _ in held: wrong += int(s.recv(99)) != sent\n\
          print('wrong', wrong, flush=True)",
         address(&world, "a.1")
@@ -331,7 +331,7 @@ fn a_crowd_that_neither_reads_nor_is_read_holds_a_bounded_part_of_the_kernel() {
     let mut crowd = guest.spawn_python(&format!(
         "held = []\n\
          for n in range(256):\n\
-         \x20 s = socket.socket(); s.settimeout(15); s.setsockopt(1, 8, 4096); s.connect(('{}', 9000))\n\
+         \x20 s = socket.socket(); s.settimeout(60); s.setsockopt(1, 8, 4096); s.connect(('{}', 9000))\n\
          \x20 s.sendall(b'\\0'); s.recv(9); s.setblocking(False); held.append(s); time.sleep(0.006)\n\
          end = time.time() + 3\n\
          while time.time() < end:\n\

@@ -21,7 +21,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -242,7 +242,7 @@ impl World {
     /// Attaches with whatever is asked for.
     pub fn ask_network(&self, asked: &NetAttach, adopt: Option<&OwnedFd>) -> Result<Lease, RpcError> {
         let mut connection = Connection::connect(self.dir.join("run/egress.sock")).unwrap();
-        connection.set_timeout(Some(Duration::from_secs(20))).unwrap();
+        connection.set_timeout(Some(Duration::from_secs(60))).unwrap();
         let request = Request::call(1, "net.attach", serde_json::to_value(asked).unwrap());
         let fds: Vec<_> = adopt.iter().map(|fd| fd.as_fd()).collect();
         connection.write_line_with_fds(&request, &fds).unwrap();
@@ -270,7 +270,7 @@ impl World {
         let caller = Caller::Operator { name: "test".into(), key: "k".into(), role };
         hand_over(self.door.as_fd(), &Handoff { caller }, far.as_fd()).unwrap();
         let mut connection = Connection::new(near);
-        connection.set_timeout(Some(Duration::from_secs(20))).unwrap();
+        connection.set_timeout(Some(Duration::from_secs(60))).unwrap();
         connection.write_line(&Request::call(7, method, params)).unwrap();
         connection
     }
@@ -325,7 +325,7 @@ impl World {
             Connection::connect(socket).unwrap()
         };
         let mut connection = std::thread::spawn(connect).join().unwrap();
-        connection.set_timeout(Some(Duration::from_secs(20))).unwrap();
+        connection.set_timeout(Some(Duration::from_secs(60))).unwrap();
         connection.write_line(&Request::call(1, method, params)).unwrap();
         result(&mut connection)
     }
@@ -347,18 +347,24 @@ impl World {
 
     /// The same in a namespace.
     pub fn spawn_within(&self, namespace: &str, command: &str) -> Running {
+        let (running, mut out) = self.spawn_saying(namespace, command);
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        assert!(!line.is_empty(), "a helper did not start");
+        std::mem::forget(out); // a closed pipe would end the helper
+        running
+    }
+
+    /// The same, with what it prints.
+    pub fn spawn_saying(&self, namespace: &str, command: &str) -> (Running, BufReader<ChildStdout>) {
         let mut child = Command::new("ip")
             .args(["netns", "exec", namespace, "bash", "-euc", command])
             .env("GO", self.dir.join("go"))
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
-        out.read_line(&mut line).unwrap();
-        assert!(!line.is_empty(), "a helper did not start");
-        std::mem::forget(out); // a closed pipe would end the helper
-        Running(child)
+        let out = BufReader::new(child.stdout.take().unwrap());
+        (Running(child), out)
     }
 
     /// Runs a program in the node's namespace.
@@ -372,7 +378,7 @@ impl World {
 
     fn within(&self, namespace: &str, command: &str) -> Output {
         Command::new("timeout")
-            .args(["15", "ip", "netns", "exec", namespace, "bash", "-euc", command])
+            .args(["60", "ip", "netns", "exec", namespace, "bash", "-euc", command])
             .output()
             .unwrap()
     }
@@ -537,7 +543,7 @@ impl Lease {
         let drop = ["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--clear-groups"];
         let user = [format!("--reuid={VM_UID}"), format!("--regid={VM_UID}")];
         Command::new("timeout")
-            .args(["15", "nsenter", &net, "setpriv"])
+            .args(["60", "nsenter", &net, "setpriv"])
             .args(user)
             .args(drop)
             .args(["bash", "-euc", command])
@@ -547,7 +553,7 @@ impl Lease {
 
     pub fn as_root(&self, command: &str) -> Output {
         let net = format!("--net={}", self.namespace_path());
-        Command::new("timeout").args(["15", "nsenter", &net, "bash", "-euc", command]).output().unwrap()
+        Command::new("timeout").args(["60", "nsenter", &net, "bash", "-euc", command]).output().unwrap()
     }
 }
 
@@ -565,7 +571,7 @@ impl Guest {
         let script =
             format!("mount --make-rprivate /; mount --bind {} /etc/resolv.conf; {command}", resolv.display());
         Command::new("timeout")
-            .args(["60", "ip", "netns", "exec", &self.name, "unshare", "-m", "bash", "-uc", &script])
+            .args(["300", "ip", "netns", "exec", &self.name, "unshare", "-m", "bash", "-uc", &script])
             .output()
             .unwrap()
     }
@@ -581,7 +587,7 @@ impl Guest {
         let file = self.dir.join(format!("guest{}.py", NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::write(
             &file,
-            format!("import socket, ssl, struct, sys, time\nsocket.setdefaulttimeout(20)\n{code}\n"),
+            format!("import socket, ssl, struct, sys, time\nsocket.setdefaulttimeout(60)\n{code}\n"),
         )
         .unwrap();
         self.text(&format!("python3 {}", file.display()))
@@ -589,7 +595,7 @@ impl Guest {
 
     pub fn spawn_python(&self, code: &str) -> Child {
         let file = self.dir.join(format!("guest{}.py", NEXT.fetch_add(1, Ordering::Relaxed)));
-        fs::write(&file, format!("import socket, sys, time\n{code}\n")).unwrap();
+        fs::write(&file, format!("import os, socket, sys, time\n{code}\n")).unwrap();
         let resolv = self.dir.join("resolv.conf");
         let script = format!(
             "mount --make-rprivate /; mount --bind {} /etc/resolv.conf; exec python3 {}",
@@ -597,7 +603,8 @@ impl Guest {
             file.display()
         );
         Command::new("timeout")
-            .args(["60", "ip", "netns", "exec", &self.name, "unshare", "-m", "bash", "-euc", &script])
+            .args(["300", "ip", "netns", "exec", &self.name, "unshare", "-m", "bash", "-euc", &script])
+            .env("GO", self.dir.join("go"))
             .stdout(Stdio::piped())
             .spawn()
             .unwrap()
