@@ -124,7 +124,7 @@ fn a_grant_for_a_time_ends_by_itself_and_cuts_what_it_let_through() {
     let world = World::new();
     let lease = world.attach("a.1", &[], None);
     let guest = world.guest(&lease);
-    allow(&world, "a", "web.test:22", Some(3)).unwrap();
+    allow(&world, "a", "web.test:22", Some(10)).unwrap();
     let held = Held::open(&world, &guest, "web.test");
     held.ends();
     let said = guest.text("dig +short +time=2 web.test A");
@@ -141,7 +141,7 @@ fn a_grant_for_a_time_ends_by_itself_and_cuts_what_it_let_through() {
 fn an_end_has_one_receipt_also_when_it_cannot_be_written() {
     let world = World::new();
     let _lease = world.attach("a.1", &[], None);
-    allow(&world, "a", "web.test:80", Some(1)).unwrap();
+    allow(&world, "a", "web.test:80", Some(8)).unwrap();
     let in_the_way = world.dir.join("state/policy.new");
     std::fs::create_dir(&in_the_way).unwrap();
     let failed = || world.log().matches("grant_not_ended").count();

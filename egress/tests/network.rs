@@ -95,9 +95,11 @@ fn a_port_that_was_not_granted_is_refused_at_once() {
     let world = World::new();
     let lease = world.attach("a.1", &["web.test:443"], None);
     let guest = world.guest(&lease);
-    let refused = guest.text("curl -sS -m 10 -w 'after %{time_total}s' http://web.test/");
-    let seconds: f64 = refused.split("after ").nth(1).unwrap().split('s').next().unwrap().parse().unwrap();
-    assert!(refused.contains("curl: (") && seconds < 2.0, "{refused}");
+    let refused = guest.text("curl -sS -m 30 http://web.test/");
+    assert!(
+        refused.contains("curl: (") && !refused.contains("curl: (28)"),
+        "no answer is not a refusal: {refused}"
+    );
     assert!(world.denied("port-not-granted", "tcp web.test:80").remedy.contains("\"web.test:80\""));
 }
 
@@ -117,10 +119,10 @@ fn addresses_other_than_synthetic_ones_are_refused_at_once_and_told() {
         ("198.20.0.1", 80),
     ] {
         let said = guest.python(&format!(
-            "t = time.time()\ntry:\n  socket.create_connection(('{address}', {port}))\n  print('connected')\n\
-             except OSError as e: print(repr(e))\nprint('soon' if time.time() - t < 1 else 'late')"
+            "try:\n  socket.create_connection(('{address}', {port}))\n  print('connected')\n\
+             except OSError as e: print(repr(e))"
         ));
-        assert!(said.contains("ConnectionRefused") && said.contains("soon"), "{address}:{port} {said}");
+        assert!(said.contains("ConnectionRefused"), "{address}:{port} {said}");
         world.denied("raw-address", &format!("tcp {address}:{port}"));
     }
     assert!(!world.seen().contains("connect "), "{}", world.seen());
@@ -445,17 +447,19 @@ fn the_nodes_firewall_lets_in_the_gate_and_lets_out_egress() {
     let mut config = NodeConfig::default();
     config.logs.forward = "udp://192.0.2.1:514".into();
     let world = World::with(config);
-    let serve = "timeout 12 python3 -c \"import socket, time\nservers = [socket.create_server(('', p)) for p in (9999, 4466)]\n\
-         time.sleep(10)\" &\n for n in {1..50}; do : < /dev/tcp/127.0.0.1/4466 && break || sleep 0.1; done 2> /dev/null\n\
+    let serve = "timeout 60 python3 -c \"import socket, time\nservers = [socket.create_server(('', p)) for p in (9999, 4466)]\n\
+         time.sleep(55)\" &\n for n in {1..500}; do : < /dev/tcp/127.0.0.1/4466 && break || sleep 0.1; done 2> /dev/null\n\
          ip netns exec";
     let internet = format!("nbx{}", world.dir.display().to_string().trim_start_matches("/tmp/nbx"));
-    let knock = |port: u16| {
-        format!("timeout 2 bash -c ': < /dev/tcp/192.0.2.2/{port}' && echo open-{port} || echo shut-{port}")
+    let knock = |port: u16, secs: u8| {
+        format!(
+            "timeout {secs} bash -c ': < /dev/tcp/192.0.2.2/{port}' && echo open-{port} || echo shut-{port}"
+        )
     };
     let said = text(&world.on_node(&format!(
         "{serve} {internet}i bash -c '{}; {}'; kill %1",
-        knock(4466).replace('\'', "\""),
-        knock(9999).replace('\'', "\"")
+        knock(4466, 20).replace('\'', "\""),
+        knock(9999, 2).replace('\'', "\"")
     )));
     assert!(said.contains("open-4466") && said.contains("shut-9999"), "{said}");
     let said =
@@ -499,15 +503,16 @@ fn the_nodes_firewall_lets_in_the_gate_and_lets_out_egress() {
         (206, 123, false),
         (0, 514, false),
     ] {
+        let patience = if answered { 20 } else { 2 };
         let said = text(&world.on_node(&format!(
             "python3 -c 'import os, socket\nos.seteuid({uid}); s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); \
-             os.seteuid(0)\ns.settimeout(2); s.connect((\"192.0.2.1\", {port}))\n\
+             os.seteuid(0)\ns.settimeout({patience}); s.connect((\"192.0.2.1\", {port}))\n\
              s.send(b\"x\"); print(s.recv(9))' || true"
         )));
         assert_eq!(said.contains("b'time'"), answered, "uid {uid} to port {port}: {said}");
     }
     drop(server);
-    let said = text(&world.on_internet("ping -c 1 -W 2 192.0.2.2 || true"));
+    let said = text(&world.on_internet("ping -c 1 -W 20 192.0.2.2 || true"));
     assert!(said.contains("1 received") || said.contains("not found"), "{said}");
 }
 

@@ -77,9 +77,11 @@ fn a_published_port_leads_into_the_guest_for_its_sources_alone() {
             if instance.to_string() == "a.1" && from.starts_with("192.0.2.1:"))
     };
     assert!(events.iter().any(came), "{events:?}");
+    // The peer sees the end before its place is given back.
+    world.eventually(|| world.grants().agents[0].published_connections == 0);
     let grants = world.grants();
     let agent = &grants.agents[0];
-    assert_eq!((agent.published_total, agent.published_connections), (1, 0));
+    assert_eq!(agent.published_total, 1);
     assert_eq!((agent.bytes_in, agent.bytes_out), (5, 15));
     assert_eq!(agent.publish[0].node_port, 30_080);
     // Another source meets the node's firewall, and sees what a port shows that nobody publishes.
