@@ -60,7 +60,7 @@ def begin_events(stream):
 
 
 def wait_for(path):
-    until = time.time() + 15
+    until = time.time() + 60
     while not os.path.exists(path) and time.time() < until:
         time.sleep(0.01)
 

@@ -61,7 +61,7 @@ class Tls(socketserver.BaseRequestHandler):
         local = self.request.getsockname()[0]
         seen(f"connect {local}:443")
         if os.path.exists(os.path.join(directory, "mute")):
-            self.request.settimeout(15)
+            self.request.settimeout(60)
             while self.request.recv(4096):
                 pass
             return

@@ -80,6 +80,8 @@ pub struct World {
     pub refuse_all: Arc<AtomicBool>,
     /// How long a durable receipt takes, in milliseconds.
     pub receipt_ms: Arc<AtomicU64>,
+    /// Durable receipts that were asked for.
+    pub receipts_asked: Arc<AtomicU64>,
     log: Arc<Mutex<String>>,
 }
 
@@ -118,9 +120,9 @@ impl World {
         fs::write(dir.join("run/uplink.json"), uplink.to_string()).unwrap();
         set_dns(&dir, json!({"web.test": ["203.0.113.10"], "other.test": ["203.0.113.11"]}));
         let internet = start_internet(&name, &dir);
-        let (events, refuse_receipts, refuse_all, receipt_ms) =
-            (Arc::default(), Arc::default(), Arc::default(), Arc::default());
-        start_ledger(&dir, &events, [&refuse_receipts, &refuse_all], &receipt_ms);
+        let (events, refuse_receipts, refuse_all) = (Arc::default(), Arc::default(), Arc::default());
+        let (receipt_ms, receipts_asked) = (Arc::default(), Arc::default());
+        start_ledger(&dir, &events, [&refuse_receipts, &refuse_all], [&receipt_ms, &receipts_asked]);
         let socket = dir.join("run/egress.sock");
         let peers = UnixListener::bind(&socket).unwrap();
         let (door, door_far) = rustix::net::socketpair(
@@ -144,6 +146,7 @@ impl World {
             refuse_receipts,
             refuse_all,
             receipt_ms,
+            receipts_asked,
             log,
         };
         world.start_egress();
@@ -179,7 +182,7 @@ impl World {
         let mut line = [0; 8];
         rustix::event::poll(
             &mut [rustix::event::PollFd::new(&notify, rustix::event::PollFlags::IN)],
-            Some(&rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 }),
+            Some(&rustix::event::Timespec { tv_sec: 120, tv_nsec: 0 }),
         )
         .unwrap();
         let read = rustix::io::read(&notify, &mut line).unwrap();
@@ -462,22 +465,23 @@ fn start_ledger(
     dir: &Path,
     events: &Arc<Mutex<Vec<Event>>>,
     refuse: [&Arc<AtomicBool>; 2],
-    receipt_ms: &Arc<AtomicU64>,
+    [ms, asked]: [&Arc<AtomicU64>; 2],
 ) {
     let path = dir.join("run/ctxgraph.sock");
     let listener = UnixListener::bind(&path).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
-    let (events, refuse, receipt_ms) = (events.clone(), refuse.map(Arc::clone), receipt_ms.clone());
+    let (events, refuse, ms, asked) = (events.clone(), refuse.map(Arc::clone), ms.clone(), asked.clone());
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
-            let (events, refuse, receipt_ms) = (events.clone(), refuse.clone(), receipt_ms.clone());
+            let (events, refuse, ms, asked) = (events.clone(), refuse.clone(), ms.clone(), asked.clone());
             std::thread::spawn(move || {
                 let mut connection = Connection::new(stream);
                 while let Ok(Some(line)) = connection.read_line() {
                     let request = Request::parse(&line).unwrap();
                     let append: Append = request.params().unwrap();
                     if append.durable {
-                        std::thread::sleep(Duration::from_millis(receipt_ms.load(Ordering::Relaxed)));
+                        asked.fetch_add(1, Ordering::Relaxed);
+                        std::thread::sleep(Duration::from_millis(ms.load(Ordering::Relaxed)));
                     }
                     let [durable, all] = refuse.each_ref().map(|refuse| refuse.load(Ordering::Relaxed));
                     let outcome = if all || append.durable && durable {
