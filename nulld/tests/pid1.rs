@@ -311,7 +311,7 @@ fn power_off_is_ordered_bounded_and_answers_first() {
     let answer = node.call("system.poweroff", Value::Null);
     assert_eq!(answer.result, Some(json!({})));
     assert_eq!(node.wait_end(20), 2, "SIGINT stands for power-off");
-    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
     let console = node.console();
     let at = |text: &str| console.find(text).unwrap_or_else(|| panic!("no {text} in {console}"));
     assert!(at("service_stopped service=egress") < at("service_ignored_sigterm service=cage"));
@@ -460,7 +460,7 @@ fn a_missing_lease_delays_the_boot_by_a_bound_and_does_not_stop_it() {
     let node = Node::boot(&(DHCP.to_owned() + &service("cage", "good", "")));
     let took = begin.elapsed();
     assert!(took >= Duration::from_millis(limits::UPLINK_WAIT_MS_MAX - 500), "{took:?}");
-    assert!(took < Duration::from_millis(limits::UPLINK_WAIT_MS_MAX + 5_000), "{took:?}");
+    assert!(took < Duration::from_millis(limits::UPLINK_WAIT_MS_MAX + 20_000), "{took:?}");
     let status = node.status();
     let network = status.phases.iter().find(|phase| phase.name == "network").unwrap();
     assert!(network.outcome.starts_with("degraded: "), "{network:?}");

@@ -146,9 +146,10 @@ impl Node {
         self.until(text, seconds, |node| node.console().contains(text).then_some(()));
     }
 
-    /// Waits for something, by asking often; fails with the console when time is up.
+    /// Waits for something, by asking often; fails with the console when time is up: after so many seconds, and not before a
+    /// minute is over, for a busy machine may let a node stand still for many seconds.
     pub fn until<T>(&self, what: &str, seconds: u64, mut ask: impl FnMut(&Node) -> Option<T>) -> T {
-        let begin = Instant::now();
+        let (begin, seconds) = (Instant::now(), seconds.max(60));
         loop {
             if let Some(found) = ask(self) {
                 return found;
@@ -171,7 +172,7 @@ impl Node {
         let connection =
             self.until("door", 10, |node| UnixStream::connect(node.path("/run/nulld.sock")).ok());
         let connection = Connection::new(connection);
-        connection.set_timeout(Some(Duration::from_secs(10))).unwrap();
+        connection.set_timeout(Some(Duration::from_secs(60))).unwrap();
         connection
     }
 
@@ -183,7 +184,7 @@ impl Node {
             rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(uid)).unwrap();
             let path = format!("/proc/thread-self/fd/{}/nulld.sock", run.as_raw_fd());
             let connection = Connection::new(UnixStream::connect(path).unwrap());
-            connection.set_timeout(Some(Duration::from_secs(10))).unwrap();
+            connection.set_timeout(Some(Duration::from_secs(60))).unwrap();
             connection
         })
         .join()
@@ -284,9 +285,9 @@ impl Node {
         own.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
-    /// Waits for the end of PID 1; the signal that a PID namespace gives for reboot(2): 1 restart, 2 power-off.
+    /// Waits for the end of PID 1, as [`Node::until`] does; the signal that a PID namespace gives for reboot(2): 1 restart, 2 power-off.
     pub fn wait_end(&mut self, seconds: u64) -> i32 {
-        let begin = Instant::now();
+        let (begin, seconds) = (Instant::now(), seconds.max(60));
         loop {
             if let Some(status) = self.unshare.try_wait().unwrap() {
                 return status.signal().unwrap_or_else(|| panic!("{status:?}\n{}", self.console()));
@@ -310,7 +311,7 @@ impl Drop for Node {
         let _ = self.unshare.kill(); // it may have ended; --kill-child takes PID 1 with it
         let _ = self.unshare.wait();
         let begin = Instant::now();
-        while self.cgroup.exists() && begin.elapsed() < Duration::from_secs(5) {
+        while self.cgroup.exists() && begin.elapsed() < Duration::from_secs(30) {
             let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
             remove_cgroups(&self.cgroup);
             std::thread::sleep(Duration::from_millis(10));
