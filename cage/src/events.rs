@@ -160,7 +160,7 @@ mod tests {
         assert!(detail.chars().count() == AGENT_EVENT_CHARS_MAX && !detail.contains('\u{1b}'));
         let (writer, other) = (events.clone(), b.clone());
         let thread = std::thread::spawn(move || writer.push(&other, "denied", "y"));
-        events.wait(1, Duration::from_secs(10));
+        events.wait(1, Duration::from_secs(60));
         thread.join().unwrap();
         let page = events.page(1, None);
         assert_eq!((page.events.len(), page.next, page.events[0].what.as_str()), (1, 2, "denied"));

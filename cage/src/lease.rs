@@ -520,7 +520,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("agents")).unwrap();
         std::fs::write(dir.path().join("agents/b.toml"), shares).unwrap();
         drop(first);
-        let (mut second, asked) = accepted.recv_timeout(Duration::from_secs(10)).unwrap();
+        let (mut second, asked) = accepted.recv_timeout(Duration::from_secs(60)).unwrap();
         assert!(asked.contains("\"b:notes/\""), "{asked}");
         drop(keeper);
         // A reset where the keeper had not read the answer yet: an end like any other.

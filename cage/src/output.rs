@@ -319,7 +319,7 @@ mod tests {
         assert!(log.follow(0, Duration::from_millis(5)).is_empty());
         let writer = log.clone();
         let thread = std::thread::spawn(move || writer.append(Stream::Stdout, b"x"));
-        assert_eq!(text(&log.follow(0, Duration::from_secs(10))), "x");
+        assert_eq!(text(&log.follow(0, Duration::from_secs(60))), "x");
         thread.join().unwrap();
     }
 }

@@ -4,7 +4,7 @@ mod node;
 
 use abi::limits;
 use abi::rpc::{Code, Incoming, Request};
-use abi::wire::WireError;
+use abi::wire::{Connection, WireError};
 use node::{Node, agent, call};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -104,9 +104,7 @@ fn wide_values_and_readers_that_do_not_read_take_a_bounded_part_of_memory() {
                         let params = json!({ "key": format!("k{key}"), "value": wide(1023) });
                         call(&mut own, "memory.write", params).unwrap();
                     }
-                    drop(own);
-                    let asks = |_| {
-                        let mut reader = agent(path);
+                    let asks = |mut reader: Connection| {
                         // The first is too wide to be looked at; some of the others fill the socket.
                         reader.write_line(&Request::call(1, "memory.write", wide(8000))).unwrap();
                         for _ in 0..8 {
@@ -114,9 +112,8 @@ fn wide_values_and_readers_that_do_not_read_take_a_bounded_part_of_memory() {
                         }
                         reader
                     };
-                    // One place is the closed connection's, for a moment yet.
-                    std::thread::sleep(Duration::from_millis(200));
-                    (0..limits::MEMORY_CONNECTIONS_PER_AGENT_MAX).map(asks).collect::<Vec<_>>()
+                    let others = (1..limits::MEMORY_CONNECTIONS_PER_AGENT_MAX).map(|_| agent(path));
+                    std::iter::once(own).chain(others).map(asks).collect::<Vec<_>>()
                 })
             })
             .collect();

@@ -170,7 +170,7 @@ fn the_end_of_a_lease_cuts_its_connections_at_once() {
     for connection in &mut open {
         assert!(try_answer(connection).is_none());
     }
-    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(started.elapsed() < Duration::from_secs(30));
     let gone = std::os::unix::net::UnixStream::connect(&path);
     assert!(gone.is_err(), "nobody listens any more");
     // The next instance of the agent finds its memory, and its full share of connections as soon as the threads of those that were

@@ -538,7 +538,7 @@ fn a_reader_that_goes_away_is_no_error_message() {
     drop(child.stdout.take());
     let begun = Instant::now();
     let output = child.wait_with_output().unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < Duration::from_secs(30));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
 

@@ -83,7 +83,7 @@ fn a_client_refuses_a_node_that_is_not_the_pinned_one() {
         let tcp = gate.tcp();
         let (tls, offered) = tls::client(&gate.key("alice"), pin).unwrap();
         let mut tls = Tls::Client(tls);
-        let error = handshake(&mut tls, &tcp, Duration::from_secs(10)).unwrap_err();
+        let error = handshake(&mut tls, &tcp, Duration::from_secs(60)).unwrap_err();
         assert!(matches!(error, RelayError::Tls(rustls::Error::InvalidCertificate(_))), "{error}");
         assert_eq!(offered.key().unwrap().fingerprint(), gate.fingerprint());
     }
@@ -143,7 +143,7 @@ fn a_client_that_vanishes_ends_the_upstream_connection() {
     let tcp = gate.tcp();
     let (tls, _) = tls::client(&gate.key("olga"), Some(gate.fingerprint())).unwrap();
     let mut tls = Tls::Client(tls);
-    handshake(&mut tls, &tcp, Duration::from_secs(10)).unwrap();
+    handshake(&mut tls, &tcp, Duration::from_secs(60)).unwrap();
     let request = Request::call(1, "image.import", json!({"name": "x", "bytes": 1000}));
     tls.writer().write_all((serde_json::to_string(&request).unwrap() + "\nhalf").as_bytes()).unwrap();
     while tls.wants_write() {
@@ -187,7 +187,7 @@ fn try_session(gate: &Gate, key: &PrivateKey) -> Option<abi::wire::Connection> {
     let tcp = gate.tcp();
     let (tls, _) = tls::client(key, Some(gate.fingerprint())).unwrap();
     let mut tls = Tls::Client(tls);
-    handshake(&mut tls, &tcp, Duration::from_secs(10)).ok()?;
+    handshake(&mut tls, &tcp, Duration::from_secs(60)).ok()?;
     let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
     std::thread::spawn(move || nullctl::relay::relay(tls, &tcp, &far));
     let connection = abi::wire::Connection::new(near);

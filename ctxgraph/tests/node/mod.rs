@@ -161,7 +161,7 @@ impl Drop for Lease {
 /// An agent's connection.
 pub fn agent(path: &Path) -> Connection {
     let connection = Connection::connect(path).unwrap();
-    connection.set_timeout(Some(Duration::from_secs(30))).unwrap();
+    connection.set_timeout(Some(Duration::from_secs(60))).unwrap();
     connection
 }
 

@@ -345,7 +345,7 @@ mod tests {
         let (mut agent, ours) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut search = stuck(&root, &path);
         drop(ours);
-        agent.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+        agent.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
         assert_eq!(agent.read(&mut [0]).unwrap(), 0, "while the search is under way");
         assert_eq!(wait(&mut search).data["matches"].as_array().unwrap().len(), 900);
         std::fs::remove_dir_all(path).unwrap();
