@@ -20,7 +20,7 @@ TESTS := $(LINTED) cargo test --workspace
 # A workspace of its own, for its peers.
 BENCH_VERIFIER := --locked --manifest-path cage/verifier/bench/Cargo.toml --target-dir target/bench
 
-.PHONY: help deps kernels fault iso test-iso run test check unit system soak licences sizes fuzz bench bench-boot bench-cage bench-egress bench-ctxgraph bench-verifier mutants clean
+.PHONY: help deps kernels fault iso test-iso run test check unit unit-stalled system soak licences sizes fuzz bench bench-boot bench-cage bench-egress bench-ctxgraph bench-verifier mutants clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -52,6 +52,11 @@ check: ## formatting and lints, of everything there is to compile
 
 unit: ## tests that need no image
 	python=$$(scripts/scitt.sh); NULLBOX_SCITT_PYTHON=$$python $(RUNNER)=$(CURDIR)/scripts/run-test.sh $(TESTS)
+
+unit-stalled: ## the same while threads of theirs stand still at random: what hangs on a moment shows itself (SEED=1 ARGS="--test ports")
+	@$(TESTS) --no-run
+	python=$$(scripts/scitt.sh); NULLBOX_SCITT_PYTHON=$$python $(RUNNER)=$(CURDIR)/scripts/run-test.sh \
+		scripts/stall.py $(or $(SEED),1) env $(TESTS) --no-fail-fast $(ARGS)
 
 fault: deps
 	@eval "$$(scripts/musl-env.sh)"; env -u SOURCE_DATE_EPOCH "$$CARGO" build --quiet --release --locked --target $(NODE) --target-dir target/node \
